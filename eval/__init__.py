@@ -1,0 +1,1 @@
+"""Datasets, text normalisers, metrics and reports."""

@@ -1,0 +1,1 @@
+"""Palettes, sensitivity, allocation and the quality gate."""

@@ -1,0 +1,41 @@
+"""Fixtures that several test files need."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_libraries():
+    os.environ["TQDM_DISABLE"] = "1"
+    from whisperkit_tools.mil.quiet import import_coremltools
+
+    import_coremltools()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real audio and checkpoints beside the project; tests that use it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there: this test needs the real audio and checkpoints beside the project")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory, worker_id) -> Path:
+    """The converted embedded demo, made once for all workers of a run."""
+    from filelock import FileLock
+
+    from whisperkit_tools.checkpoint import open_checkpoint
+    from whisperkit_tools.convert.conversion import ConversionConfig, convert
+    from whisperkit_tools.convert.speech import verification_speech
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base if worker_id == "master" else base.parent) / "demo-bundles"
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            convert(open_checkpoint("demo"), ConversionConfig(output_dir=root), verification_speech())
+    return next(path for path in root.iterdir() if not path.name.startswith("."))

@@ -1,0 +1,326 @@
+"""The bundle: one folder with the packages of a model variant, its tokenizer and configs, and the manifest `wkt.json`.
+
+The manifest says what the folder was made from and how, and holds size and sha256 of every other file. A bundle is
+written into a hidden sibling and renamed, so a killed command leaves the old bundle or the new one.
+
+Source: names and files are those of the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0).
+"""
+
+import ctypes
+import ctypes.util
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from whisperkit_tools.errors import BundleError
+
+MANIFEST = "wkt.json"
+MANIFEST_FORMAT = 1
+PACKAGES = ("MelSpectrogram", "AudioEncoder", "TextDecoder")
+OPTIONAL_PACKAGES = ("TextDecoderContextPrefill",)
+DEFAULT_BUNDLES_DIR = Path("bundles")
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An existing variant folder.
+
+    Attributes:
+        path: The folder.
+        manifest: The content of its `wkt.json`; empty for a bundle that another tool made.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Read a bundle's manifest and check that its packages are there.
+
+        Raises:
+            BundleError: No such folder, a damaged manifest, or missing packages (all of them are named).
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            found = "a file" if folder.is_file() else "nothing"
+            raise BundleError(f"no bundle at {folder}: found {found}; pass the folder that `wkt convert` printed")
+        manifest = _read_manifest(folder)
+        bundle = cls(folder, manifest)
+        missing = [f"{name}.mlpackage" for name in PACKAGES if not bundle.has(name)]
+        if missing:
+            raise BundleError(
+                f"{folder} is not a complete bundle: missing {', '.join(missing)}; convert or download it again"
+            )
+        return bundle
+
+    @property
+    def name(self) -> str:
+        """The variant's name: the folder's."""
+        return self.path.resolve().name
+
+    @property
+    def created(self) -> str:
+        """ISO 8601 UTC time at which the manifest was written; empty without a manifest."""
+        return str(self.manifest.get("created", ""))
+
+    def package(self, component: str) -> Path:
+        """Path of a component's `.mlpackage`.
+
+        Raises:
+            BundleError: The bundle has no such component.
+        """
+        path = self.path / f"{component}.mlpackage"
+        if not path.is_dir():
+            raise BundleError(
+                f"{self.path} has no {component}.mlpackage; it holds {', '.join(self.components()) or 'none'}"
+            )
+        return path
+
+    def has(self, component: str) -> bool:
+        """Whether the component's package is there."""
+        return (self.path / f"{component}.mlpackage").is_dir()
+
+    def components(self) -> tuple[str, ...]:
+        """Names of the packages that are there, in the order of the data's way."""
+        return tuple(name for name in PACKAGES + OPTIONAL_PACKAGES if self.has(name))
+
+    def asset(self, name: str) -> Path:
+        """Path of a tokenizer or config file.
+
+        Raises:
+            BundleError: The file is not in the bundle.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise BundleError(f"{self.path} has no {name}; convert the checkpoint again, or copy the file from it")
+        return path
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A config file of the bundle, parsed.
+
+        Raises:
+            BundleError: Missing, or not a JSON object.
+        """
+        return read_json_object(self.asset(name))
+
+    def differing_files(self) -> list[str]:
+        """One line for each file that is missing, changed, or not in the manifest."""
+        recorded: dict[str, Any] = self.manifest.get("files", {})
+        if not recorded:
+            return [f"{MANIFEST} records no files: the bundle's integrity cannot be checked"]
+        present = {str(path.relative_to(self.path)) for path in _files(self.path)}
+        lines = [f"{name}: recorded, but not there" for name in sorted(set(recorded) - present)]
+        lines += [f"{name}: there, but not recorded" for name in sorted(present - set(recorded))]
+        for name in sorted(present & set(recorded)):
+            lines += _difference(self.path / name, name, recorded[name])
+        return lines
+
+
+def _difference(path: Path, name: str, recorded: Any) -> list[str]:
+    if not isinstance(recorded, dict) or not {"sha256", "size_bytes"} <= recorded.keys():
+        return [f"{name}: its record in {MANIFEST} has no sha256 and size_bytes"]
+    size = path.stat().st_size
+    if size != recorded["size_bytes"]:
+        return [f"{name}: {size} bytes, recorded {recorded['size_bytes']}"]
+    digest = sha256(path)
+    if digest != recorded["sha256"]:
+        return [f"{name}: sha256 {digest[:12]}..., recorded {str(recorded['sha256'])[:12]}..."]
+    return []
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        BundleError: Not readable as UTF-8 JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} is not valid JSON ({error}); convert or download the bundle again") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    manifest = read_json_object(path)
+    found = manifest.get("format")
+    if not isinstance(found, int) or found > MANIFEST_FORMAT:
+        raise BundleError(
+            f"{path} has format {found!r}, this version of wkt reads up to {MANIFEST_FORMAT}; update whisperkit-tools"
+        )
+    return manifest
+
+
+def find_bundle(bundles_dir: Path = DEFAULT_BUNDLES_DIR) -> Bundle:
+    """The bundle that was converted last.
+
+    Args:
+        bundles_dir: The folder that holds bundles.
+
+    Raises:
+        BundleError: There is none, or which is the last cannot be told; lists those that are there.
+    """
+    bundles = list_bundles(bundles_dir)
+    if not bundles:
+        raise BundleError(f"no bundle in {bundles_dir}; make one (`wkt convert demo`) or name one with --bundle")
+    latest = max(bundle.created for bundle in bundles)
+    candidates = [bundle for bundle in bundles if bundle.created in (latest, "")]
+    if len(candidates) > 1:
+        names = ", ".join(bundle.name for bundle in candidates)
+        raise BundleError(f"which bundle is the last converted cannot be told; name one of them with --bundle: {names}")
+    return candidates[0]
+
+
+def list_bundles(bundles_dir: Path) -> list[Bundle]:
+    """All complete bundles of a folder, sorted by name; hidden and incomplete folders are passed over."""
+    if not bundles_dir.is_dir():
+        return []
+    folders = (path for path in sorted(bundles_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    return [Bundle.open(path) for path in folders if all((path / f"{name}.mlpackage").is_dir() for name in PACKAGES)]
+
+
+def variant_name(org: str, model: str, *, turbo: bool = False, size_bytes: int | None = None) -> str:
+    """The folder name the runtime finds a variant by: `<org>_<model>[_turbo][_<N>MB]`.
+
+    Args:
+        org: The organisation on the Hub.
+        model: The model's name without it.
+        turbo: Whether the latency-optimised layout was taken.
+        size_bytes: Bytes of AudioEncoder and TextDecoder together; only for compressed variants.
+
+    Raises:
+        BundleError: A part has characters that are unsafe in a path or a glob.
+    """
+    for part in (org, model):
+        if not _SAFE_NAME.fullmatch(part) or ".." in part:
+            raise BundleError(
+                f"{part!r} cannot be part of a variant's name: letters, digits, '.', '_' and '-' are allowed"
+            )
+    size = "" if size_bytes is None else f"_{int(size_bytes / 1e6)}MB"
+    return f"{org}_{model}{'_turbo' if turbo else ''}{size}"
+
+
+@contextmanager
+def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
+
+    Args:
+        target: The variant folder to be.
+        force: Replace what is there; otherwise that is refused, before anything is computed.
+
+    Yields:
+        The hidden sibling to write into.
+
+    Raises:
+        BundleError: The target exists, is no folder, or is being written by another process.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BundleError(f"{target} exists and is not a folder; choose another place with -o")
+    if target.exists() and not force:
+        raise BundleError(f"{target} already exists; replace it with --force, or choose another place with -o")
+    if target.exists() and not _replaceable(target):
+        raise BundleError(f"{target} holds files but is not a bundle, so --force does not replace it; move it away")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BundleError(f"{target.parent} is not a folder; choose another place with -o") from error
+    lock = FileLock(target.parent / f".{target.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BundleError(f"another command is writing {target}; wait for it to end") from error
+    partial = target.parent / f".{target.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed command left: nobody else holds the lock
+        partial.mkdir()
+        yield partial
+        _put_in_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _replaceable(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return not names or MANIFEST in names or any(name.endswith((".mlpackage", ".mlmodelc")) for name in names)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+    elif not _exchange(partial, target):
+        old = target.parent / f".{target.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one system call, so that there is no moment without the target; False where unsupported."""
+    name = {"linux": "renameat2", "darwin": "renameatx_np"}.get(sys.platform)
+    call = getattr(ctypes.CDLL(None), name, None) if name else None
+    if call is None:
+        return False
+    at_working_directory, swap = (-100, 2) if sys.platform == "linux" else (-2, 2)
+    arguments = (at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), swap)
+    return bool(call(*arguments) == 0)
+
+
+def write_manifest(folder: Path, content: dict[str, Any], *, clock: Callable[[], datetime] | None = None) -> None:
+    """Write `wkt.json` over the files that are in the folder.
+
+    Args:
+        folder: The filled folder.
+        content: What is to be recorded beside format, time and files.
+        clock: Gives the time recorded; now in UTC when None.
+    """
+    now = clock() if clock else datetime.now(UTC)
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        "created": now.isoformat(timespec="microseconds"),
+        **content,
+        "files": {str(path.relative_to(folder)): _record(path) for path in _files(folder)},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "size_bytes": path.stat().st_size}
+
+
+def _files(folder: Path) -> list[Path]:
+    """Regular files of a bundle, sorted; the manifest itself and what the Finder leaves are not content."""
+    skipped = {folder / MANIFEST}
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path not in skipped and path.name != ".DS_Store"
+    )
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,82 @@
+"""`wkt convert`: a checkpoint to a verified bundle."""
+
+import json
+from pathlib import Path
+
+import click
+
+TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
+
+
+@click.command(short_help="Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.")
+@click.argument("source")
+@click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True,
+              help="The folder that holds bundles.")  # fmt: skip
+@click.option("--revision", help="Branch, tag or commit of a Hub checkpoint; the commit it resolves to is recorded.")
+@click.option("--deployment-target", type=click.Choice(TARGETS), default="ios16", show_default=True,
+              help="The oldest system that is to load the bundle.")  # fmt: skip
+@click.option("--kv-length", type=int, help="Positions of the decoder's caches [default: all, 448].")
+@click.option("--no-word-timestamps", is_flag=True, help="Leave the alignment heads' output away.")
+@click.option("--no-verify", is_flag=True, help="Do not run the packages; the bundle records that it is unverified.")
+@click.option("--compile", "compile_", is_flag=True, help="Add .mlmodelc folders (macOS with Xcode).")
+@click.option("--allow-pickle", is_flag=True, help="Read pickled weights (.pt, .bin), without running code in them.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    source: str,
+    output_dir: Path,
+    revision: str | None,
+    deployment_target: str,
+    kv_length: int | None,
+    no_word_timestamps: bool,
+    no_verify: bool,
+    compile_: bool,
+    allow_pickle: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.
+
+    SOURCE is an alias (tiny, base.en, large-v3, distil-large-v3, ...), a Hub id (ORG/NAME), a folder with a
+    Hugging Face checkpoint or a LoRA adapter, an OpenAI .pt file, or `demo`, the embedded model.
+
+    Each package is loaded back and run on speech: at least 70 dB against PyTorch in float32 and 40 dB in float16, or
+    the command exits 3 and leaves nothing behind.
+    """
+    from whisperkit_tools.checkpoint import open_checkpoint
+    from whisperkit_tools.cli.progress import ConsoleProgress
+    from whisperkit_tools.convert.conversion import ConversionConfig, convert
+    from whisperkit_tools.convert.speech import verification_speech
+
+    config = ConversionConfig(
+        output_dir=output_dir,
+        deployment_target=deployment_target,
+        kv_length=kv_length,
+        word_timestamps=not no_word_timestamps,
+        verify=not no_verify,
+        compile=compile_,
+        force=force,
+    )
+    progress = ConsoleProgress()
+    with progress.stage("checkpoint", "open"):
+        checkpoint = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle)
+    result = convert(checkpoint, config, verification_speech(), progress)
+    if as_json:
+        click.echo(json.dumps(_as_json(result), indent=2))
+        return
+    for name, size in result.bytes.items():
+        click.echo(f"{name:<24} {size / 1e6:9.1f} MB   {_parity_line(result, name)}")
+    click.echo(f"{result.path}")
+
+
+def _parity_line(result: object, name: str) -> str:
+    figures = {item.component: item for item in result.parity}.get(name)  # type: ignore[attr-defined]
+    if figures is None:
+        return "not verified"
+    return f"float32 >= {min(figures.float32_db.values()):.1f} dB, float16 >= {min(figures.float16_db.values()):.1f} dB"
+
+
+def _as_json(result: object) -> dict[str, object]:
+    from dataclasses import asdict
+
+    return {**asdict(result), "path": str(result.path)}  # type: ignore[call-overload, attr-defined]
