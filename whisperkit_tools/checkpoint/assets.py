@@ -1,0 +1,224 @@
+"""The files that travel with the weights: tokenizer, config and generation config, completed where they are lacking.
+
+Whoever decodes takes all special ids from the generation config and the tokenizer, so what can be derived is derived
+here once: older fine-tunes carry neither `tokenizer.json` nor `generation_config.json`.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisperkit_tools.compile_hints.dimensions import ModelDimensions
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.errors import CheckpointError
+
+OPTIONAL_ASSETS = ("preprocessor_config.json", "normalizer.json")
+_ENGLISH_VOCABULARY = 51864  # OpenAI's English models; their tokenizer holds the other languages' tokens all the same
+_START = "<|startoftranscript|>"
+_END = "<|endoftext|>"
+
+
+class Scratch:
+    """A temporary folder for generated files, removed with its last user or when the program ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="wkt-assets-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def write(self, name: str, value: object) -> Path:
+        """Write a JSON file and return its path."""
+        path = self.path / name
+        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """What `gather` found and made.
+
+    Attributes:
+        files: The files to ship beside the packages.
+        generation_config: The completed generation config.
+        alignment_heads: Its alignment heads, or None when it has none that the decoder has.
+        notes: What was derived or left out, for the user.
+        scratch: Keeps generated files alive.
+    """
+
+    files: tuple[Path, ...]
+    generation_config: dict[str, Any]
+    alignment_heads: AlignmentHeads | None
+    notes: tuple[str, ...]
+    scratch: Scratch
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a tokenizer, ready or as vocabulary and merges."""
+    return (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
+
+
+def gather(
+    folders: tuple[Path, ...], dims: ModelDimensions, config: dict[str, Any], *, config_is_changed: bool
+) -> Assets:
+    """Collect the files to ship.
+
+    Args:
+        folders: Where to look, the most specific first (an adapter before its base).
+        dims: The architecture, which the tokenizer and the alignment heads must fit.
+        config: The checkpoint's config.
+        config_is_changed: Whether `config` is not what the file says.
+
+    Raises:
+        CheckpointError: There is no tokenizer, or one of another model.
+    """
+    scratch = Scratch()
+    home = next((folder for folder in folders if has_tokenizer(folder)), None)
+    if home is None:
+        raise CheckpointError(
+            f"no tokenizer in {', '.join(map(str, folders))}: copy tokenizer.json and tokenizer_config.json of the "
+            f"model that this one was trained from beside the weights"
+        )
+    tokenizer, notes = _tokenizer(home, scratch)
+    tokens = _tokens(tokenizer, dims)
+    generation, changes = _generation(folders, config, tokens, dims)
+    heads, more = _alignment_heads(generation, dims)
+    files = [tokenizer, _tokenizer_config(home, scratch)]
+    config_file = _find(folders, "config.json")
+    files.append(scratch.write("config.json", config) if config_is_changed or config_file is None else config_file)
+    given = _find(folders, "generation_config.json")
+    changed = given is None or bool(changes or more)
+    files.append(scratch.write("generation_config.json", generation) if changed or given is None else given)
+    files += [path for name in OPTIONAL_ASSETS if (path := _find((home, *folders), name))]
+    return Assets(tuple(files), generation, heads, (*notes, *changes, *more), scratch)
+
+
+def _find(folders: tuple[Path, ...], name: str) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def _tokenizer(home: Path, scratch: Scratch) -> tuple[Path, tuple[str, ...]]:
+    """Return `tokenizer.json`, made from vocabulary and merges where there is none."""
+    if (ready := home / "tokenizer.json").is_file():
+        return ready, ()
+    from transformers import WhisperTokenizer
+
+    try:
+        WhisperTokenizer.from_pretrained(home).save_pretrained(scratch.path)
+    except Exception as error:  # the library reports a damaged vocabulary by whatever it met
+        raise CheckpointError(f"no tokenizer can be made from vocab.json and merges.txt in {home}: {error}") from error
+    return scratch.path / "tokenizer.json", ("tokenizer.json made from vocab.json and merges.txt",)
+
+
+def _tokenizer_config(home: Path, scratch: Scratch) -> Path:
+    """Return `tokenizer_config.json`; without one the runtime cannot tell what the tokenizer is."""
+    for folder in (home, scratch.path):
+        if (given := folder / "tokenizer_config.json").is_file():
+            return given
+    return scratch.write("tokenizer_config.json", {"tokenizer_class": "WhisperTokenizer"})
+
+
+def _tokens(tokenizer: Path, dims: ModelDimensions) -> dict[str, int]:
+    """Return the ids of all tokens.
+
+    Raises:
+        CheckpointError: It is not Whisper's kind of tokenizer, or has ids that the embedding has not.
+    """
+    content = read_json(tokenizer)
+    try:
+        vocabulary = content["model"]["vocab"]
+        tokens = {**vocabulary, **{token["content"]: token["id"] for token in content["added_tokens"]}}
+        highest = max(tokens.values())
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{tokenizer} is not a tokenizer with 'model.vocab' and 'added_tokens'") from error
+    missing = [name for name in (_START, _END, "<|notimestamps|>") if name not in tokens]
+    if missing:
+        raise CheckpointError(f"{tokenizer} is not Whisper's: it lacks {', '.join(missing)}")
+    if highest >= dims.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer} has ids up to {highest}, but the embedding has {dims.vocab_size} rows; "
+            f"it belongs to another model"
+        )
+    return tokens
+
+
+def _generation(
+    folders: tuple[Path, ...], config: dict[str, Any], tokens: Mapping[str, int], dims: ModelDimensions
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the generation config with the ids that it lacks, and a note on what was added."""
+    path = _find(folders, "generation_config.json")
+    given = read_json(path) if path else {}
+    derived = _derived(tokens, dims)
+    if path is None:  # models from before generation configs carry these in their config
+        blank = [tokens["Ġ"]] if "Ġ" in tokens else []
+        derived["begin_suppress_tokens"] = [*blank, tokens[_END]]
+        names = ("suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id")
+        derived.update({name: config[name] for name in names if config.get(name) is not None})
+    if given.get("is_multilingual", derived["is_multilingual"]):
+        derived.update(_languages_and_tasks(tokens))
+    added = {name: value for name, value in derived.items() if given.get(name) is None}
+    note = (f"generation config completed with {', '.join(sorted(added))}",) if added else ()
+    return {**given, **added}, note
+
+
+def _derived(tokens: Mapping[str, int], dims: ModelDimensions) -> dict[str, Any]:
+    """Return what the tokenizer and the sizes say of a generation config."""
+    values: dict[str, Any] = {
+        "decoder_start_token_id": tokens[_START],
+        "eos_token_id": tokens[_END],
+        "no_timestamps_token_id": tokens["<|notimestamps|>"],
+        "is_multilingual": dims.vocab_size != _ENGLISH_VOCABULARY and "<|translate|>" in tokens,
+        "max_length": dims.n_text_ctx,
+    }
+    if "<|startofprev|>" in tokens:
+        values["prev_sot_token_id"] = tokens["<|startofprev|>"]
+    return values
+
+
+def _languages_and_tasks(tokens: Mapping[str, int]) -> dict[str, Any]:
+    """Return the ids of the languages and tasks that a multilingual tokenizer has."""
+    languages = {name: at for name, at in tokens.items() if re.fullmatch(r"<\|[a-z]{2,3}\|>", name)}
+    tasks = {name: tokens[f"<|{name}|>"] for name in ("transcribe", "translate") if f"<|{name}|>" in tokens}
+    return {name: ids for name, ids in (("lang_to_id", languages), ("task_to_id", tasks)) if ids}
+
+
+def _alignment_heads(
+    generation: dict[str, Any], dims: ModelDimensions
+) -> tuple[AlignmentHeads | None, tuple[str, ...]]:
+    """Return the alignment heads, and take them out of the generation config when the decoder has not all of them.
+
+    Distilled checkpoints often carry the heads of their teacher, whose decoder has more layers.
+    """
+    given = generation.get("alignment_heads")
+    if not given:
+        return None, ()
+    try:
+        heads = tuple((int(layer), int(head)) for layer, head in given)
+    except (TypeError, ValueError):
+        heads = ((-1, -1),)
+    if all(0 <= a < dims.decoder_layers and 0 <= b < dims.decoder_attention_heads for a, b in heads):
+        return heads, ()
+    del generation["alignment_heads"]
+    size = f"{dims.decoder_layers} layers of {dims.decoder_attention_heads} heads"
+    return None, (f"alignment heads of the generation config left out: they do not exist in a decoder of {size}",)

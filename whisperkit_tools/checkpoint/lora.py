@@ -1,0 +1,148 @@
+"""LoRA adapters merged into the tensors of their base, tensor by tensor as they are read.
+
+Source: Hu et al., "LoRA", arXiv 2106.09685; rank-stabilised scaling: Kalajdzievski, arXiv 2312.03732; file layout
+and option names: PEFT.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from whisperkit_tools.checkpoint.tensors import (
+    StoredTensor,
+    TensorTable,
+    read_safetensors,
+    table_of_pickles,
+)
+from whisperkit_tools.errors import CheckpointError
+
+_PREFIX = re.compile(r"^base_model\.model\.(model\.)?")
+# Initialisations that also change the base's weights, so the adapter alone does not say what was trained.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter folder: its configuration, its weight files, and its tensors under PEFT's names without prefix."""
+
+    config: dict[str, Any]
+    files: tuple[Path, ...]
+    tensors: TensorTable
+
+    @property
+    def base(self) -> str:
+        """The checkpoint that it was trained on."""
+        return str(self.config["base_model_name_or_path"])
+
+
+def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
+    """Read an adapter folder without its values.
+
+    Raises:
+        CheckpointError: It is malformed, lacks its weights, or is of a kind that cannot be merged.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    _check_config(file, config)
+    if (stored := folder / "adapter_model.safetensors").is_file():
+        table = read_safetensors((stored,))
+    elif (stored := folder / "adapter_model.bin").is_file() and allow_pickle:
+        table = table_of_pickles((stored,))
+    else:
+        hint = "pass --allow-pickle to load adapter_model.bin" if stored.is_file() else "copy it beside the config"
+        raise CheckpointError(f"{folder} lacks adapter_model.safetensors; {hint}")
+    return Adapter(config, (stored,), {_PREFIX.sub("", name): tensor for name, tensor in table.items()})
+
+
+def _check_config(file: Path, config: object) -> None:
+    """Refuse the kinds of adapters that are not a plain sum of a low-rank product and the base."""
+    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
+        raise CheckpointError(f"{file} does not name its base ('base_model_name_or_path')")
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{file} is a {config.get('peft_type')} adapter; only LORA can be merged here")
+    unsupported = [name for name in ("use_dora", "lora_bias", "use_qalora", "layer_replication") if config.get(name)]
+    unsupported += [name for name in ("alora_invocation_tokens", "trainable_token_indices") if config.get(name)]
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+        unsupported.append(f"init_lora_weights={init}")
+    if unsupported:
+        raise CheckpointError(
+            f"{file} uses {', '.join(unsupported)}, which cannot be merged here; merge it with PEFT's "
+            f"merge_and_unload(), save the model, and give that folder"
+        )
+
+
+def scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """Return the factor of a module's low-rank product: alpha / rank, or alpha / sqrt(rank) when rank-stabilised."""
+    alpha = float(config.get("lora_alpha", 8))
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def merged(base: TensorTable, adapter: Adapter) -> dict[str, StoredTensor]:
+    """Return the base's tensors with the adapter merged in.
+
+    Tensors that the adapter holds whole (`modules_to_save`, trained biases) replace the base's.
+
+    Args:
+        base: Tensors under Hugging Face names without `model.`.
+        adapter: The adapter.
+
+    Raises:
+        CheckpointError: The adapter holds tensors for which the base has no place; all of them are named.
+    """
+    table = dict(base)
+    problems = []
+    pairs: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in adapter.tensors.items():
+        module, _, part = name.rpartition(".lora_")
+        if module and part in ("A.weight", "B.weight"):
+            pairs.setdefault(module, {})[part[0]] = tensor
+        elif name in table or name == "proj_out.weight":
+            table[name] = tensor
+        else:
+            problems.append(f"{name} (not understood, or not in the base)")
+    for module, pair in pairs.items():
+        problem = _mismatch(pair, table.get(f"{module}.weight"))
+        if problem:
+            problems.append(f"{module}: {problem}")
+            continue
+        factor = scaling(adapter.config, module, pair["A"].shape[0])
+        table[f"{module}.weight"] = _sum(table[f"{module}.weight"], pair["A"], pair["B"], factor)
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise CheckpointError(f"the adapter does not fit its base {adapter.base}: {shown}")
+    return table
+
+
+def _mismatch(pair: dict[str, StoredTensor], weight: StoredTensor | None) -> str | None:
+    """Say why a low-rank pair cannot be added to a weight, or None when it can."""
+    if weight is None:
+        return "the base has no such module"
+    if set(pair) != {"A", "B"}:
+        return f"lora_{'B' if 'A' in pair else 'A'} is missing"
+    down, up = pair["A"].shape, pair["B"].shape
+    if (up[0], *down[1:]) != weight.shape or math.prod(up[1:]) != down[0]:
+        return f"lora_A {down} and lora_B {up} do not give a weight of shape {weight.shape}"
+    return None
+
+
+def _sum(weight: StoredTensor, down: StoredTensor, up: StoredTensor, factor: float) -> StoredTensor:
+    """Return `weight + factor * up @ down`, computed in float32 when it is read (linear or convolution)."""
+
+    def read() -> Tensor:
+        product = up.read().float().flatten(1) @ down.read().float().flatten(1)
+        return weight.read().float() + factor * product.reshape(weight.shape)
+
+    return StoredTensor(weight.shape, "F32", read)

@@ -1,0 +1,150 @@
+"""Stored tensors: their names, shapes and types are known at once, their values are read on demand.
+
+A checkpoint, whatever its form, becomes a `TensorTable`; renaming, merging and completing it are operations on that
+mapping and read nothing.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from whisperkit_tools.errors import CheckpointError
+
+FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
+_TORCH_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor that has not been read yet.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its type in safetensors' spelling, for example `F16`.
+        read: Reads its values.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+
+TensorTable: TypeAlias = Mapping[str, StoredTensor]
+
+
+def in_memory(tensor: Tensor) -> StoredTensor:
+    """Wrap a tensor that is already there (mapped or in memory)."""
+    dtype = _TORCH_TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    return StoredTensor(tuple(tensor.shape), dtype, lambda: tensor)
+
+
+def read_safetensors(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
+    """Read the headers of safetensors files.
+
+    Raises:
+        CheckpointError: A file is truncated or not a safetensors file; all such files are named.
+    """
+    table: dict[str, StoredTensor] = {}
+    problems = []
+    for file in files:
+        try:
+            table.update(_safetensors_header(file))
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{file}: {error} ({_size(file)} bytes)")
+    if problems:
+        raise CheckpointError(
+            "weights are truncated or not safetensors; download or copy them again: " + "; ".join(problems)
+        )
+    return table
+
+
+def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file, readable for as long as the file stays."""
+    opened: Any = safe_open(file, framework="pt")
+
+    def reader(name: str) -> Callable[[], Tensor]:
+        def read() -> Tensor:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+        return read
+
+    table = {}
+    for name in opened.keys():  # noqa: SIM118 - not iterable itself
+        header = opened.get_slice(name)
+        table[name] = StoredTensor(tuple(header.get_shape()), header.get_dtype(), reader(name))
+    return table
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def load_pickle(file: Path) -> Any:
+    """Load a pickled file of tensors with nothing but tensors and plain containers allowed, memory-mapped if it can be.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds objects that would run code.
+    """
+    try:
+        # The format before torch 1.6 is not a zip file and cannot be mapped.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # torch raises whatever the unpickler met: KeyError, EOFError, RuntimeError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as pickled weights ({_size(file)} bytes): {reason}") from error
+
+
+def table_of_pickles(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
+    """Load pickled state dicts of a Hugging Face checkpoint, sharded or not."""
+    table = {}
+    for file in files:
+        state = load_pickle(file)
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{file} holds a {type(state).__name__}, expected a mapping of names to tensors")
+        table.update({str(name): in_memory(value) for name, value in state.items() if isinstance(value, Tensor)})
+    return table
+
+
+def shards(index: Path) -> tuple[Path, ...]:
+    """Return the files that a `*.index.json` names.
+
+    Raises:
+        CheckpointError: The index is malformed, or files are missing; all of them are named.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a shard index (expected a JSON object with 'weight_map')") from error
+    # A name with a folder in it could point anywhere.
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{index} names files outside its folder: {', '.join(outside)}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent} lacks {len(missing)} of {len(names)} shards: {', '.join(missing)}")
+    return tuple(index.parent / name for name in names)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a folder, single or sharded; empty when it has none."""
+    if (single := folder / "model.safetensors").is_file():
+        return (single,)
+    if (index := folder / "model.safetensors.index.json").is_file():
+        return shards(index)
+    return ()
+
+
+def pickled_files(folder: Path) -> tuple[Path, ...]:
+    """Return the `pytorch_model.bin` files of a folder, single or sharded; empty when it has none."""
+    if (single := folder / "pytorch_model.bin").is_file():
+        return (single,)
+    if (index := folder / "pytorch_model.bin.index.json").is_file():
+        return shards(index)
+    return ()
