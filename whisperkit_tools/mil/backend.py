@@ -1,0 +1,60 @@
+"""One way to load a package, whatever runs it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from whisperkit_tools.mil.specs import Precision, TensorSpec
+
+BackendName: TypeAlias = Literal["torch", "coreml"]
+
+
+class Backend(Protocol):
+    """Something that runs a package, with the signature of coremltools' `MLModel.predict`."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """The inputs by name."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """The outputs by name."""
+        ...
+
+    def predict(self, data: Any) -> Any:
+        """Run on NumPy arrays by input name and return arrays by output name."""
+        ...
+
+
+def load_backend(
+    path: str | Path,
+    backend: BackendName = "torch",
+    *,
+    compute_units: str = "all",
+    precision: Precision = "float32",
+    device: str = "cpu",
+) -> Backend:
+    """Load a package for running.
+
+    Args:
+        path: The `.mlpackage`.
+        backend: `torch` runs anywhere; `coreml` needs macOS.
+        compute_units: For `coreml`: `all`, `cpu_only`, `cpu_and_gpu` or `cpu_and_ne`.
+        precision: For `torch`: see `Program.load`.
+        device: For `torch`: `cpu`, `cuda` or `mps`.
+
+    Raises:
+        BundleError: The package cannot be read, or Core ML cannot load it.
+        UnsupportedOperationError: The program holds operations that the executor lacks, or this machine has no Core ML.
+        ValueError: No backend has the name.
+    """
+    if backend == "torch":
+        from whisperkit_tools.mil.program import Program
+
+        return Program.load(path, precision=precision, device=device)
+    if backend == "coreml":
+        from whisperkit_tools.mil.coreml import CoreMLProgram
+
+        return CoreMLProgram.load(path, compute_units=compute_units)
+    raise ValueError(f"backend is {backend!r}, expected 'torch' or 'coreml'")

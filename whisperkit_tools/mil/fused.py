@@ -1,0 +1,92 @@
+"""Kernels for the combinations that `fusion` recognises. Equal to the separate operations up to rounding."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of `x` `[B, in, 1, S]` as one matrix product.
+
+    The result lies channels-last in memory. Elementwise operations keep that, a layer norm over the channels needs
+    it, and the next product reads it as it is, so that no layout is ever converted.
+    """
+    rows = F.linear(x.permute(0, 2, 3, 1), weight.view(weight.shape[0], -1), bias)
+    return rows.permute(0, 3, 1, 2)
+
+
+def single_position_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of `x` `[1, in, 1, 1]`: a matrix times a vector."""
+    matrix, vector = weight.view(weight.shape[0], -1), x.reshape(-1)
+    result = torch.mv(matrix, vector) if bias is None else torch.addmv(bias, matrix, vector)
+    return result.view(1, -1, 1, 1)
+
+
+def single_row_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shape: tuple[int, ...]) -> Tensor:
+    """A linear layer on one vector `x` `[..., in]`, all leading axes of size 1."""
+    vector = x.reshape(-1)
+    result = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
+    return result.view(shape)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    query_is_column: bool,
+    key_is_column: bool,
+    value_is_column: bool,
+    result_is_column: bool,
+) -> Tensor:
+    """`softmax(query @ key.T + mask) @ value` without ever holding all scores.
+
+    Shapes: query `[B, H, Q, C]`, key and value `[B, H, K, C]`, mask broadcasts to `[B, H, Q, K]`, result as query.
+    What "is column" has its last two axes the other way round.
+    """
+    query, key, value = (
+        x.mT if is_column else x
+        for x, is_column in ((query, query_is_column), (key, key_is_column), (value, value_is_column))
+    )
+    result = F.scaled_dot_product_attention(query, key, value, mask, scale=1.0)
+    return result.mT if result_is_column else result
+
+
+def cached_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_update: Tensor,
+    value_update: Tensor,
+    here: Tensor,
+    elsewhere: Tensor,
+    mask: Tensor,
+) -> Tensor:
+    """Attention of one position to caches that were updated at it, without writing the updated caches.
+
+    With `K' = K * elsewhere + k * here`, `q.K' = (q.K) * elsewhere + (q.k) * here`, and likewise for the values: the
+    update moves from the whole cache to one row of scores.
+
+    Shapes: query `[1, H, C, 1]`, caches `[1, H * C, 1, S]`, updates `[1, H * C, 1, 1]`, `here`, `elsewhere` and `mask`
+    `[1, 1, 1, S]`, result `[1, H, C, 1]`.
+    """
+    heads, channels = query.shape[1:3]
+    column = (1, heads, channels, 1)
+    keys, values = (cache.view(1, heads, channels, -1) for cache in (key_cache, value_cache))
+    at_here = (query * key_update.reshape(column)).sum(dim=2, keepdim=True)
+    scores = torch.addcmul(mask, torch.matmul(query.mT, keys), elsewhere).addcmul_(at_here, here)
+    weights = torch.softmax(scores, dim=3)
+    attended = torch.matmul(values, (weights * elsewhere).mT)
+    return attended.addcmul_(value_update.reshape(column), (weights * here).sum(dim=3, keepdim=True))
+
+
+def norm_scale(variance: Tensor, gamma: Tensor | None = None, *, epsilon: float = 1e-5) -> Tensor:
+    """What a batch norm multiplies by."""
+    scale = torch.rsqrt(variance + epsilon)
+    return scale if gamma is None else scale * gamma
+
+
+def norm_shift(mean: Tensor, scale: Tensor, beta: Tensor | None = None) -> Tensor:
+    """What a batch norm adds."""
+    return -mean * scale if beta is None else beta - mean * scale

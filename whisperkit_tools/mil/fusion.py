@@ -1,0 +1,287 @@
+"""Replacing combinations of operations by quicker ones, for float32 without gradients.
+
+Each rule looks at one call and, through what computed its arguments, at the calls before it. A call inside a
+combination is only replaced when nobody else reads its result. float16 mode rounds the results in between, and a run
+with gradients takes the program as it stands, so neither uses this.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from whisperkit_tools.mil import fused
+from whisperkit_tools.mil.binding import Node
+from whisperkit_tools.mil.registry import make_kernel
+from whisperkit_tools.mil.specs import TensorSpec, is_float
+
+
+class Surroundings:
+    """Who computes and who reads each value."""
+
+    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str]) -> None:
+        self._producers = {output.name: node for node in nodes for output in node.outputs}
+        self._specs = {output.name: output for node in nodes for output in node.outputs}
+        self._readers = Counter(name for node in nodes for name in node.reads)
+        self._readers.update(outputs)
+
+    def inner(self, name: str | None, *types: str) -> Node | None:
+        """Return what computes `name` if it is of one of `types` and has no other reader."""
+        if name is None or self._readers[name] != 1:
+            return None
+        node = self._producers.get(name)
+        return node if node is not None and node.type in types else None
+
+    def shape(self, name: str | None) -> tuple[int, ...] | None:
+        """Return the shape of a computed value, if all of it is known."""
+        spec = self._specs.get(name) if name is not None else None
+        return _known(spec.shape) if spec is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """The calls `gone` are replaced by `new` at the place of the last of them."""
+
+    gone: tuple[Node, ...]
+    new: tuple[Node, ...]
+
+
+Rule: TypeAlias = Callable[[Node, Surroundings], Replacement | None]
+
+
+def fuse(nodes: Sequence[Node], outputs: Iterable[str], shapes: dict[str, TensorSpec]) -> list[Node]:
+    """Apply all rules.
+
+    Args:
+        nodes: The calls in order.
+        outputs: Names of the values given out.
+        shapes: Specs of the inputs and constants.
+
+    Returns:
+        Calls that compute the same outputs.
+    """
+    rules: tuple[Rule, ...] = (_cached_attention, _attention, _affine_layer_norm)
+    names = tuple(outputs)
+    result = list(nodes)
+    for rule in rules:
+        result = _apply(rule, result, names)
+    known = {**shapes, **{output.name: output for node in result for output in node.outputs}}
+    return [_product(node, known) or node for node in result]
+
+
+def _apply(rule: Rule, nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
+    around = Surroundings(nodes, outputs)
+    gone: set[int] = set()
+    new: dict[int, tuple[Node, ...]] = {}
+    for node in nodes:
+        found = rule(node, around)
+        if found is not None:
+            gone.update(id(old) for old in found.gone)
+            new[id(node)] = found.new
+    result: list[Node] = []
+    for node in nodes:
+        result.extend(new.get(id(node), ()))
+        if id(node) not in gone:
+            result.append(node)
+    return result
+
+
+def _fused(name: str, function: Callable[..., Any], like: Node, arguments: Iterable[str | None], **values: Any) -> Node:
+    """Return a call of a fused kernel that computes what `like` computes."""
+    return Node(name, like.name, make_kernel(name, function), tuple(arguments), like.outputs, values)
+
+
+def _known(shape: Iterable[int | None]) -> tuple[int, ...] | None:
+    sizes = tuple(shape)
+    return None if None in sizes else tuple(size for size in sizes if size is not None)
+
+
+# --- products -------------------------------------------------------------------------------------------------------
+
+
+def _product(node: Node, known: dict[str, TensorSpec]) -> Node | None:
+    """Replace a 1x1 convolution along the sequence, or a linear layer on one vector, by a matrix product."""
+    if node.type == "conv":
+        return _pointwise(node, known)
+    if node.type == "linear" and not node.dynamic:
+        shape = _known(node.outputs[0].shape)
+        if shape is not None and _count(shape[:-1]) == 1:
+            return _fused("fused_linear", fused.single_row_linear, node, node.arguments, shape=shape)
+    return None
+
+
+def _pointwise(node: Node, known: dict[str, TensorSpec]) -> Node | None:
+    weight = known.get(node.arguments[1] or "")
+    shape = _known(node.outputs[0].shape)
+    if weight is None or shape is None or len(shape) != 4 or weight.shape[2:] != (1, 1):
+        return None
+    padded = node.values.get("pad_type") == "custom" and any(node.values.get("pad", ()))
+    stepping = any(step != 1 for step in node.values.get("strides", ()))
+    if node.dynamic or padded or stepping or node.values.get("groups", 1) != 1:
+        return None
+    single = shape[0] * shape[2] * shape[3] == 1
+    return _fused("fused_conv", fused.single_position_conv if single else fused.pointwise_conv, node, node.arguments)
+
+
+def _count(shape: Iterable[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+# --- attention ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """The calls of one attention: two products, the mask's addition if any, the softmax."""
+
+    nodes: tuple[Node, ...]
+    scores: Node
+    mask: str | None
+    combine: Node
+    weights_first: bool
+
+
+def _find_attention(node: Node, around: Surroundings) -> _Attention | None:
+    """Recognise `matmul(value, softmax(matmul(query, key) [+ mask]))`, with the last product either way round."""
+    if node.type != "matmul" or node.dynamic:
+        return None
+    left, right = node.arguments
+    for weights, weights_first in ((left, True), (right, False)):
+        softmax = around.inner(weights, "softmax")
+        # The weights are `[Q, K]`; as the second factor they have to be transposed.
+        transposed = node.values.get("transpose_x" if weights_first else "transpose_y", False)
+        if softmax is None or transposed is weights_first or not _over_last_axis(softmax):
+            continue
+        nodes: tuple[Node, ...] = (softmax, node)
+        mask, scored = None, softmax.arguments[0]
+        addition = around.inner(scored, "add")
+        if addition is not None:
+            scored, mask = _product_and_mask(addition, around)
+            nodes = (addition, *nodes)
+        scores = around.inner(scored, "matmul")
+        if scores is not None and not scores.dynamic:
+            return _Attention((scores, *nodes), scores, mask, node, weights_first)
+    return None
+
+
+def _over_last_axis(softmax: Node) -> bool:
+    return not softmax.dynamic and softmax.values.get("axis", -1) in (-1, len(softmax.outputs[0].shape) - 1)
+
+
+def _product_and_mask(addition: Node, around: Surroundings) -> tuple[str | None, str | None]:
+    """Tell which summand is the product of query and key."""
+    first, second = addition.arguments
+    if around.inner(first, "matmul") is not None:
+        return first, second
+    return (second, first) if around.inner(second, "matmul") is not None else (None, None)
+
+
+def _attention(node: Node, around: Surroundings) -> Replacement | None:
+    """Replace an attention with batch and head axes by one kernel."""
+    found = _find_attention(node, around)
+    if found is None:
+        return None
+    left, right = node.arguments
+    value = right if found.weights_first else left
+    value_transposed = node.values.get("transpose_y" if found.weights_first else "transpose_x", False)
+    scores = found.scores
+    query, key = scores.arguments
+    shapes = [around.shape(name) for name in (query, key, value)]
+    if any(shape is None or len(shape) != 4 for shape in shapes) or len({shape[:2] for shape in shapes if shape}) != 1:
+        return None
+    new = _fused(
+        "fused_scaled_dot_product_attention",
+        fused.attention,
+        node,
+        [query, key, value, found.mask] if found.mask is not None else [query, key, value],
+        query_is_column=scores.values.get("transpose_x", False),
+        key_is_column=not scores.values.get("transpose_y", False),
+        value_is_column=value_transposed if found.weights_first else not value_transposed,
+        result_is_column=not found.weights_first,
+    )
+    return Replacement(found.nodes, (new,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """`cache * elsewhere + update * here`, split into heads."""
+
+    nodes: tuple[Node, ...]
+    cache: str
+    update: str
+    here: str
+    elsewhere: str
+
+
+def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
+    """Replace an attention of one position, together with the update of the caches it reads."""
+    found = _find_attention(node, around)
+    shape = _known(node.outputs[0].shape)
+    if found is None or found.weights_first or found.mask is None or shape is None:
+        return None
+    query, key = found.scores.arguments
+    transposed = (found.scores.values.get("transpose_x", False), found.scores.values.get("transpose_y", False))
+    if transposed != (True, False) or node.values.get("transpose_x", False) or (shape[0], shape[-1]) != (1, 1):
+        return None
+    keys, values = _find_update(key, around), _find_update(node.arguments[0], around)
+    if keys is None or values is None or (keys.here, keys.elsewhere) != (values.here, values.elsewhere):
+        return None
+    arguments = [query, keys.cache, values.cache, keys.update, values.update, keys.here, keys.elsewhere, found.mask]
+    new = _fused("fused_cached_attention", fused.cached_attention, node, arguments)
+    return Replacement((*keys.nodes, *values.nodes, *found.nodes), (new,))
+
+
+def _find_update(name: str | None, around: Surroundings) -> _Update | None:
+    """Recognise a cache update of a cache `[1, D, 1, S]` and an update `[1, D, 1, 1]`."""
+    heads = around.inner(name, "reshape")
+    total = around.inner(heads.arguments[0], "add") if heads is not None else None
+    if heads is None or total is None or len(heads.outputs[0].shape) != 4:
+        return None
+    kept, added = (around.inner(summand, "mul") for summand in total.arguments)
+    if kept is None or added is None:
+        return None
+    full = total.outputs[0].shape
+    if kept.arguments[0] is not None and around.shape(kept.arguments[0]) != full:
+        kept, added = added, kept
+    cache, elsewhere = kept.arguments
+    update, here = added.arguments
+    fits = around.shape(cache) == full and around.shape(update) == (*full[:3], 1) and full[0] == full[2] == 1
+    if not fits or cache is None or update is None or here is None or elsewhere is None:
+        return None
+    return _Update((kept, added, total, heads), cache, update, here, elsewhere)
+
+
+# --- normalisation --------------------------------------------------------------------------------------------------
+
+
+def _affine_layer_norm(node: Node, around: Surroundings) -> Replacement | None:
+    """Move the scale and shift of a batch norm into the layer norm over the channels before it."""
+    if node.type != "batch_norm" or node.dynamic:
+        return None
+    before = around.inner(node.arguments[0], "layer_norm")
+    if before is None or len(before.arguments) > 1 or list(before.values.get("axes", ())) != [1]:
+        return None
+    mean, variance, *rest = node.arguments[1:]
+    gamma, beta = (*rest, None, None)[:2]
+    channels = (before.outputs[0].shape[1],)
+    names = f"{node.name}:scale", f"{node.name}:shift"
+    scale, shift = (TensorSpec(name, channels, before.outputs[0].dtype) for name in names)
+    epsilon = {"epsilon": node.values["epsilon"]} if "epsilon" in node.values else {}
+    new = (
+        Node(
+            "norm_scale", scale.name, make_kernel("norm_scale", fused.norm_scale), (variance, gamma), (scale,), epsilon
+        ),
+        Node("norm_shift", shift.name, make_kernel("norm_shift", fused.norm_shift), (mean, scale.name, beta), (shift,)),
+        Node(
+            "layer_norm",
+            node.name,
+            before.kernel,
+            (before.arguments[0], scale.name, shift.name),
+            node.outputs,
+            before.values,
+        ),
+    )
+    return Replacement((before, node), new) if is_float(node.outputs[0].dtype) else None

@@ -1,0 +1,306 @@
+"""An ML Program as a PyTorch module."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote, unquote
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.binding import Node, bind
+from whisperkit_tools.mil.executor import Executor
+from whisperkit_tools.mil.feeding import Feed
+from whisperkit_tools.mil.fusion import fuse
+from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
+from whisperkit_tools.mil.ops.tensor_operation import StateBox
+from whisperkit_tools.mil.plan import Plan, Target, execute
+from whisperkit_tools.mil.specs import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
+
+State = dict[str, StateBox]
+"""The states of a stateful program, as made by `Program.make_state`."""
+
+
+class Program(nn.Module):
+    """One function of an ML Program, run on PyTorch.
+
+    Its parameters are the program's floating-point constants, under their names in the program (see `parameter_name`),
+    frozen until `requires_grad_` says otherwise; palettes and scales of compressed weights are parameters too. Other
+    constants are buffers. Changing a parameter in place or loading a state dict is noticed at the next run; changing
+    `parameter.data` is not, call `forget` after it.
+
+    Attributes:
+        inputs: The inputs by name.
+        outputs: The outputs by name.
+        operations: The operations in the order of the program, constants not among them.
+        metadata: What the package says about itself.
+        precision: `float32` or `float16`, see `load`.
+    """
+
+    def __init__(self, graph: Graph, precision: Precision = "float32", device: str | torch.device = "cpu") -> None:
+        """Build the module from a graph; `load` does this from a package.
+
+        Raises:
+            UnsupportedOperationError: The program has operations without a kernel.
+        """
+        super().__init__()
+        if precision not in ("float32", "float16"):
+            raise ValueError(f"precision is {precision!r}, expected 'float32' or 'float16'")
+        self.precision: Precision = precision
+        self.path = graph.path
+        self.function = graph.function
+        self.inputs: dict[str, TensorSpec] = graph.inputs
+        self.outputs: dict[str, TensorSpec] = graph.outputs
+        self.operations: tuple[Operation, ...] = graph.operations
+        self.metadata: Metadata = graph.metadata
+        self.states: dict[str, TensorSpec] = graph.states
+        nodes = bind(graph)
+        self._encoded: dict[str, str] = {}
+        for name in _tensors_read(nodes, graph):
+            self._add_constant(name, graph.constants[name])
+        self._nodes = nodes
+        self._stored = {**graph.inputs, **{name: graph.constants[name].spec for name in self._encoded}}
+        self._feed = Feed(graph.inputs, precision)
+        self.to(device)
+        self._prepare()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        precision: Precision = "float32",
+        device: str | torch.device = "cpu",
+        function: str = "main",
+    ) -> "Program":
+        """Load an `.mlpackage`.
+
+        Args:
+            path: The package folder.
+            precision: `float32` computes in float32 on the weights as stored; what the program declares as float16 is
+                float32 too, and casts between the two change nothing. `float16` rounds the result of every operation
+                that the program declares as float16, beyond its range to infinity; products and sums inside one
+                operation are in float32.
+            device: Where to compute: `cpu`, `cuda` or `mps`.
+            function: The function of a package with several.
+
+        Raises:
+            BundleError: The package is missing, damaged, not an ML Program, or has no such function.
+            UnsupportedOperationError: It holds operations that are not supported; the message names all of them.
+        """
+        return cls(read_graph(path, function), precision, device)
+
+    def _add_constant(self, name: str, constant: Constant) -> None:
+        """Register a constant as a parameter (floating point, at least one axis) or as a buffer."""
+        if isinstance(constant.value, str) or constant.spec.dtype == "string":
+            raise BundleError(f"{self.path}: constant {name!r} is a string where a tensor is needed")
+        encoded = self._encode(name)
+        self._encoded[name] = encoded
+        # float16 constants are held as float32, which is exact, in either precision: kernels compute in float32.
+        tensor = _tensor(constant.value, storage_dtype(constant.spec.dtype, "float32"))
+        is_weight = is_float(constant.spec.dtype) and (constant.spec.shape or ":" in name)
+        if is_weight:
+            self.register_parameter(encoded, nn.Parameter(tensor, requires_grad=False))
+        else:
+            self.register_buffer(encoded, tensor, persistent=False)
+
+    def _encode(self, name: str) -> str:
+        """Return a name that a module accepts: percent-encoded where torch or a method of the module is in the way."""
+        encoded = quote(name, safe=" :/-@+$!*'(),;=[]{}<>|\\^`~#&?\"")  # all but `.` and `%`
+        encoded = encoded.replace(".", "%2E")
+        return f"%{ord(encoded[0]):02X}{encoded[1:]}" if hasattr(self, encoded) else encoded
+
+    @staticmethod
+    def constant_name(parameter_name: str) -> str:
+        """Return the program's name of a parameter or buffer."""
+        return unquote(parameter_name)
+
+    def parameter_name(self, constant_name: str) -> str:
+        """Return the name under which the module holds a constant: the same, unless torch forbids it.
+
+        Raises:
+            KeyError: The program has no such constant, or reads it as a setting and not as a tensor.
+        """
+        return self._encoded[constant_name]
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The parameters by their names in the program."""
+        return {
+            name: cast(nn.Parameter, self._parameters[encoded])
+            for name, encoded in self._encoded.items()
+            if encoded in self._parameters
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return self._device
+
+    def _prepare(self) -> None:
+        """Make the plans: the program as it stands, and, for float32, with operations fused."""
+        tensors = [*self._parameters.values(), *self._buffers.values()]
+        self._device = next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))
+        target = Target(self.precision, self._device)
+        plain = Plan(self._nodes, self.inputs, self.outputs, self.states, self._encoded, target)
+        self._plain = plain
+        fast = plain
+        if self.precision == "float32":
+            fused = fuse(self._nodes, self.outputs, self._stored)
+            fast = Plan(fused, self.inputs, self.outputs, self.states, self._encoded, target)
+        self._executor = Executor(fast)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Program":
+        """Follow a move to another device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
+
+    @property
+    def executed_operations(self) -> int:
+        """How many operations the last run without gradients executed; fewer when inputs did not change."""
+        return self._executor.executed
+
+    def forget(self) -> None:
+        """Drop what is kept from earlier runs."""
+        self._executor.forget()
+        self._feed.forget()
+
+    def make_state(self) -> State:
+        """Return fresh states, all zero, for a stateful program."""
+        return {
+            name: StateBox(
+                torch.zeros(
+                    [axis or 1 for axis in spec.shape],
+                    dtype=storage_dtype(spec.dtype, self.precision),
+                    device=self._device,
+                )
+            )
+            for name, spec in self.states.items()
+        }
+
+    def forward(
+        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: State | None = None, **tensors: Tensor
+    ) -> dict[str, Tensor]:
+        """Run the program; the same as `run`."""
+        return self.run(inputs, state=state, **tensors)
+
+    def run(
+        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: State | None = None, **tensors: Tensor
+    ) -> dict[str, Tensor]:
+        """Run the program on tensors.
+
+        When gradients are enabled and a parameter or an input needs them, the program runs as it stands and autograd
+        goes through it. Otherwise operations are fused, and what depends only on tensors that are the same objects as
+        in the last run, and not changed since, is not computed again.
+
+        Args:
+            inputs: Tensors by input name; they may also be given as keywords.
+            state: From `make_state`, for a stateful program.
+            tensors: More inputs, by name.
+
+        Returns:
+            The outputs by name: float32 for what the program declares as float16 in float32 mode, else as declared.
+
+        Raises:
+            ValueError: Inputs are missing, unknown, or of the wrong shape; all of them are named.
+        """
+        given = self._feed.tensors({**(inputs or {}), **tensors}, self._device)
+        states = self._states(state)
+        if torch.is_grad_enabled() and any(
+            t.requires_grad for t in (*given.values(), *self._parameters.values()) if t is not None
+        ):
+            return self._run_with_gradients(given, states)
+        with torch.no_grad():
+            results = self._executor.run(given, states, self._constants, self._constants_key())
+        return dict(zip(self.outputs, results, strict=True))
+
+    def predict(self, data: Mapping[str, Any] | list[Mapping[str, Any]], state: State | None = None) -> Any:
+        """Run the program on NumPy arrays, as coremltools' `MLModel.predict` does.
+
+        Args:
+            data: Arrays (or what NumPy makes arrays of) by input name, or a list of such dictionaries. A float is
+                rounded to float16 on the way in only in float16 mode.
+            state: From `make_state`, for a stateful program.
+
+        Returns:
+            Arrays by output name, of the declared types, except that in float32 mode a float16 output is float32 (not
+            rounded). For a list, a list.
+
+        Raises:
+            ValueError: Inputs are missing, unknown, or of the wrong shape or kind; all of them are named.
+        """
+        if isinstance(data, list):
+            return [self.predict(item, state) for item in data]
+        given = self._feed.arrays(data, self._device, self._executor.plan.watched)
+        with torch.no_grad():
+            results = self._executor.run(given, self._states(state), self._constants, self._constants_key())
+        return {
+            name: _array(tensor, spec, self.precision)
+            for (name, spec), tensor in zip(self.outputs.items(), results, strict=True)
+        }
+
+    def _states(self, state: State | None) -> State:
+        if set(state or {}) != set(self.states):
+            raise ValueError(
+                f"the program has the states {sorted(self.states)}, got {sorted(state or {})}; use make_state()"
+            )
+        return state or {}
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Return the present parameters and buffers by the program's names."""
+        return {
+            name: cast(Tensor, self._parameters[key] if key in self._parameters else self._buffers[key])
+            for name, key in self._encoded.items()
+        }
+
+    def _constants_key(self) -> tuple[tuple[int, int], ...]:
+        """Return what tells whether a parameter was replaced or changed."""
+        return tuple([(id(p), 0 if p is None or p.is_inference() else p._version) for p in self._parameters.values()])
+
+    def _run_with_gradients(self, given: Mapping[str, Tensor], states: State) -> dict[str, Tensor]:
+        """Run every operation as it stands, so that the graph reaches each parameter and holds nothing old."""
+        plan = self._plain
+        values = plan.empty_values()
+        for name, value in (*self._constants().items(), *given.items(), *states.items()):
+            values[plan.places[name]] = value
+        execute(plan.calls(None), values)
+        return {name: values[plan.places[name]] for name in self.outputs}
+
+    def extra_repr(self) -> str:
+        """Describe the program in one line."""
+        return f"{self.path.name}, {len(self.operations)} operations, {self.precision}"
+
+
+def _tensors_read(nodes: list[Node], graph: Graph) -> list[str]:
+    """Return the constants that are used as tensors (or given out), in the order of their first use."""
+    names = [name for node in nodes for name in node.reads] + list(graph.outputs)
+    return [name for name in dict.fromkeys(names) if name in graph.constants]
+
+
+def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """Copy a stored array, once, into a tensor of `dtype`."""
+    wanted = np.dtype(str(dtype).removeprefix("torch."))
+    if array.dtype == np.float16 and wanted == np.float32 and array.size:
+        halves = torch.empty(array.shape, dtype=dtype)  # torch converts several times faster than NumPy
+        halves.copy_(_readable(array))
+        return halves
+    return torch.from_numpy(np.array(array, dtype=wanted))
+
+
+def _readable(array: NDArray[Any]) -> Tensor:
+    """View a mapped array as a tensor; torch warns about read-only memory, which is only read here."""
+    from whisperkit_tools.mil.feeding import tensor_view
+
+    return tensor_view(array)
+
+
+def _array(tensor: Tensor, spec: TensorSpec, precision: Precision) -> NDArray[Any]:
+    """Return a copy of `tensor` as an array in the type that `predict` promises."""
+    dtype = numpy_dtype(spec.dtype)
+    if spec.dtype == "float16" and precision == "float32":
+        dtype = np.dtype(np.float32)
+    return np.array(tensor.detach().cpu().numpy(), dtype=dtype, order="C")
