@@ -1,0 +1,192 @@
+"""Choosing alignment heads on speech, for checkpoints that name none or those of another model.
+
+A head is good for word timestamps when, token after token, it looks at a small stretch of audio and that stretch moves
+on. So each head is scored by the attention that lies within 100 ms of the best path which advances with every token:
+one for a head that follows the speech exactly, near zero for one that looks everywhere, or always at one place.
+
+Source: the idea of choosing heads from their attention: k2-fsa/sherpa-onnx, pull request 2945.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whisperkit_tools.checkpoint import Checkpoint
+from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder, TextDecoderLayer
+
+SAMPLES_PER_POSITION = 320  # an encoder position is two mel frames, 20 ms
+_REACH = 5  # positions on each side of the path that count as on it
+_ADVANCE = 2  # positions that the path moves on with each token, at least
+_MAX_TOKENS = 120  # enough to tell heads apart, and bounded for a model that repeats itself
+_MIN_TOKENS = 8
+_MIN_SCORE = 0.2
+_RELATIVE_TO_BEST = 0.7
+_MAX_HEADS = 10
+_SILENCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class HeadChoice:
+    """The outcome of looking for alignment heads.
+
+    Attributes:
+        heads: The heads, the best first, or None when none follows the speech.
+        reason: Why these, or why none, for the user.
+        scores: `[layers, heads]`, each head's score; None when nothing could be measured.
+    """
+
+    heads: AlignmentHeads | None
+    reason: str
+    scores: Tensor | None = None
+
+
+def choose_alignment_heads(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> HeadChoice:
+    """Choose the decoder heads whose attention follows the speech.
+
+    The components are loaded in float32, one after the other.
+
+    Args:
+        checkpoint: The checkpoint.
+        windows: Speech, each `[480000]` samples at 16 kHz, padded with zeros.
+    """
+    with torch.inference_mode():
+        embeds = _encode(checkpoint, windows)
+        decoder = checkpoint.load_decoder(kv_length=checkpoint.dims.n_text_ctx)
+        measured = []
+        for window, encoded in zip(windows, embeds, strict=True):
+            _, weights = transcribe_attention(decoder, encoded, checkpoint.generation_config)
+            spoken = positions_with_sound(window)
+            if weights.shape[2] >= _MIN_TOKENS and spoken > _ADVANCE * weights.shape[2]:
+                measured.append((weights.shape[2], head_scores(weights[..., :spoken])))
+    if not measured:
+        return HeadChoice(
+            None, "no alignment heads chosen: the model writes too little text for the speech it was given"
+        )
+    total = sum(tokens for tokens, _ in measured)
+    scores = torch.stack([tokens / total * of_window for tokens, of_window in measured]).sum(0)
+    return select(scores)
+
+
+def select(scores: Tensor) -> HeadChoice:
+    """Select heads by their scores `[layers, heads]`: the best, and those that come near it."""
+    best = float(scores.max())
+    if best < _MIN_SCORE:
+        return HeadChoice(
+            None,
+            f"no alignment heads chosen: the cross-attention does not follow the speech "
+            f"(best score {best:.2f}, needed {_MIN_SCORE})",
+            scores,
+        )
+    order = scores.flatten().argsort(descending=True)[:_MAX_HEADS].tolist()
+    near = [divmod(index, scores.shape[1]) for index in order if scores.flatten()[index] >= _RELATIVE_TO_BEST * best]
+    return HeadChoice(tuple(near), f"{len(near)} alignment heads chosen on speech (best score {best:.2f})", scores)
+
+
+def head_scores(weights: Tensor) -> Tensor:
+    """Score how well each head's attention follows a path that advances with every token.
+
+    Args:
+        weights: `[layers, heads, tokens, positions]`, attention over the positions with sound.
+
+    Returns:
+        `[layers, heads]`, the mean attention on the best path, between 0 and 1.
+    """
+    width = 2 * _REACH + 1
+    near = torch.nn.functional.avg_pool1d(weights.flatten(0, 1), width, 1, _REACH) * width  # zeros beyond the edges
+    best = near[:, 0]
+    for token in range(1, near.shape[1]):
+        so_far = best.cummax(dim=-1).values
+        # A path cannot have come from the last positions, nor stand at the first ones.
+        reached = torch.nn.functional.pad(so_far[:, :-_ADVANCE], (_ADVANCE, 0), value=-torch.inf)
+        best = reached + near[:, token]
+    return (best.max(dim=-1).values / near.shape[1]).view(weights.shape[:2])
+
+
+def positions_with_sound(audio: NDArray[np.float32]) -> int:
+    """Return the number of encoder positions up to the last sound, silence behind it left out."""
+    sound = np.flatnonzero(np.abs(audio) > _SILENCE)
+    return int(-(-(sound[-1] + 1) // SAMPLES_PER_POSITION)) if sound.size else 0
+
+
+def transcribe_attention(
+    decoder: TextDecoder, encoder_output_embeds: Tensor, generation: dict[str, Any]
+) -> tuple[list[int], Tensor]:
+    """Transcribe a window greedily and without timestamps, watching all heads.
+
+    Args:
+        decoder: The decoder.
+        encoder_output_embeds: `[1, D, 1, 1500]`.
+        generation: The generation config, for the special ids.
+
+    Returns:
+        The text tokens, and `[layers, heads, tokens, 1500]`, the attention with which each was predicted.
+    """
+    watched = _WatchedDecoder(decoder, encoder_output_embeds)
+    start = generation["decoder_start_token_id"]
+    logits, weights = watched.step(start)
+    if generation.get("is_multilingual") and generation.get("lang_to_id") and generation.get("task_to_id"):
+        languages = list(generation["lang_to_id"].values())
+        watched.step(languages[int(logits[languages].argmax())])
+        watched.step(generation["task_to_id"]["transcribe"])
+    logits, weights = watched.step(generation["no_timestamps_token_id"])
+    barred = [*(generation.get("suppress_tokens") or []), start]
+    at_first = generation.get("begin_suppress_tokens") or []
+    tokens: list[int] = []
+    rows: list[Tensor] = []
+    while len(rows) < min(_MAX_TOKENS, decoder.dims.n_text_ctx - 4):
+        logits[barred if rows else [*barred, *at_first]] = -torch.inf
+        logits[generation["no_timestamps_token_id"] :] = -torch.inf  # timestamps follow it in every Whisper
+        token = int(logits.argmax())
+        if token == generation["eos_token_id"]:
+            break
+        tokens.append(token)
+        rows.append(weights)
+        logits, weights = watched.step(token)
+    shape = (decoder.dims.decoder_layers, decoder.dims.decoder_attention_heads, 0, decoder.dims.n_audio_ctx)
+    return tokens, torch.stack(rows, dim=2) if rows else torch.zeros(shape)
+
+
+class _WatchedDecoder:
+    """A decoder on one window that shows every head, and projects the audio to keys and values only once."""
+
+    def __init__(self, decoder: TextDecoder, encoder_output_embeds: Tensor) -> None:
+        self.decoder = decoder
+        self.position = 0
+        self.layers = [layer for layer in decoder.layers if isinstance(layer, TextDecoderLayer)]
+        attentions = [layer.encoder_attn for layer in self.layers]
+        self.audio = [(part.k_proj(encoder_output_embeds), part.v_proj(encoder_output_embeds)) for part in attentions]
+        empty = torch.zeros(1, decoder.dims.d_model, 1, 0)
+        self.text = [(empty, empty) for _ in self.layers]
+
+    def step(self, token: int) -> tuple[Tensor, Tensor]:
+        """Decode one token; return the logits `[V]` and the cross-attention `[layers, heads, 1500]`."""
+        decoder = self.decoder
+        embedded = decoder.embed_tokens(torch.tensor([token])) + decoder.embed_positions(torch.tensor([self.position]))
+        self.position += 1
+        x = embedded.view(1, -1, 1, 1)
+        watched = []
+        everyone = tuple(range(decoder.dims.decoder_attention_heads))
+        for index, layer in enumerate(self.layers):
+            normalised = layer.self_attn_layer_norm(x)
+            new = (layer.self_attn.k_proj(normalised), layer.self_attn.v_proj(normalised))
+            keys, values = (torch.cat(pair, dim=3) for pair in zip(self.text[index], new, strict=True))
+            self.text[index] = (keys, values)
+            x = x + layer.self_attn.attend(normalised, keys, values)[0]
+            normalised = layer.encoder_attn_layer_norm(x)
+            attended, weights = layer.encoder_attn.attend(normalised, *self.audio[index], observed=everyone)
+            x = layer.feed_forward(x + attended)
+            watched.append(torch.cat(weights, dim=1)[0, :, 0])
+        logits = torch.nn.functional.linear(decoder.layer_norm(x).flatten(), decoder.embed_tokens.weight)
+        return logits, torch.stack(watched)
+
+
+def _encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> list[Tensor]:
+    """Return the audio embeddings of each window; the encoder is gone afterwards."""
+    mel, encoder = MelSpectrogram(checkpoint.dims.n_mels), checkpoint.load_encoder()
+    return [encoder(mel(torch.from_numpy(window))) for window in windows]

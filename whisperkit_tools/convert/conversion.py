@@ -1,0 +1,267 @@
+"""A checkpoint to a verified bundle: export each component, run what was written, put the folder in place."""
+
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisperkit_tools import __version__
+from whisperkit_tools.bundle import (
+    DEFAULT_BUNDLES_DIR,
+    PACKAGES,
+    folder_bytes,
+    new_bundle,
+    variant_name,
+    write_manifest,
+)
+from whisperkit_tools.checkpoint import Checkpoint
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.convert.alignment_heads import choose_alignment_heads
+from whisperkit_tools.convert.components import COMPUTED_IN_FLOAT32, Components, one_window
+from whisperkit_tools.convert.export import DEPLOYMENT_TARGETS, PackageMetadata, export_package
+from whisperkit_tools.convert.interface import package_problems
+from whisperkit_tools.convert.parity import ComponentParity, ParityGate, require
+from whisperkit_tools.errors import ConversionError
+from whisperkit_tools.progress import Progress, SilentProgress
+
+_DESCRIPTIONS = {
+    "MelSpectrogram": "Log-mel features of a 30-second window of 16 kHz audio",
+    "AudioEncoder": "Whisper's audio encoder: log-mel features to audio embeddings",
+    "TextDecoder": "Whisper's text decoder: one token a call, key and value caches in, their updates out",
+}
+_RECORDED_LIBRARIES = ("coremltools", "numpy", "safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionConfig:
+    """What to make of a checkpoint.
+
+    Attributes:
+        output_dir: The folder that holds bundles.
+        deployment_target: The oldest system that is to load the packages; a key of `DEPLOYMENT_TARGETS`.
+        kv_length: Positions of the decoder's caches, or None for all that the checkpoint has.
+        word_timestamps: Whether the decoder gives out its alignment heads' weights.
+        verify: Whether the packages are run and compared before the bundle is put in place.
+        compile: Whether `.mlmodelc` folders are added (macOS with Xcode).
+        force: Whether an existing bundle is replaced.
+        gate: The parity that is required.
+    """
+
+    output_dir: Path = DEFAULT_BUNDLES_DIR
+    deployment_target: str = "ios16"
+    kv_length: int | None = None
+    word_timestamps: bool = True
+    verify: bool = True
+    compile: bool = False
+    force: bool = False
+    gate: ParityGate = field(default_factory=ParityGate)
+
+    def __post_init__(self) -> None:
+        """Check the values that need no checkpoint.
+
+        Raises:
+            ConversionError: The target is unknown, or the compiler is not to be had here.
+        """
+        if self.deployment_target not in DEPLOYMENT_TARGETS:
+            known = ", ".join(DEPLOYMENT_TARGETS)
+            raise ConversionError(f"unknown deployment target {self.deployment_target!r}; known are {known}")
+        if self.compile and (sys.platform != "darwin" or shutil.which("xcrun") is None):
+            raise ConversionError(
+                "--compile needs macOS with Xcode's command line tools; leave it out: the runtime compiles an "
+                ".mlpackage when it first loads it"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """A bundle that was made.
+
+    Attributes:
+        path: The variant folder.
+        bytes: Size of each package.
+        parity: Figures of each package; empty when not verified.
+        seconds: Wall time of the whole conversion.
+        notes: What the user should know.
+    """
+
+    path: Path
+    bytes: dict[str, int]
+    parity: tuple[ComponentParity, ...]
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def convert(
+    checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress | None = None
+) -> ConversionResult:
+    """Convert a checkpoint to a bundle.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        config: What to make of it.
+        audio: `[480000]` samples of speech at 16 kHz, on which the packages are verified.
+        progress: Who is told where the work stands.
+
+    Raises:
+        ConversionError: The options do not fit the checkpoint, or coremltools refuses it.
+        CheckpointError: Weights are damaged.
+        QualityGateError: A package does not compute what the checkpoint does.
+        BundleError: The bundle exists.
+    """
+    start = time.monotonic()
+    work = _Conversion(checkpoint, config, audio, progress or SilentProgress())
+    target = config.output_dir / variant_name(checkpoint.org, checkpoint.model)
+    with new_bundle(target, force=config.force) as folder:
+        work.run(folder)
+        parity = tuple(work.parity)
+        require(list(parity), config.gate)
+        sizes = {path.stem: folder_bytes(path) for path in sorted(folder.glob("*.mlpackage"))}
+        write_manifest(folder, _manifest(work, target.name))
+    return ConversionResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes))
+
+
+class _Conversion:
+    """The state of one conversion: what has been decided and measured on the way."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self.progress = progress
+        self.notes = list(checkpoint.notes)
+        self.parity: list[ComponentParity] = []
+        self.kv_length = _kv_length(checkpoint, config)
+        self.audio = audio
+        self.heads: AlignmentHeads | None = None
+        for note in checkpoint.notes:
+            progress.note(note)
+
+    def run(self, folder: Path) -> None:
+        """Fill the folder with packages and assets."""
+        self.heads = self._alignment_heads()
+        with self.progress.stage("checkpoint", "hash"):
+            self.sha256 = self.checkpoint.content_sha256
+        components = Components(self.checkpoint, self.kv_length, self.heads, self.audio)
+        for name in PACKAGES:
+            self._component(components, name, folder / f"{name}.mlpackage")
+        for asset in self.checkpoint.assets:
+            shutil.copyfile(asset, folder / asset.name)
+
+    def _alignment_heads(self) -> AlignmentHeads | None:
+        if not self.config.word_timestamps or self.checkpoint.alignment_heads:
+            return self.checkpoint.alignment_heads if self.config.word_timestamps else None
+        with self.progress.stage("TextDecoder", "alignment heads"):
+            choice = choose_alignment_heads(self.checkpoint, [one_window(self.audio)])
+        self.notes.append(f"the checkpoint names no alignment heads; {choice.reason}")
+        self.progress.note(self.notes[-1])
+        return choice.heads
+
+    def _component(self, components: Components, name: str, path: Path) -> None:
+        """Export and verify one component."""
+        with self.progress.stage(name, "load"):
+            module = components.load(name)
+        with self.progress.stage(name, "export"):
+            export_package(
+                module,
+                components.interfaces[name],
+                path,
+                deployment_target=self.config.deployment_target,
+                metadata=self._metadata(name),
+                float32=name in COMPUTED_IN_FLOAT32,
+            )
+        problems = package_problems(name, path, components.interfaces[name])
+        if problems:
+            raise ConversionError(f"the export does not keep the runtime's contract: {'; '.join(problems)}")
+        if self.config.compile:
+            with self.progress.stage(name, "compile"):
+                compile_package(path)
+        if self.config.verify:
+            with self.progress.stage(name, "verify: PyTorch"):
+                reference = components.reference(name, module)
+            del module
+            with self.progress.stage(name, "verify: package"):
+                self.parity.append(reference.compare(path))
+
+    def _metadata(self, name: str) -> PackageMetadata:
+        checkpoint = self.checkpoint
+        revision = checkpoint.revision or next(iter(self.sha256.values()))[:12]
+        return PackageMetadata(
+            description=_DESCRIPTIONS[name],
+            author=f"{checkpoint.org}, converted by whisperkit-tools {__version__}",
+            license=checkpoint.license or "see the source model",
+            version=revision,
+            user_defined={
+                "source": f"{checkpoint.org}/{checkpoint.model}",
+                "source_revision": revision,
+                "whisperkit_tools_version": __version__,
+            },
+        )
+
+
+def _kv_length(checkpoint: Checkpoint, config: ConversionConfig) -> int:
+    most = checkpoint.dims.n_text_ctx
+    length = most if config.kv_length is None else config.kv_length
+    if not 8 <= length <= most:
+        raise ConversionError(f"--kv-length is {length}, allowed are 8 to {most}, the positions that the decoder has")
+    return length
+
+
+def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
+    checkpoint, config = work.checkpoint, work.config
+    return {
+        "variant": variant,
+        "tool": {"name": "whisperkit-tools", "version": __version__},
+        "libraries": {name: version(name) for name in _RECORDED_LIBRARIES},
+        "python": platform.python_version(),
+        "source": {
+            "name": checkpoint.source,
+            "org": checkpoint.org,
+            "model": checkpoint.model,
+            "revision": checkpoint.revision,
+            "license": checkpoint.license,
+            "sha256": work.sha256,
+        },
+        "dimensions": asdict(checkpoint.dims),
+        "conversion": {
+            "deployment_target": config.deployment_target,
+            "kv_length": work.kv_length,
+            "word_timestamps": work.heads is not None,
+            "alignment_heads": [list(pair) for pair in work.heads or ()],
+            "compiled": config.compile,
+            "verified": config.verify,
+            "notes": work.notes,
+        },
+        "parity": {
+            "gate": asdict(config.gate),
+            "psnr_db": {
+                item.component: {"float32": _rounded(item.float32_db), "float16": _rounded(item.float16_db)}
+                for item in work.parity
+            },
+        },
+    }
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+def compile_package(path: Path) -> None:
+    """Compile an `.mlpackage` to the `.mlmodelc` beside it (macOS with Xcode).
+
+    Raises:
+        ConversionError: The compiler fails.
+    """
+    command = ["xcrun", "coremlcompiler", "compile", str(path), str(path.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise ConversionError(f"coremlcompiler failed on {path.name}: {reason[-1] if reason else done.returncode}")
