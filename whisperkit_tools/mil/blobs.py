@@ -1,4 +1,4 @@
-"""Reading constants out of a package's weights file, mapped instead of copied.
+"""Reading constants out of a package's weights file, one at a time and without a second copy.
 
 The file is a header of 64 bytes, then for each constant a 64-byte record and its data, both 64-byte aligned. The
 program refers to a constant by the offset of its record.
@@ -8,6 +8,7 @@ Source: `MILBlob/Blob/StorageFormat.hpp` and `BlobDataType.hpp` of apple/coremlt
 
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,62 +22,83 @@ _RECORD = struct.Struct("<IIQQQ")  # sentinel, data type, size in bytes, offset 
 _SENTINEL = 0xDEADBEEF
 
 
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A constant in a weights file: where its data lies and what it is."""
+
+    path: Path
+    start: int
+    spec: TensorSpec
+
+    def read(self) -> NDArray[Any]:
+        """Read the constant.
+
+        Returns:
+            A new array of the constant's shape; types of less than eight bits take a byte an element.
+
+        Raises:
+            BundleError: The file has been cut short meanwhile.
+        """
+        shape = tuple(axis or 0 for axis in self.spec.shape)
+        count, width = math.prod(shape), bit_width(self.spec.dtype)
+        dtype = numpy_dtype(self.spec.dtype) if width >= 8 else np.dtype(np.uint8)
+        items = count if width >= 8 else (count * width + 7) // 8
+        found: NDArray[Any] = np.fromfile(self.path, dtype, items, offset=self.start)
+        if len(found) != items:
+            raise BundleError(f"{self.path}: ends within constant {self.spec.name!r}; make the package again")
+        if width < 8:
+            found = unpack_bits(found, width, count, signed=self.spec.dtype.startswith("int"))
+        return found.reshape(shape)
+
+
 class BlobFile:
     """A weights file."""
 
     def __init__(self, path: Path) -> None:
-        """Map the file.
+        """Look at the file.
 
         Raises:
-            BundleError: It is missing or empty.
+            BundleError: It is missing.
         """
         self.path = path
         try:
-            self._bytes: NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+            self._file = path.open("rb")
         except FileNotFoundError:
             raise BundleError(f"{path}: the weights file is missing; make the package again") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot read the weights file ({error}); make the package again") from error
+        except OSError as error:
+            raise BundleError(f"{path}: cannot read the weights file ({error.strerror})") from error
+        self._total = path.stat().st_size
 
-    def read(self, offset: int, spec: TensorSpec) -> NDArray[Any]:
-        """Return the constant whose record is at `offset`.
+    def close(self) -> None:
+        """Close the file; blobs that were found stay readable."""
+        self._file.close()
+
+    def find(self, offset: int, spec: TensorSpec) -> Blob:
+        """Find the constant whose record is at `offset`, and check that all of it is there.
 
         Args:
             offset: Where its record starts, in bytes.
             spec: What the program says the constant is.
 
-        Returns:
-            An array of `spec.shape`: a read-only view of the file, or, for types of less than eight bits, a copy with
-            one element a byte.
-
         Raises:
             BundleError: The file ends too early or holds something else at that place.
         """
-        shape = tuple(axis or 0 for axis in spec.shape)
-        count, width = math.prod(shape), bit_width(spec.dtype)
-        start = self._data_start(offset, expected=(count * width + 7) // 8, name=spec.name)
-        raw = self._bytes[start : start + (count * width + 7) // 8]
-        if width < 8:
-            return unpack_bits(raw, width, count, signed=spec.dtype.startswith("int")).reshape(shape)
-        return raw.view(numpy_dtype(spec.dtype)).reshape(shape)
-
-    def _data_start(self, offset: int, expected: int, name: str) -> int:
-        """Check the record at `offset` and return where its data starts."""
-        total = len(self._bytes)
-        if offset + _RECORD.size > total:
-            raise self._damaged(name, f"its record at byte {offset} is beyond the file's {total} bytes")
-        sentinel, _, size, start, _ = _RECORD.unpack(self._bytes[offset : offset + _RECORD.size].tobytes())
+        expected = (math.prod(axis or 0 for axis in spec.shape) * bit_width(spec.dtype) + 7) // 8
+        if offset + _RECORD.size > self._total:
+            raise self._damaged(spec, f"its record at byte {offset} is beyond the file's {self._total} bytes")
+        self._file.seek(offset)
+        sentinel, _, size, start, _ = _RECORD.unpack(self._file.read(_RECORD.size))
         if sentinel != _SENTINEL:
-            raise self._damaged(name, f"there is no record at byte {offset}")
+            raise self._damaged(spec, f"there is no record at byte {offset}")
         if size < expected:
-            raise self._damaged(name, f"it has {size} bytes where the program expects {expected}")
-        if start + expected > total:
-            raise self._damaged(name, f"its data ends at byte {start + expected}, the file at byte {total}")
-        return int(start)
+            raise self._damaged(spec, f"it has {size} bytes where the program expects {expected}")
+        if start + expected > self._total:
+            raise self._damaged(spec, f"its data ends at byte {start + expected}, the file at byte {self._total}")
+        return Blob(self.path, start, spec)
 
-    def _damaged(self, name: str, what: str) -> BundleError:
+    def _damaged(self, spec: TensorSpec, what: str) -> BundleError:
         return BundleError(
-            f"{self.path}: constant {name!r} cannot be read: {what}; the file is truncated or belongs to another "
+            f"{self.path}: constant {spec.name!r} cannot be read: {what}; the file is truncated or belongs to another "
             "package, make the package again"
         )
 

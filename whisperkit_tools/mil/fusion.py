@@ -6,7 +6,7 @@ with gradients takes the program as it stands, so neither uses this.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,9 +19,9 @@ from whisperkit_tools.mil.specs import TensorSpec, is_float
 class Surroundings:
     """Who computes and who reads each value."""
 
-    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str]) -> None:
+    def __init__(self, nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, TensorSpec]) -> None:
         self._producers = {output.name: node for node in nodes for output in node.outputs}
-        self._specs = {output.name: output for node in nodes for output in node.outputs}
+        self._specs = {**stored, **{output.name: output for node in nodes for output in node.outputs}}
         self._readers = Counter(name for node in nodes for name in node.reads)
         self._readers.update(outputs)
 
@@ -33,7 +33,7 @@ class Surroundings:
         return node if node is not None and node.type in types else None
 
     def shape(self, name: str | None) -> tuple[int, ...] | None:
-        """Return the shape of a computed value, if all of it is known."""
+        """Return the shape of a value, if all of it is known."""
         spec = self._specs.get(name) if name is not None else None
         return _known(spec.shape) if spec is not None else None
 
@@ -46,31 +46,33 @@ class Replacement:
     new: tuple[Node, ...]
 
 
+_PACKED = 1 << 22  # elements from which a matrix is beyond the caches, and worth a second copy in float16
+
 Rule: TypeAlias = Callable[[Node, Surroundings], Replacement | None]
 
 
-def fuse(nodes: Sequence[Node], outputs: Iterable[str], shapes: dict[str, TensorSpec]) -> list[Node]:
+def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, TensorSpec]) -> list[Node]:
     """Apply all rules.
 
     Args:
         nodes: The calls in order.
         outputs: Names of the values given out.
-        shapes: Specs of the inputs and constants.
+        stored: Specs of the inputs and constants.
 
     Returns:
         Calls that compute the same outputs.
     """
-    rules: tuple[Rule, ...] = (_cached_attention, _attention, _affine_layer_norm)
+    rules: tuple[Rule, ...] = (_cached_attention, _attention, _split_head_attention, _affine_layer_norm)
     names = tuple(outputs)
     result = list(nodes)
     for rule in rules:
-        result = _apply(rule, result, names)
-    known = {**shapes, **{output.name: output for node in result for output in node.outputs}}
-    return [_product(node, known) or node for node in result]
+        result = _apply(rule, result, Surroundings(result, names, stored))
+    known = {**stored, **{output.name: output for node in result for output in node.outputs}}
+    return [new for node in result for new in _product(node, known)]
 
 
-def _apply(rule: Rule, nodes: list[Node], outputs: tuple[str, ...]) -> list[Node]:
-    around = Surroundings(nodes, outputs)
+def _apply(rule: Rule, nodes: list[Node], around: Surroundings) -> list[Node]:
+    """Apply one rule everywhere."""
     gone: set[int] = set()
     new: dict[int, tuple[Node, ...]] = {}
     for node in nodes:
@@ -99,18 +101,23 @@ def _known(shape: Iterable[int | None]) -> tuple[int, ...] | None:
 # --- products -------------------------------------------------------------------------------------------------------
 
 
-def _product(node: Node, known: dict[str, TensorSpec]) -> Node | None:
-    """Replace a 1x1 convolution along the sequence, or a linear layer on one vector, by a matrix product."""
+def _product(node: Node, known: Mapping[str, TensorSpec]) -> tuple[Node, ...]:
+    """Return matrix products for a 1x1 convolution along the sequence or a linear layer on one vector, else `node`."""
     if node.type == "conv":
-        return _pointwise(node, known)
-    if node.type == "linear" and not node.dynamic:
-        shape = _known(node.outputs[0].shape)
-        if shape is not None and _count(shape[:-1]) == 1:
-            return _fused("fused_linear", fused.single_row_linear, node, node.arguments, shape=shape)
-    return None
+        return (_pointwise(node, known) or node,)
+    shape = _known(node.outputs[0].shape) if node.type == "linear" and not node.dynamic else None
+    if shape is None or _count(shape[:-1]) != 1:
+        return (node,)
+    x, weight, *bias = node.arguments
+    spec = known.get(weight or "")
+    if spec is None or spec.size < _PACKED:
+        return (_fused("fused_linear", fused.single_row_linear, node, node.arguments, shape=shape),)
+    packed = TensorSpec(f"{node.name}:packed", spec.shape, spec.dtype)
+    packing = Node("packed_half", packed.name, make_kernel("packed_half", fused.packed_half), (weight,), (packed,))
+    return packing, _fused("fused_linear", fused.single_row_linear, node, (x, packed.name, *bias), shape=shape)
 
 
-def _pointwise(node: Node, known: dict[str, TensorSpec]) -> Node | None:
+def _pointwise(node: Node, known: Mapping[str, TensorSpec]) -> Node | None:
     weight = known.get(node.arguments[1] or "")
     shape = _known(node.outputs[0].shape)
     if weight is None or shape is None or len(shape) != 4 or weight.shape[2:] != (1, 1):
@@ -159,7 +166,7 @@ def _find_attention(node: Node, around: Surroundings) -> _Attention | None:
         mask, scored = None, softmax.arguments[0]
         addition = around.inner(scored, "add")
         if addition is not None:
-            scored, mask = _product_and_mask(addition, around)
+            scored, mask = _product_and_mask(addition, around, "matmul")
             nodes = (addition, *nodes)
         scores = around.inner(scored, "matmul")
         if scores is not None and not scores.dynamic:
@@ -171,18 +178,21 @@ def _over_last_axis(softmax: Node) -> bool:
     return not softmax.dynamic and softmax.values.get("axis", -1) in (-1, len(softmax.outputs[0].shape) - 1)
 
 
-def _product_and_mask(addition: Node, around: Surroundings) -> tuple[str | None, str | None]:
-    """Tell which summand is the product of query and key."""
+def _product_and_mask(addition: Node, around: Surroundings, product: str) -> tuple[str | None, str | None]:
+    """Tell which summand is the product of query and key, an operation of type `product`."""
     first, second = addition.arguments
-    if around.inner(first, "matmul") is not None:
+    if around.inner(first, product) is not None:
         return first, second
-    return (second, first) if around.inner(second, "matmul") is not None else (None, None)
+    return (second, first) if around.inner(second, product) is not None else (None, None)
 
 
 def _attention(node: Node, around: Surroundings) -> Replacement | None:
-    """Replace an attention with batch and head axes by one kernel."""
+    """Replace an attention with batch and head axes, of more than one position, by one kernel.
+
+    For one position the scores are small, and plain products read keys and values faster.
+    """
     found = _find_attention(node, around)
-    if found is None:
+    if found is None or found.scores.outputs[0].shape[-2:-1] == (1,):
         return None
     left, right = node.arguments
     value = right if found.weights_first else left
@@ -205,6 +215,43 @@ def _attention(node: Node, around: Surroundings) -> Replacement | None:
     return Replacement(found.nodes, (new,))
 
 
+def _split_head_attention(node: Node, around: Surroundings) -> Replacement | None:
+    """Replace `einsum(value, softmax(einsum(key, query) [+ mask]))` with the softmax over axis 1."""
+    last = _terms(node, "bchq", rest="k")
+    if last is None or last.keys() != {"bchk", "bkhq"}:
+        return None
+    softmax = around.inner(last["bkhq"], "softmax")
+    if softmax is None or softmax.dynamic or softmax.values.get("axis", -1) not in (1, -3):
+        return None
+    nodes: tuple[Node, ...] = (softmax, node)
+    mask, scored = None, softmax.arguments[0]
+    addition = around.inner(scored, "add")
+    if addition is not None:
+        scored, mask = _product_and_mask(addition, around, "einsum")
+        nodes = (addition, *nodes)
+    scores = around.inner(scored, "einsum")
+    first = _terms(scores, "bkhq", rest="c") if scores is not None else None
+    shape = around.shape(mask) if mask is not None else (1,) * 4
+    if scores is None or first is None or first.keys() != {"bkhc", "bchq"} or shape is None or len(shape) != 4:
+        return None
+    arguments = [first["bchq"], first["bkhc"], last["bchk"], *([] if mask is None else [mask])]
+    name = "fused_scaled_dot_product_attention"
+    return Replacement((scores, *nodes), (_fused(name, fused.split_head_attention, node, arguments),))
+
+
+def _terms(node: Node, result: str, rest: str) -> dict[str, str] | None:
+    """Return an einsum's arguments by their axes, the axes of its result being called `result`, a summed one `rest`."""
+    if node.type != "einsum" or node.dynamic or len(node.arguments) != 2:
+        return None
+    left, made = str(node.values["equation"]).replace(" ", "").split("->")
+    if len(made) != len(result) or len(set(left) - {",", *made}) != 1:
+        return None
+    summed = (set(left) - {",", *made}).pop()
+    names = str.maketrans(made + summed, result + rest)
+    terms = left.translate(names).split(",")
+    return {term: name for term, name in zip(terms, node.arguments, strict=True) if name is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class _Update:
     """`cache * elsewhere + update * here`, split into heads."""
@@ -219,7 +266,7 @@ class _Update:
 def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
     """Replace an attention of one position, together with the update of the caches it reads."""
     found = _find_attention(node, around)
-    shape = _known(node.outputs[0].shape)
+    shape = _known(node.outputs[0].shape) if found is not None else None
     if found is None or found.weights_first or found.mask is None or shape is None:
         return None
     query, key = found.scores.arguments

@@ -10,17 +10,32 @@ from typing import Any
 import numpy as np
 
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.mil.blobs import BlobFile
-from whisperkit_tools.mil.quiet import import_coremltools
+from whisperkit_tools.mil.blobs import Blob, BlobFile
+from whisperkit_tools.mil.protos import model_proto
 from whisperkit_tools.mil.specs import TensorSpec, dtype_name, numpy_dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A value stored in the program or in its weights file; strings are held as `str`, all else as NumPy arrays."""
+    """A value stored in the program or in its weights file.
+
+    Attributes:
+        spec: Its name, shape and type.
+        stored: A `str`, an array, or where to read the array.
+    """
 
     spec: TensorSpec
-    value: Any
+    stored: Any
+
+    @property
+    def value(self) -> Any:
+        """The value: `str` or an array; one from the weights file is read anew each time."""
+        return self.stored.read() if isinstance(self.stored, Blob) else self.stored
+
+    @property
+    def in_weights_file(self) -> bool:
+        """Whether the value lies in the weights file, not in the program."""
+        return isinstance(self.stored, Blob)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +95,7 @@ class Graph:
 
 
 def read_graph(path: str | Path, function: str = "main") -> Graph:
-    """Read one function of an `.mlpackage`. Weights are mapped, not read.
+    """Read one function of an `.mlpackage`. Weights are found and checked for being there, but not read.
 
     Args:
         path: The package folder.
@@ -105,6 +120,8 @@ def read_graph(path: str | Path, function: str = "main") -> Graph:
         outputs = {name: reader.specs[name] for name in block.outputs}
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path}: the program is damaged ({error}); make the package again") from error
+    finally:
+        reader.close()
     metadata = _metadata(spec, program.opset)
     return Graph(
         path, function, metadata, reader.inputs, reader.states, outputs, reader.constants, tuple(reader.operations)
@@ -131,11 +148,9 @@ def _model_file(path: Path) -> Path:
 
 def _read_spec(path: Path, model_file: Path) -> Any:
     """Parse the model specification."""
-    import_coremltools()
-    from coremltools.proto import Model_pb2
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    spec = Model_pb2.Model()
+    spec = model_proto().Model()
     try:
         spec.ParseFromString(model_file.read_bytes())
     except DecodeError as error:
@@ -170,6 +185,11 @@ class _Reader:
         self.operations: list[Operation] = []
         self.specs: dict[str, TensorSpec] = {}
         self._blobs: dict[str, BlobFile] = {}
+
+    def close(self) -> None:
+        """Close the weights files."""
+        for blobs in self._blobs.values():
+            blobs.close()
 
     def read(self, program: Any, block: Any) -> None:
         """Read inputs, constants and operations."""
@@ -220,9 +240,9 @@ class _Reader:
         return spec
 
     def _value(self, spec: TensorSpec, value: Any) -> Any:
-        """Return the stored value: `str`, or an array of the declared shape."""
+        """Return the stored value: `str`, an array of the declared shape, or where in a file it lies."""
         if value.WhichOneof("value") == "blobFileValue":
-            return self._blob_file(value.blobFileValue.fileName).read(value.blobFileValue.offset, spec)
+            return self._blob_file(value.blobFileValue.fileName).find(value.blobFileValue.offset, spec)
         tensor = value.immediateValue.tensor
         kind = tensor.WhichOneof("value")
         if kind is None:

@@ -30,7 +30,7 @@ class Program(nn.Module):
     Its parameters are the program's floating-point constants, under their names in the program (see `parameter_name`),
     frozen until `requires_grad_` says otherwise; palettes and scales of compressed weights are parameters too. Other
     constants are buffers. Changing a parameter in place or loading a state dict is noticed at the next run; changing
-    `parameter.data` is not, call `forget` after it.
+    `parameter.data` is not, call `forget` after it. A program keeps results between calls, so threads need one each.
 
     Attributes:
         inputs: The inputs by name.
@@ -64,8 +64,7 @@ class Program(nn.Module):
         self._nodes = nodes
         self._stored = {**graph.inputs, **{name: graph.constants[name].spec for name in self._encoded}}
         self._feed = Feed(graph.inputs, precision)
-        self.to(device)
-        self._prepare()
+        self.to(device)  # makes the plans, too
 
     @classmethod
     def load(
@@ -95,7 +94,7 @@ class Program(nn.Module):
 
     def _add_constant(self, name: str, constant: Constant) -> None:
         """Register a constant as a parameter (floating point, at least one axis) or as a buffer."""
-        if isinstance(constant.value, str) or constant.spec.dtype == "string":
+        if constant.spec.dtype == "string":
             raise BundleError(f"{self.path}: constant {name!r} is a string where a tensor is needed")
         encoded = self._encode(name)
         self._encoded[name] = encoded
@@ -158,6 +157,15 @@ class Program(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._prepare()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out, for a copy or a pickle, what is made from the rest."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_plain", "_executor")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make the plans anew."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._prepare()
 
     @property
     def executed_operations(self) -> int:
@@ -282,20 +290,10 @@ def _tensors_read(nodes: list[Node], graph: Graph) -> list[str]:
 
 
 def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
-    """Copy a stored array, once, into a tensor of `dtype`."""
-    wanted = np.dtype(str(dtype).removeprefix("torch."))
-    if array.dtype == np.float16 and wanted == np.float32 and array.size:
-        halves = torch.empty(array.shape, dtype=dtype)  # torch converts several times faster than NumPy
-        halves.copy_(_readable(array))
-        return halves
-    return torch.from_numpy(np.array(array, dtype=wanted))
-
-
-def _readable(array: NDArray[Any]) -> Tensor:
-    """View a mapped array as a tensor; torch warns about read-only memory, which is only read here."""
-    from whisperkit_tools.mil.feeding import tensor_view
-
-    return tensor_view(array)
+    """Return a tensor of `dtype` that shares its memory with nobody but possibly `array`."""
+    if array.dtype in (np.uint16, np.uint32, np.uint64):  # torch cannot convert these
+        array = array.astype(str(dtype).removeprefix("torch."))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(dtype)
 
 
 def _array(tensor: Tensor, spec: TensorSpec, precision: Precision) -> NDArray[Any]:

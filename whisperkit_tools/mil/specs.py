@@ -1,10 +1,12 @@
 """What a value of an ML Program is: its name, shape and element type, and how torch and NumPy hold it."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # reading a package for its listing does not wait for torch
+    import torch
 
 Precision: TypeAlias = Literal["float32", "float16"]
 Shape: TypeAlias = tuple[int | None, ...]
@@ -72,13 +74,15 @@ def numpy_dtype(dtype: str) -> np.dtype[np.generic]:
     return np.dtype(dtype)
 
 
-def storage_dtype(dtype: str, precision: Precision) -> torch.dtype:
+def storage_dtype(dtype: str, precision: Precision) -> "torch.dtype":
     """Return the torch type in which a value declared as `dtype` is held.
 
     float16 is held as float32 in float32 mode. Types for which torch has too few operations take the next larger.
     """
+    import torch
+
     if dtype == "float16":
         return torch.float32 if precision == "float32" else torch.float16
     wider = {"float64": "float32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}
     name = wider.get(dtype, str(numpy_dtype(dtype)))
-    return cast(torch.dtype, getattr(torch, name))
+    return cast("torch.dtype", getattr(torch, name))
