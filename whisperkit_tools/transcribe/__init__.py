@@ -1,0 +1,1 @@
+"""Audio to text by running a bundle's packages: decoding, mel, token rules, timestamps, fallback, long-form."""

@@ -1,0 +1,275 @@
+"""Audio files to samples: any format that libsndfile or FFmpeg reads, any rate and channel count, to 16 kHz mono.
+
+Files are read in blocks, so an hour of 48 kHz stereo takes the memory of an hour of 16 kHz mono.
+"""
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+
+from whisperkit_tools.errors import AudioError
+
+SAMPLE_RATE_HZ = 16_000
+STDIN = "-"
+EXTENSIONS = frozenset(
+    {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".caf", ".mp4", ".mov", ".webm"}
+)
+_BLOCK_S = 30
+_QUALITY = "HQ"
+# A file that ends this much before its own header says was cut off.
+_MISSING_TOLERANCE_S = 0.5
+
+FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+Readable: TypeAlias = Path | io.BytesIO
+
+
+@dataclass(frozen=True, slots=True)
+class AudioInput:
+    """One audio to transcribe.
+
+    Attributes:
+        name: As the user knows it.
+        path: The file; None for standard input.
+    """
+
+    name: str
+    path: Path | None
+
+    @property
+    def stem(self) -> str:
+        """Name for an output file, without extension."""
+        return "stdin" if self.path is None else self.path.stem
+
+
+def find_inputs(arguments: Sequence[str]) -> list[AudioInput]:
+    """Files, folders and `-` to audio inputs; folders are searched through, in the order of names.
+
+    Raises:
+        AudioError: Naming all that are missing, empty, or folders without audio.
+    """
+    inputs: list[AudioInput] = []
+    problems: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN:
+            inputs.append(AudioInput("standard input", None))
+        elif path.is_dir():
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            inputs += [AudioInput(str(p), p) for p in found]
+            if not found:
+                problems.append(f"{path}: a folder without audio; looked for {', '.join(sorted(EXTENSIONS))}")
+        elif not path.exists():
+            problems.append(f"{path}: no such file or folder")
+        else:
+            inputs.append(AudioInput(str(path), path))
+    problems += [problem for item in inputs if (problem := _obvious_problem(item))]
+    if len([item for item in inputs if item.path is None]) > 1:
+        problems.append("standard input was given more than once")
+    if problems:
+        raise AudioError(_listed(problems))
+    return inputs
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} inputs cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems)
+
+
+def _obvious_problem(item: AudioInput) -> str | None:
+    """What is wrong with a file as far as its header tells; None when nothing is."""
+    if item.path is None:
+        return None
+    if item.path.stat().st_size == 0:
+        return f"{item.name}: the file is empty"
+    try:
+        with _open(item.path, item.name) as reader:
+            reader.check()
+    except AudioError as error:
+        return str(error)
+    return None
+
+
+def load_audio(item: AudioInput, stdin: IO[bytes] | None = None) -> FloatArray:
+    """Decode one audio.
+
+    Args:
+        item: Which one.
+        stdin: Read instead of the process's standard input.
+
+    Returns:
+        `[samples]`, float32, mono, 16 kHz: the mean of all channels.
+
+    Raises:
+        AudioError: Empty, broken, cut off, or with samples that are not numbers.
+    """
+    source: Readable
+    if item.path is not None:
+        source = item.path
+    else:
+        data = (stdin or sys.stdin.buffer).read()
+        if not data:
+            raise AudioError(f"{item.name}: nothing came in")
+        source = io.BytesIO(data)
+    with _open(source, item.name) as reader:
+        audio = _resampled(reader)
+    if audio.size == 0:
+        raise AudioError(f"{item.name}: the file holds no audio samples")
+    bad = int(np.count_nonzero(~np.isfinite(audio)))
+    if bad:
+        raise AudioError(f"{item.name}: {bad} samples are not numbers (NaN or infinite); export the file again")
+    return audio
+
+
+def _resampled(reader: "_Reader") -> FloatArray:
+    """Mix each block to mono and resample the stream of them."""
+    import soxr
+
+    if reader.rate_hz == SAMPLE_RATE_HZ:
+        blocks = list(reader.blocks())
+    else:
+        stream = soxr.ResampleStream(reader.rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality=_QUALITY)
+        blocks = [stream.resample_chunk(block) for block in reader.blocks()]
+        blocks.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    return np.concatenate([np.zeros(0, dtype=np.float32), *blocks])
+
+
+class _Reader:
+    """An open audio file that gives mono blocks; a context manager."""
+
+    rate_hz: int
+    name: str
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """Raise `AudioError` when the header alone tells that the file cannot be used."""
+
+    def blocks(self) -> Iterator[FloatArray]:
+        """Mono float32 blocks at the file's own rate."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class _SoundFileReader(_Reader):
+    """WAV, FLAC, OGG, MP3, AIFF and more, through libsndfile."""
+
+    def __init__(self, source: Readable, name: str) -> None:
+        import soundfile
+
+        self.name = name
+        self._file = soundfile.SoundFile(source)
+        self.rate_hz = int(self._file.samplerate)
+
+    def check(self) -> None:
+        if self._file.frames == 0:
+            raise AudioError(f"{self.name}: the file holds no audio samples")
+
+    def blocks(self) -> Iterator[FloatArray]:
+        import soundfile
+
+        read, declared = 0, int(self._file.frames)
+        try:
+            while True:
+                block = self._file.read(_BLOCK_S * self.rate_hz, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                read += len(block)
+                yield block.mean(axis=1)
+        except soundfile.SoundFileError as error:
+            raise AudioError(
+                f"{self.name}: broken after {read / self.rate_hz:.1f} s ({error}); get the file again"
+            ) from error
+        if read < declared - _MISSING_TOLERANCE_S * self.rate_hz:
+            raise AudioError(
+                f"{self.name}: cut off: {declared / self.rate_hz:.1f} s are declared, "
+                f"{read / self.rate_hz:.1f} s are there; get the file again"
+            )
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _AvReader(_Reader):
+    """M4A, AAC, Opus, and the sound of videos, through FFmpeg."""
+
+    def __init__(self, source: Readable, name: str) -> None:
+        import av
+
+        self.name = name
+        self._container = av.open(str(source) if isinstance(source, Path) else source, mode="r")
+        if not self._container.streams.audio:
+            self._container.close()
+            raise AudioError(f"{name}: the file has no audio track")
+        self._stream = self._container.streams.audio[0]
+        self.rate_hz = int(self._stream.rate)
+
+    def blocks(self) -> Iterator[FloatArray]:
+        import av
+
+        resampler = av.AudioResampler(format="fltp")  # float planes, the rate and the channels stay
+        read = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                for converted in resampler.resample(frame):
+                    block = converted.to_ndarray()
+                    read += block.shape[1]
+                    yield block.mean(axis=0).astype(np.float32)
+        except av.FFmpegError as error:
+            raise AudioError(
+                f"{self.name}: broken after {read / self.rate_hz:.1f} s ({error.strerror}); get the file again"
+            ) from error
+        declared_s = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
+        if read / self.rate_hz < declared_s - _MISSING_TOLERANCE_S:
+            raise AudioError(
+                f"{self.name}: cut off: {declared_s:.1f} s are declared, {read / self.rate_hz:.1f} s are there; "
+                "get the file again"
+            )
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _open(source: Readable, name: str) -> _Reader:
+    """Open with libsndfile, or else with FFmpeg.
+
+    Raises:
+        AudioError: Neither knows what it is.
+    """
+    import av
+    import soundfile
+
+    problem: Exception | None = None
+    # libsndfile's MP3 decoder writes its own remarks to the terminal, so FFmpeg has the first try there.
+    readers = (_AvReader, _SoundFileReader) if _looks_like_mp3(source) else (_SoundFileReader, _AvReader)
+    for reader in readers:
+        try:
+            return reader(source, name)
+        except (soundfile.SoundFileError, av.FFmpegError, ValueError) as error:
+            problem = problem or error
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+    raise AudioError(f"{name}: not audio that can be decoded; expected one of wav, flac, mp3, m4a, ogg") from problem
+
+
+def _looks_like_mp3(source: Readable) -> bool:
+    """Whether the name or the first bytes (a tag, or the eleven set bits of a frame) say MP3."""
+    if isinstance(source, Path):
+        if source.suffix.lower() == ".mp3":
+            return True
+        with source.open("rb") as file:
+            start = file.read(3)
+    else:
+        start = source.getvalue()[:3]
+    return start == b"ID3" or (start[:1] == b"\xff" and start[1:2] >= b"\xe0")

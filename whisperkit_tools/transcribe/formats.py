@@ -1,0 +1,87 @@
+"""A transcription as text, JSON, SubRip or WebVTT."""
+
+import json
+from collections.abc import Callable, Sequence
+
+from whisperkit_tools.errors import AudioError
+from whisperkit_tools.transcribe.results import Segment, Transcription
+
+FORMATS = ("txt", "json", "srt", "vtt")
+
+
+def render(result: Transcription, format_name: str) -> str:
+    """A transcription in one of the formats, with a newline at its end.
+
+    Raises:
+        AudioError: Unknown format.
+    """
+    writers: dict[str, Callable[[Transcription], str]] = {
+        "txt": to_txt,
+        "json": to_json,
+        "srt": to_srt,
+        "vtt": to_vtt,
+    }
+    if format_name not in writers:
+        raise AudioError(f"unknown format {format_name!r}; allowed are {', '.join(FORMATS)}")
+    return writers[format_name](result)
+
+
+def to_txt(result: Transcription) -> str:
+    """The bare text in one line."""
+    return _one_line(result.text) + "\n"
+
+
+def to_json(result: Transcription) -> str:
+    """All that is known, as `Transcription.to_dict`."""
+    return json.dumps(result.to_dict(), ensure_ascii=False, indent=2) + "\n"
+
+
+def to_srt(result: Transcription) -> str:
+    """SubRip cues.
+
+    `-->` separates times there, so an arrow in the text becomes `->`.
+    """
+    cues = [
+        f"{number}\n{_clock(segment.start_s, ',')} --> {_clock(segment.end_s, ',')}\n{_cue_text(segment)}\n"
+        for number, segment in enumerate(_timed(result), start=1)
+    ]
+    return "\n".join(cues)
+
+
+def to_vtt(result: Transcription) -> str:
+    """WebVTT cues, with `&`, `<` and `>` escaped.
+
+    Source: WebVTT, W3C Candidate Recommendation, 4.2.2: cue text may not hold `-->`, `&` or `<`.
+    """
+    cues = [
+        f"\n{_clock(segment.start_s, '.')} --> {_clock(segment.end_s, '.')}\n{_escaped(_one_line(segment.text))}\n"
+        for segment in _timed(result)
+    ]
+    return "WEBVTT\n" + "".join(cues)
+
+
+def _timed(result: Transcription) -> Sequence[Segment]:
+    """Segments that a cue can show: with text, and longer than nothing."""
+    return [s for s in result.segments if _one_line(s.text) and s.end_s > s.start_s]
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks: a blank line would end a cue."""
+    return " ".join(text.split())
+
+
+def _cue_text(segment: Segment) -> str:
+    return _one_line(segment.text).replace("-->", "->")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _clock(seconds: float, point: str) -> str:
+    """`hh:mm:ss` and milliseconds; hours have as many digits as they need."""
+    milliseconds = round(max(0.0, seconds) * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    whole, milliseconds = divmod(milliseconds, 1000)
+    return f"{hours:02d}:{minutes:02d}:{whole:02d}{point}{milliseconds:03d}"

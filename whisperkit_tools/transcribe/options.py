@@ -1,0 +1,78 @@
+"""How to transcribe, as one frozen and validated value."""
+
+import math
+from dataclasses import dataclass
+
+from whisperkit_tools.errors import AudioError
+
+TASKS = ("transcribe", "translate")
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeOptions:
+    """Everything that decides which tokens come out, given the bundle and the audio.
+
+    Attributes:
+        language: Code (`es`) or English name (`Spanish`) of the spoken language; None detects it in the first window.
+        task: `transcribe`, or `translate` to English.
+        prompt: Text that the audio is pretended to follow: spelling of names, style.
+        timestamps: Predict timestamps, which also lets long audio be cut between phrases, not at every 30 s.
+        word_timestamps: Also align every word to the audio.
+        temperatures: Tried in order until a window passes both thresholds; the last one is kept whatever it gives.
+        compression_ratio_threshold: A window whose token bytes compress better than this is repetitive and decoded
+            again at the next temperature; None switches the check off. The ratio is over token ids, as in
+            transformers, not over text as in OpenAI's code, where the customary value is 2.4.
+        logprob_threshold: A window with a lower mean log probability is decoded again; None switches the check off.
+        no_speech_threshold: A window with a higher no-speech probability has no text when its mean log probability
+            is below `logprob_threshold`, or when that probability is above 0.99; None switches the check off.
+        condition_on_previous_text: Give each window the text before it as prompt. More consistent, but one
+            window's repetition then spreads to the next; off by default, as in the on-device runtime.
+        seed: Of the sampling at temperatures above zero.
+
+    Raises:
+        AudioError: Naming all values that are out of range.
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+    prompt: str | None = None
+    timestamps: bool = True
+    word_timestamps: bool = False
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    compression_ratio_threshold: float | None = 1.35
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+    condition_on_previous_text: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check all values at once."""
+        problems = [*self._task_problems(), *self._temperature_problems(), *self._threshold_problems()]
+        if problems:
+            raise AudioError("these options cannot be used: " + "; ".join(problems))
+
+    def _task_problems(self) -> list[str]:
+        if self.task in TASKS:
+            return []
+        return [f"task is {self.task!r}, allowed are {' and '.join(TASKS)}"]
+
+    def _temperature_problems(self) -> list[str]:
+        if not self.temperatures:
+            return ["temperatures is empty, give at least one, such as 0"]
+        wrong = [value for value in self.temperatures if not (math.isfinite(value) and 0 <= value <= 5)]
+        return [f"temperatures {wrong} are outside of 0 to 5"] if wrong else []
+
+    def _threshold_problems(self) -> list[str]:
+        problems = []
+        ratio, logprob, no_speech = (
+            self.compression_ratio_threshold,
+            self.logprob_threshold,
+            self.no_speech_threshold,
+        )
+        if ratio is not None and not ratio > 0:
+            problems.append(f"compression_ratio_threshold is {ratio}, expected a number above 0")
+        if logprob is not None and not logprob <= 0:
+            problems.append(f"logprob_threshold is {logprob}, expected a log probability, 0 or below")
+        if no_speech is not None and not 0 <= no_speech <= 1:
+            problems.append(f"no_speech_threshold is {no_speech}, expected a probability, 0 to 1")
+        return problems

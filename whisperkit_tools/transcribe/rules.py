@@ -1,0 +1,95 @@
+"""Which tokens may come next: suppressed ones, the first one, and the grammar of timestamps.
+
+Source: OpenAI Whisper's `SuppressTokens`, `SuppressBlank` and `ApplyTimestampRules`, in the form of transformers'
+`WhisperTimeStampLogitsProcessor`, which is the oracle.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from whisperkit_tools.transcribe.tokenizer import SpecialTokens
+
+NEVER = -math.inf
+
+
+class LogitRules:
+    """Sets the logits of tokens that may not come next to minus infinity."""
+
+    def __init__(self, special: SpecialTokens, *, timestamps: bool) -> None:
+        """Prepare the rules.
+
+        Args:
+            special: The bundle's special ids.
+            timestamps: Whether the answer has timestamps.
+        """
+        self.special = special
+        self.timestamps = timestamps
+        self._suppressed = torch.tensor(special.suppressed, dtype=torch.long)
+        self._suppressed_at_begin = torch.tensor(special.suppressed_at_begin, dtype=torch.long)
+
+    def apply(self, logits: Tensor, generated: Sequence[int]) -> Tensor:
+        """Apply all rules.
+
+        Args:
+            logits: `[V]` float32; not changed.
+            generated: The ids generated so far in this window, without the prompt.
+
+        Returns:
+            `[V]`, a copy.
+        """
+        scores = logits.clone()
+        if not generated:
+            scores.index_fill_(0, self._suppressed_at_begin, NEVER)
+        scores.index_fill_(0, self._suppressed, NEVER)
+        if self.timestamps:
+            self._keep_pairs(scores, generated)
+            self._keep_order(scores, generated)
+            if not generated:
+                self._begin_with_timestamp(scores)
+            self._prefer_timestamp(scores)
+        return scores
+
+    def _keep_pairs(self, scores: Tensor, generated: Sequence[int]) -> None:
+        """After text, timestamps come in pairs: the end of a phrase and the start of the next."""
+        special = self.special
+        scores[special.no_timestamps] = NEVER
+        if not generated or not special.is_timestamp(generated[-1]):
+            return
+        if len(generated) < 2 or special.is_timestamp(generated[-2]):
+            scores[special.timestamp_begin : special.timestamp_end] = NEVER
+        else:
+            scores[: special.end_of_text] = NEVER
+            scores[special.timestamp_end :] = NEVER
+
+    def _keep_order(self, scores: Tensor, generated: Sequence[int]) -> None:
+        """Time does not run backwards, and a phrase is not empty."""
+        special = self.special
+        at = next((i for i in range(len(generated) - 1, -1, -1) if special.is_timestamp(generated[i])), None)
+        if at is None:
+            return
+        closes_phrase = at == len(generated) - 1 and at > 0 and not special.is_timestamp(generated[at - 1])
+        earliest = generated[at] if closes_phrase else generated[at] + 1
+        scores[special.timestamp_begin : earliest] = NEVER
+
+    def _begin_with_timestamp(self, scores: Tensor) -> None:
+        """The answer begins with a timestamp, and not later than the model's configured limit."""
+        special = self.special
+        scores[: special.timestamp_begin] = NEVER
+        scores[special.timestamp_end :] = NEVER
+        if special.max_initial_timestamp_index is not None:
+            last = special.timestamp_begin + special.max_initial_timestamp_index
+            scores[last + 1 :] = NEVER
+
+    def _prefer_timestamp(self, scores: Tensor) -> None:
+        """When all timestamps together are likelier than the likeliest other token, one of them comes."""
+        begin, end = self.special.timestamp_begin, self.special.timestamp_end
+        timestamp = torch.logsumexp(scores[begin:end], dim=0)
+        text = scores[:begin].max()
+        if end < scores.shape[0]:
+            text = torch.maximum(text, scores[end:].max())
+        if timestamp > text:
+            scores[:begin] = NEVER
+            scores[end:] = NEVER

@@ -1,0 +1,376 @@
+"""From audio samples to a transcription: ties the bundle's models, its tokenizer and the decoding rules together."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.mil.specs import Precision
+from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ
+from whisperkit_tools.transcribe.decoding import DecodedWindow, WindowDecoder
+from whisperkit_tools.transcribe.features import ArrayFeatures, AudioFeatures, FeatureSource, FloatArray
+from whisperkit_tools.transcribe.longform import Context, Phrase, split_window
+from whisperkit_tools.transcribe.models import Models, Sizes
+from whisperkit_tools.transcribe.options import TranscribeOptions
+from whisperkit_tools.transcribe.results import Segment, Timings, Transcription
+from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
+from whisperkit_tools.transcribe.words import WordAligner, shifted
+
+ENGLISH = "en"
+Progress = Callable[[float, float], None]
+"""Called with the seconds of audio that are done, and those there are."""
+
+
+@dataclass(slots=True)
+class _Record:
+    """What one transcription gathers while it runs."""
+
+    segments: list[Segment] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    windows: int = 0
+    generated: int = 0
+    fallbacks: int = 0
+    mel_s: float = 0.0
+    encoder_s: float = 0.0
+    decoder_s: float = 0.0
+    first_token_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The ids every window's answer starts with, and what they mean."""
+
+    ids: tuple[int, ...]
+    language: str
+    language_probability: float | None
+
+
+class Transcriber:
+    """Transcribes audio with one bundle; loaded once, used many times, by one thread at a time."""
+
+    def __init__(self, models: Models, tokenizer: WhisperTokenizer, *, max_length: int) -> None:
+        """Put the parts together; `load` finds them in a bundle.
+
+        Args:
+            models: The bundle's packages.
+            tokenizer: Its tokenizer.
+            max_length: Most tokens of prompt and answer together.
+        """
+        self._models = models
+        self._tokenizer = tokenizer
+        self._max_length = min(max_length, models.sizes.kv_length)
+        self._session = models.new_session()
+
+    @classmethod
+    def load(
+        cls,
+        bundle: Bundle | str | Path,
+        *,
+        precision: Precision = "float32",
+        backend: str = "torch",
+        compute_units: str | None = None,
+        device: str = "cpu",
+    ) -> "Transcriber":
+        """Load a bundle.
+
+        Args:
+            bundle: An opened bundle, or its folder.
+            precision: `float32`, or `float16` to round every operation's result as the device does.
+            backend: `torch` anywhere, or `coreml` on macOS.
+            compute_units: Of Core ML.
+            device: Of PyTorch.
+
+        Raises:
+            BundleError: The bundle is incomplete or damaged.
+        """
+        from whisperkit_tools.transcribe.loading import load_models
+
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        models = load_models(opened, precision=precision, backend=backend, compute_units=compute_units, device=device)
+        return cls.from_models(models, opened)
+
+    @classmethod
+    def from_models(cls, models: Models, bundle: Bundle) -> "Transcriber":
+        """Add a bundle's tokenizer and configs to models that are loaded already.
+
+        Raises:
+            BundleError: The tokenizer or the configs are missing or belong to another model.
+        """
+        config = bundle.read_json("config.json")
+        generation_config = _generation_config(bundle, config)
+        tokenizer = WhisperTokenizer.load(
+            bundle.asset("tokenizer.json"),
+            generation_config,
+            vocab_size=models.sizes.vocab_size,
+            n_audio_ctx=models.sizes.n_audio_ctx,
+        )
+        return cls(models, tokenizer, max_length=int(config.get("max_target_positions", models.sizes.kv_length)))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes of the bundle's models."""
+        return self._models.sizes
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The bundle's special ids."""
+        return self._tokenizer.special
+
+    @property
+    def tokenizer(self) -> WhisperTokenizer:
+        """The bundle's tokenizer."""
+        return self._tokenizer
+
+    def transcribe(
+        self, audio: FloatArray, options: TranscribeOptions | None = None, *, progress: Progress | None = None
+    ) -> Transcription:
+        """Transcribe audio.
+
+        Args:
+            audio: `[samples]`, float32, mono, 16 kHz, between -1 and 1.
+            options: What to do; the defaults when None.
+            progress: Told after each window.
+
+        Raises:
+            AudioError: The audio is empty or not finite, or the options do not fit the model.
+        """
+        _check_audio(audio)
+        samples = np.ascontiguousarray(audio, dtype=np.float32)
+        source = AudioFeatures(self._models, samples)
+        return self._run(source, options or TranscribeOptions(), len(samples) / SAMPLE_RATE_HZ, progress)
+
+    def transcribe_features(
+        self, features: Tensor | FloatArray, options: TranscribeOptions | None = None
+    ) -> Transcription:
+        """Transcribe mel features that were computed elsewhere.
+
+        Args:
+            features: `[n_mels, frames]`.
+            options: What to do; the defaults when None.
+        """
+        sizes = self._models.sizes
+        source = ArrayFeatures(features, sizes.n_frames)
+        duration_s = source.n_frames * sizes.hop_length / SAMPLE_RATE_HZ
+        return self._run(source, options or TranscribeOptions(), duration_s, None)
+
+    def check(self, options: TranscribeOptions) -> None:
+        """Check that the options fit the model, before any audio is read.
+
+        Raises:
+            AudioError: They do not.
+        """
+        if options.language is not None:
+            self.special.language_id(options.language)
+        if not self.special.is_multilingual and options.task != "transcribe":
+            raise AudioError(f"task {options.task!r} was asked for, but this model knows only English transcription")
+        if options.task not in self.special.tasks and self.special.is_multilingual:
+            raise AudioError(f"this model's vocabulary has no task {options.task!r}")
+        if options.word_timestamps and not self.sizes.has_alignment:
+            raise BundleError(
+                "this bundle has no word timestamps: its TextDecoder has no output alignment_heads_weights; "
+                "convert it again without --no-word-timestamps"
+            )
+        if options.prompt is not None:
+            self._tokenizer.encode_prompt(options.prompt, self._prompt_limit)
+
+    @property
+    def _prompt_limit(self) -> int:
+        """Half of the context less one, as in OpenAI's code and the on-device runtime."""
+        return self._max_length // 2 - 1
+
+    def _run(
+        self, source: FeatureSource, options: TranscribeOptions, duration_s: float, progress: Progress | None
+    ) -> Transcription:
+        """Decode window after window."""
+        started = time.perf_counter()
+        self.check(options)
+        self._session.steps = 0
+        record = _Record()
+        prompt, notice = self._prompt(options)
+        context = Context(self.special, prompt, condition=options.condition_on_previous_text, limit=self._prompt_limit)
+        decoder = WindowDecoder(
+            self._session, self.special, options, max_length=self._max_length, vocab_size=self.sizes.vocab_size
+        )
+        start: _Start | None = None
+        frame, frame_s = 0, self.sizes.hop_length / SAMPLE_RATE_HZ
+        while frame < source.n_frames:
+            count = min(self.sizes.n_frames, source.n_frames - frame)
+            embeds = self._encode(source, frame, count, record)
+            decoding_from = time.perf_counter()
+            start = start or self._start(embeds, options)
+            prefix, at = context.prefix(start.ids)
+            window = decoder.decode(embeds, prefix, at)
+            record.decoder_s += time.perf_counter() - decoding_from
+            split = split_window(
+                window.tokens,
+                self.special,
+                window_frames=count,
+                frames_per_position=self.sizes.frames_per_position,
+            )
+            phrases, advance = ((), count) if window.has_no_speech else (split.phrases, split.advance_frames)
+            context.add(window, phrases)
+            self._record(record, window, phrases)
+            written = ENGLISH if options.task == "translate" else start.language
+            record.segments += self._segments(window, phrases, options, written, frame, count, duration_s)
+            frame += advance
+            if progress is not None:
+                progress(frame * frame_s if frame < source.n_frames else duration_s, duration_s)
+        if start is None:
+            raise AudioError("the audio holds no frames; there is nothing to transcribe")
+        return self._result(record, start, options, duration_s, started, (notice,) if notice else ())
+
+    def _encode(self, source: FeatureSource, frame: int, count: int, record: _Record) -> Tensor:
+        """Compute a window's audio embeddings, and note how long it took."""
+        begin = time.perf_counter()
+        features = source.window(frame, count)
+        between = time.perf_counter()
+        embeds = self._models.encode(features)
+        record.mel_s += between - begin
+        record.encoder_s += time.perf_counter() - between
+        return embeds
+
+    def _prompt(self, options: TranscribeOptions) -> tuple[tuple[int, ...], str | None]:
+        if options.prompt is None or not options.prompt.strip():
+            return (), None
+        return self._tokenizer.encode_prompt(options.prompt, self._prompt_limit)
+
+    def _start(self, embeds: Tensor, options: TranscribeOptions) -> _Start:
+        """Decide on the ids that every answer starts with; the language is detected from the first window."""
+        special = self.special
+        ids = [special.start_of_transcript]
+        language, probability = ENGLISH, None
+        if special.is_multilingual:
+            if options.language is None:
+                language, probability = self.detect_language(embeds)
+            else:
+                language = special.language_of(special.language_id(options.language))
+            ids += [special.languages[language], special.tasks[options.task]]
+        if not options.timestamps:
+            ids.append(special.no_timestamps)
+        return _Start(tuple(ids), language, probability)
+
+    def detect_language(self, embeds: Tensor) -> tuple[str, float]:
+        """Return the most probable language of a window and its probability among all languages."""
+        self._session.begin(embeds)
+        logits, _ = self._session.step(self.special.start_of_transcript, 0)
+        codes = list(self.special.languages)
+        probabilities = logits[[self.special.languages[code] for code in codes]].softmax(dim=0)
+        best = int(probabilities.argmax())
+        return codes[best], float(probabilities[best])
+
+    def _record(self, record: _Record, window: DecodedWindow, phrases: Sequence[Phrase]) -> None:
+        record.windows += 1
+        record.generated += window.generated
+        record.fallbacks += window.attempts - 1
+        for phrase in phrases:
+            record.tokens += phrase.tokens
+        if record.first_token_at is None:
+            record.first_token_at = window.first_token_at
+
+    def _segments(
+        self,
+        window: DecodedWindow,
+        phrases: Sequence[Phrase],
+        options: TranscribeOptions,
+        language: str,
+        frame: int,
+        count: int,
+        duration_s: float,
+    ) -> list[Segment]:
+        """Phrases with text, in seconds of the whole audio."""
+        frame_s = self.sizes.hop_length / SAMPLE_RATE_HZ
+        position_s = frame_s * self.sizes.frames_per_position
+        offset_s = frame * frame_s
+        words: list[list[tuple[str, float, float]]] = [[] for _ in phrases]
+        if options.word_timestamps and window.alignment is not None:
+            aligner = WordAligner(self.special, self._tokenizer.decode, language, position_s)
+            positions = count // self.sizes.frames_per_position
+            words = aligner.align(window.tokens, window.alignment, phrases, positions)
+        segments = []
+        for phrase, timed in zip(phrases, words, strict=True):
+            text = self._tokenizer.decode(phrase.tokens)
+            if not text.strip():
+                continue
+            segments.append(
+                Segment(
+                    start_s=round(min(offset_s + phrase.start * position_s, duration_s), 3),
+                    end_s=round(min(offset_s + phrase.end * position_s, duration_s), 3),
+                    text=text,
+                    tokens=phrase.tokens,
+                    temperature=window.temperature,
+                    avg_logprob=round(window.avg_logprob, 6),
+                    compression_ratio=round(window.compression_ratio, 6),
+                    no_speech_prob=round(window.no_speech_prob, 6),
+                    words=shifted(timed, offset_s, duration_s),
+                )
+            )
+        return segments
+
+    def _result(
+        self,
+        record: _Record,
+        start: _Start,
+        options: TranscribeOptions,
+        duration_s: float,
+        started: float,
+        notices: tuple[str, ...],
+    ) -> Transcription:
+        total_s = time.perf_counter() - started
+        first = record.first_token_at if record.first_token_at is not None else started + total_s
+        timings = Timings(
+            total_s=round(total_s, 6),
+            mel_s=round(record.mel_s, 6),
+            encoder_s=round(record.encoder_s, 6),
+            decoder_s=round(record.decoder_s, 6),
+            time_to_first_token_s=round(first - started, 6),
+            windows=record.windows,
+            decoder_steps=self._session.steps,
+            tokens=len(record.tokens),
+            tokens_per_second=round(record.generated / record.decoder_s, 3) if record.decoder_s else 0.0,
+            fallbacks=record.fallbacks,
+            real_time_factor=round(total_s / duration_s, 6),
+        )
+        return Transcription(
+            text="".join(segment.text for segment in record.segments).strip(),
+            language=start.language,
+            language_probability=start.language_probability,
+            task=options.task,
+            segments=tuple(record.segments),
+            tokens=tuple(record.tokens),
+            audio_duration_s=round(duration_s, 6),
+            timings=timings,
+            notices=notices,
+        )
+
+
+def _check_audio(audio: FloatArray) -> None:
+    """Raise `AudioError` unless the audio is a row of finite numbers."""
+    if audio.ndim != 1:
+        raise AudioError(f"the audio has shape {list(audio.shape)}, expected one channel: [samples]")
+    if audio.size == 0:
+        raise AudioError("the audio holds no samples; there is nothing to transcribe")
+    if not bool(np.isfinite(audio).all()):
+        bad = int(np.count_nonzero(~np.isfinite(audio)))
+        raise AudioError(f"the audio holds {bad} samples that are not numbers (NaN or infinite); export it again")
+
+
+def _generation_config(bundle: Bundle, config: dict[str, Any]) -> dict[str, Any]:
+    """Content of `generation_config.json`, filled up from the model's config where older checkpoints keep it."""
+    has_file = (bundle.path / "generation_config.json").is_file()
+    generation_config = bundle.read_json("generation_config.json") if has_file else {}
+    inherited = (
+        "eos_token_id",
+        "decoder_start_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    )
+    for name in inherited:
+        if generation_config.get(name) is None and config.get(name) is not None and not has_file:
+            generation_config[name] = config[name]
+    return generation_config
