@@ -18,8 +18,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	touch $@
 
 demo: $(VENV)/.runtime
-	$(BIN)/wkt convert demo -o $(OUT) --force
-	$(BIN)/python -m whisperkit_tools.demo.listen $(OUT)
+	$(BIN)/wkt demo -o $(OUT) --force
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

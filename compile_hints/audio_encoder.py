@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperkit_tools.compile_hints.attention import AttentionImplementation, MultiHeadAttention, attention
+from whisperkit_tools.compile_hints.attention import AttentionImplementation, Cat, MultiHeadAttention
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward, SequenceConv
 
@@ -52,9 +52,10 @@ class AudioEncoder(nn.Module):
     Parameter names are the checkpoint's below `model.encoder.`.
     """
 
-    def __init__(self, dims: ModelDimensions, attention_name: str = "cat") -> None:
+    def __init__(self, dims: ModelDimensions, attention: AttentionImplementation | None = None) -> None:
+        """Build the encoder; `attention` is how queries, keys and values meet, `Cat` unless given."""
         super().__init__()
-        implementation = attention(attention_name)
+        implementation = attention or Cat()
         self.dims = dims
         self.conv1 = SequenceConv(dims.n_mels, dims.d_model, 3)
         self.conv2 = SequenceConv(dims.d_model, dims.d_model, 3, stride=2)

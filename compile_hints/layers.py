@@ -4,6 +4,7 @@ Their parameters carry the names of the Hugging Face checkpoint. A state dict in
 `[out, in]`, 1-D convolution `[out, in, k]`) is brought into the layout while it is loaded, as views without a copy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,3 +81,13 @@ class FeedForward(nn.Module):
         hidden = F.gelu(self.fc1(self.final_layer_norm(x)))  # exact gelu, as Whisper was trained
         output: Tensor = x + self.fc2(hidden)
         return output
+
+
+def split(x: Tensor, size: int, dim: int) -> list[Tensor]:
+    """Split an axis into pieces of `size`, the last one maybe shorter; a single piece costs no operation."""
+    return [x] if x.shape[dim] <= size else list(torch.split(x, size, dim=dim))
+
+
+def concatenated(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    """Undo `split`."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=dim)

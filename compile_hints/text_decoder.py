@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperkit_tools.compile_hints.attention import AttentionImplementation, MultiHeadAttention, attention
+from whisperkit_tools.compile_hints.attention import AttentionImplementation, Cat, MultiHeadAttention
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
-from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward
+from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward, concatenated, split
 
 AlignmentHeads: TypeAlias = tuple[tuple[int, int], ...]
 """Pairs of decoder layer and cross-attention head."""
@@ -82,7 +82,8 @@ class TextDecoder(nn.Module):
         dims: ModelDimensions,
         kv_length: int = 448,
         alignment_heads: AlignmentHeads | None = None,
-        attention_name: str = "cat",
+        attention: AttentionImplementation | None = None,
+        logits_chunk_size: int | None = None,
     ) -> None:
         """Build the decoder.
 
@@ -90,18 +91,23 @@ class TextDecoder(nn.Module):
             dims: The architecture.
             kv_length: Positions of the caches, at most `dims.n_text_ctx`.
             alignment_heads: Heads whose mean cross-attention is given out for word timestamps, or None for none.
-            attention_name: How queries, keys and values meet; see `attention.attention`.
+            attention: How queries, keys and values meet; `Cat` unless given.
+            logits_chunk_size: Most logits that one product may give, where the Neural Engine has a limit; None for all
+                at once.
 
         Raises:
-            ValueError: `kv_length` or a head is out of range.
+            ValueError: `kv_length`, a head or `logits_chunk_size` is out of range.
         """
         super().__init__()
         _check_kv_length(kv_length, dims)
         _check_heads(alignment_heads, dims)
-        implementation = attention(attention_name)
+        if logits_chunk_size is not None and logits_chunk_size < 1:
+            raise ValueError(f"logits_chunk_size is {logits_chunk_size}, expected a positive number or None")
+        implementation = attention or Cat()
         self.dims = dims
         self.kv_length = kv_length
         self.alignment_heads = alignment_heads or None
+        self.logits_chunk_size = logits_chunk_size or dims.vocab_size
         self.embed_tokens = nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_positions = nn.Embedding(dims.n_text_ctx, dims.d_model)
         self.layers = nn.ModuleList(TextDecoderLayer(dims, implementation) for _ in range(dims.decoder_layers))
@@ -134,7 +140,9 @@ class TextDecoder(nn.Module):
         """
         channels = self.dims.d_model
         step = CachedStep(kv_cache_update_mask, decoder_key_padding_mask)
-        embedded = self.embed_tokens(input_ids) + self.embed_positions(cache_length)
+        # One list for both uses: the converter makes a constant of each piece, and none of the whole.
+        tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
+        embedded = _look_up(input_ids, tables) + self.embed_positions(cache_length)
         x = embedded.view(1, channels, 1, 1)
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -149,7 +157,8 @@ class TextDecoder(nn.Module):
             keys.append(key)
             values.append(value)
             observed.extend(weights)
-        logits = F.linear(self.layer_norm(x).view(1, 1, channels), self.embed_tokens.weight)
+        hidden = self.layer_norm(x).view(1, 1, channels)
+        logits = concatenated([F.linear(hidden, table) for table in tables], dim=2)
         outputs = (logits, torch.cat(keys, dim=1), torch.cat(values, dim=1))
         if not observed:
             return outputs
@@ -158,6 +167,24 @@ class TextDecoder(nn.Module):
     def _observed_heads(self, layer: int) -> tuple[int, ...]:
         """Return the alignment heads of one layer."""
         return tuple(head for at, head in self.alignment_heads or () if at == layer)
+
+
+def _look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
+    """Return the rows `[1, D]` of tokens `[1]` in a table that is cut into pieces of equal height but for the last.
+
+    All of it on whole numbers: float16 does not hold ids beyond 2048, and the converter takes clamping and division for
+    arithmetic of floats.
+    """
+    height, at_most = tables[0].shape[0], tables[-1].shape[0] - 1
+    if len(tables) == 1:
+        return F.embedding(ids, tables[0])
+    piece = (ids >= height).to(ids.dtype)
+    for index in range(2, len(tables)):
+        piece = piece + (ids >= index * height).to(ids.dtype)
+    row = ids - piece * height
+    in_last = torch.minimum(row, row.new_full((1,), at_most))
+    rows = [F.embedding(row, table) for table in tables[:-1]] + [F.embedding(in_last, tables[-1])]
+    return F.embedding(piece, torch.cat(rows))
 
 
 def _check_kv_length(kv_length: int, dims: ModelDimensions) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from whisperkit_tools.compile_hints.attention import cat_attention
+from whisperkit_tools.compile_hints.attention import Cat
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, SequenceConv
 
@@ -72,7 +72,7 @@ def test_cat_attention_equals_torch_and_shows_its_weights() -> None:
     query, key, value = (torch.randn(2, heads * head_dim, 1, n) for n in (queries, keys, keys))
     mask = torch.zeros(2, 1, 1, keys)
     mask[..., -2:] = -1e4
-    output, weights = cat_attention(query, key, value, heads=heads, mask=mask, observed=(2, 0))
+    output, weights = Cat()(query, key, value, heads=heads, mask=mask, observed=(2, 0))
     by_head = [x.reshape(2, heads, head_dim, -1).transpose(2, 3) for x in (query, key, value)]
     expected = F.scaled_dot_product_attention(*by_head, attn_mask=mask, scale=1.0)
     torch.testing.assert_close(output, expected.transpose(2, 3).reshape(2, -1, 1, queries))

@@ -162,5 +162,3 @@ def test_without_alignment_heads_there_are_three_outputs() -> None:
         TextDecoder(small, alignment_heads=((0, 0), (1, 0), (0, 2)))
     with pytest.raises(ValueError, match="kv_length is 449, expected 1 to 448"):
         TextDecoder(small, kv_length=449)
-    with pytest.raises(ValueError, match="unknown attention implementation 'dog'; known are cat"):
-        TextDecoder(small, attention_name="dog")

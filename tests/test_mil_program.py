@@ -4,6 +4,8 @@ import copy
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +114,34 @@ def test_interface_and_metadata(package: Path) -> None:
     assert program.metadata.user_defined["key"] == "value"
     assert program.metadata.spec_version == 7
     assert "8 operations" in repr(program)
+
+
+def test_reading_a_graph_waits_for_neither_torch_nor_coremltools(package: Path) -> None:
+    code = (
+        "import sys; from whisperkit_tools.mil.graph import read_graph; "
+        f"graph = read_graph({str(package)!r}); "
+        "print(len(graph.operations), *({'torch', 'coremltools'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["8"]
+
+
+def test_message_classes_are_those_of_coremltools() -> None:
+    code = (
+        "from whisperkit_tools.mil.protos import model_proto; alone = model_proto(); "
+        "from whisperkit_tools.mil.quiet import import_coremltools; import_coremltools(); "
+        "print(model_proto() is not alone, model_proto().Model is alone.Model)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_constants_are_read_when_they_are_asked_for(package: Path) -> None:
+    constants = read_graph(package).constants
+    assert constants["project_weight"].in_weights_file
+    np.testing.assert_array_equal(constants["project_weight"].value, WEIGHT)
+    assert not constants["reduced_axes_0"].in_weights_file
+    assert constants["reduced_axes_0"].value.tolist() == [1]
 
 
 def test_predict_takes_what_coremltools_takes(package: Path, memory: np.ndarray) -> None:

@@ -23,6 +23,13 @@ ROOMS = {
     "convert": {"compile_hints", "mil", "bundle", "checkpoint", "demo"},
     "transcribe": {"mil", "bundle"},
 }
+# The lint and the cost model judge ML Programs, so these files of `compile_hints` read them; the layouts may not.
+EXCEPTIONS = {
+    "compile_hints/cost.py": {"mil"},
+    "compile_hints/counting.py": {"mil"},
+    "compile_hints/residency.py": {"mil"},
+    "compile_hints/traffic.py": {"mil"},
+}
 
 
 def _settings():
@@ -51,10 +58,14 @@ def test_the_outer_folders_are_linked_and_mapped():
         assert mapped[f"whisperkit_tools.{name}"] == name
 
 
-def _room_of(path: Path) -> str:
+def _inside(path: Path) -> Path:
+    """The path as it is inside the import package."""
     relative = path.relative_to(ROOT)
-    parts = relative.parts if relative.parts[0] != "whisperkit_tools" else relative.parts[1:]
-    return parts[0].removesuffix(".py")
+    return relative if relative.parts[0] != "whisperkit_tools" else relative.relative_to("whisperkit_tools")
+
+
+def _room_of(path: Path) -> str:
+    return _inside(path).parts[0].removesuffix(".py")
 
 
 def _imports(path: Path) -> set[str]:
@@ -71,7 +82,7 @@ def _upward(path: Path) -> list[str]:
     room = _room_of(path)
     if room not in ROOMS:
         return []
-    allowed = ROOMS[room] | {room, "errors", "progress"}
+    allowed = ROOMS[room] | {room, "errors", "progress"} | EXCEPTIONS.get(_inside(path).as_posix(), set())
     houses = {name.split(".")[1] for name in _imports(path) if name.startswith("whisperkit_tools.")}
     return [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(houses - allowed - {"__version__"})]
 
@@ -91,6 +102,8 @@ def test_the_import_guard_closes(tmp_path, monkeypatch):
     bad.parent.mkdir()
     bad.write_text("from whisperkit_tools.mil.program import Program\n")
     assert _upward(bad) == ["compile_hints/bad.py imports mil"]
+    bad.with_name("residency.py").write_text("from whisperkit_tools.transcribe.audio import read\n")
+    assert _upward(bad.with_name("residency.py")) == ["compile_hints/residency.py imports transcribe"]
 
 
 def test_help_imports_nothing_heavy():
@@ -103,7 +116,7 @@ def test_help_imports_nothing_heavy():
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["convert", "transcribe", "info", "verify", "doctor"])
+@pytest.mark.parametrize("name", ["convert", "transcribe", "demo", "info", "verify", "lint", "estimate", "doctor"])
 def test_command_modules_import_nothing_heavy(name):
     heavy = "{'torch', 'coremltools', 'transformers'}"
     code = f"import sys, whisperkit_tools.cli.{name}\nprint(sorted({heavy} & set(sys.modules)))"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from whisperkit_tools.checkpoint.assets import Scratch
 from whisperkit_tools.checkpoint.tensors import FLOAT_TYPES, StoredTensor, TensorTable
+from whisperkit_tools.compile_hints.attention import AttentionImplementation
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
@@ -73,17 +74,20 @@ class Checkpoint:
         """The sha256 of each weight file, by its name. Reads them whole."""
         return {path.name: _sha256(path) for path in self.weight_files}
 
-    def load_encoder(self, dtype: torch.dtype = torch.float32) -> AudioEncoder:
+    def load_encoder(
+        self, dtype: torch.dtype = torch.float32, attention: AttentionImplementation | None = None
+    ) -> AudioEncoder:
         """Read the encoder's weights.
 
         Args:
             dtype: Type of the parameters; tensors stored in it stay mapped to the file.
+            attention: How its queries, keys and values meet; `Cat` unless given.
 
         Raises:
             CheckpointError: Weights are not finite or leave float16's range; all such tensors are named.
         """
         with torch.device("meta"):
-            encoder = AudioEncoder(self.dims)
+            encoder = AudioEncoder(self.dims, attention)
         _assign(encoder, self.tensors, "encoder.", dtype)
         return encoder
 
@@ -92,6 +96,8 @@ class Checkpoint:
         kv_length: int = 448,
         alignment_heads: AlignmentHeads | None = None,
         dtype: torch.dtype = torch.float32,
+        attention: AttentionImplementation | None = None,
+        logits_chunk_size: int | None = None,
     ) -> TextDecoder:
         """Read the decoder's weights.
 
@@ -99,14 +105,16 @@ class Checkpoint:
             kv_length: Positions of its caches.
             alignment_heads: Heads whose mean cross-attention it gives out, or None for none.
             dtype: Type of the parameters; tensors stored in it stay mapped to the file.
+            attention: How its queries, keys and values meet; `Cat` unless given.
+            logits_chunk_size: Most logits that one product may give; None for all at once.
 
         Raises:
             CheckpointError: Weights are not finite, leave float16's range, or the output layer is not tied to the
                 embedding; all such tensors are named.
-            ValueError: `kv_length` or a head is out of range.
+            ValueError: `kv_length`, a head or `logits_chunk_size` is out of range.
         """
         with torch.device("meta"):
-            decoder = TextDecoder(self.dims, kv_length, alignment_heads)
+            decoder = TextDecoder(self.dims, kv_length, alignment_heads, attention, logits_chunk_size)
         _check_tied(self.tensors)
         _assign(decoder, self.tensors, "decoder.", dtype)
         return decoder

@@ -18,8 +18,11 @@ from whisperkit_tools.errors import WktError
 COMMANDS = {
     "convert": "Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.",
     "transcribe": "Transcribe audio by running a bundle's packages.",
+    "demo": "Convert the embedded model, transcribe its audio, compare.",
     "info": "Show what a bundle holds.",
     "verify": "Check a bundle's hashes, contract and parity again.",
+    "lint": "Say what will not run on the Neural Engine, and why.",
+    "estimate": "Estimate FLOPs, bytes and latency of bundles on chips.",
     "doctor": "Show what this machine can do.",
 }
 
@@ -89,11 +92,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     except OSError as error:
         code = _report(_os_error_line(error), 1, arguments)
     except Exception as error:  # the last line of defence: a bug of ours is still one line
-        code = _report(
-            f"internal error: {type(error).__name__}: {_first_line(error)} (please report it; `wkt -v ...` shows where)",
-            1,
-            arguments,
-        )
+        what = f"internal error: {type(error).__name__}: {_first_line(error)}"
+        code = _report(f"{what} (please report it; `wkt -v ...` shows where)", 1, arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
 

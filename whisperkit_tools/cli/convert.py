@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
+ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
 
 
 @click.command(short_help="Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.")
@@ -16,6 +17,19 @@ TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
 @click.option("--deployment-target", type=click.Choice(TARGETS), default="ios16", show_default=True,
               help="The oldest system that is to load the bundle.")  # fmt: skip
 @click.option("--kv-length", type=int, help="Positions of the decoder's caches [default: all, 448].")
+@click.option("--turbo", is_flag=True,
+              help="The layout for latency: --audio-encoder-attention split-heads-q, and _turbo in the name. It is not "
+                   "OpenAI's model of that name, and M1's Neural Engine does not run large models so.")  # fmt: skip
+@click.option("--audio-encoder-attention", type=click.Choice(ATTENTIONS),
+              help="How the encoder's attention is laid out [default: cat; split-heads-q with --turbo].")  # fmt: skip
+@click.option("--text-decoder-attention", type=click.Choice(ATTENTIONS),
+              help="How the decoder's attention is laid out [default: cat].")  # fmt: skip
+@click.option("--attention-chunk-size", type=int,
+              help="Positions in a chunk of split-heads-q (queries) and split-kv (keys), a multiple of 32 "
+                   "[default: 512].")  # fmt: skip
+@click.option("--logits-chunk-size", type=int,
+              help="Most logits that one product gives; 16384 is the width that older Neural Engines hold "
+                   "[default: all at once].")  # fmt: skip
 @click.option("--no-word-timestamps", is_flag=True, help="Leave the alignment heads' output away.")
 @click.option("--no-verify", is_flag=True, help="Do not run the packages; the bundle records that it is unverified.")
 @click.option("--compile", "compile_", is_flag=True, help="Add .mlmodelc folders (macOS with Xcode).")
@@ -28,6 +42,11 @@ def command(
     revision: str | None,
     deployment_target: str,
     kv_length: int | None,
+    turbo: bool,
+    audio_encoder_attention: str | None,
+    text_decoder_attention: str | None,
+    attention_chunk_size: int | None,
+    logits_chunk_size: int | None,
     no_word_timestamps: bool,
     no_verify: bool,
     compile_: bool,
@@ -42,6 +61,11 @@ def command(
 
     Each package is loaded back and run on speech: at least 70 dB against PyTorch in float32 and 40 dB in float16, or
     the command exits 3 and leaves nothing behind.
+
+    The attention layouts compute the same; they differ in what the Neural Engine's compiler makes of them. cat: all
+    heads in one product, the fewest operations, for GPU and M1. split-heads: one head at a time, which keeps tensors
+    small, with one transpose of the keys for all heads. split-heads-q: the same with the queries in chunks, for the
+    encoder (a decoder step has one query). split-kv: all heads, with keys and values in chunks.
     """
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.cli.progress import ConsoleProgress
@@ -52,6 +76,11 @@ def command(
         output_dir=output_dir,
         deployment_target=deployment_target,
         kv_length=kv_length,
+        turbo=turbo,
+        audio_encoder_attention=audio_encoder_attention,
+        text_decoder_attention=text_decoder_attention,
+        attention_chunk_size=attention_chunk_size,
+        logits_chunk_size=logits_chunk_size,
         word_timestamps=not no_word_timestamps,
         verify=not no_verify,
         compile=compile_,

@@ -1,5 +1,6 @@
 """A checkpoint to a verified bundle: export each component, run what was written, put the folder in place."""
 
+import json
 import platform
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ from whisperkit_tools.convert.alignment_heads import choose_alignment_heads
 from whisperkit_tools.convert.components import COMPUTED_IN_FLOAT32, Components, one_window
 from whisperkit_tools.convert.export import DEPLOYMENT_TARGETS, PackageMetadata, export_package
 from whisperkit_tools.convert.interface import package_problems
+from whisperkit_tools.convert.layout import PLAIN, TURBO_DECODER, TURBO_ENCODER, Layout
 from whisperkit_tools.convert.parity import ComponentParity, ParityGate, require
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -49,6 +51,11 @@ class ConversionConfig:
         deployment_target: The oldest system that is to load the packages; a key of `DEPLOYMENT_TARGETS`.
         kv_length: Positions of the decoder's caches, or None for all that the checkpoint has.
         word_timestamps: Whether the decoder gives out its alignment heads' weights.
+        turbo: Whether the bundle is laid out for latency, and named so.
+        audio_encoder_attention: Name of the encoder's attention, or None for what `turbo` says.
+        text_decoder_attention: Name of the decoder's attention, or None for what `turbo` says.
+        attention_chunk_size: Positions in a chunk of the attentions that work in chunks, or None for the default.
+        logits_chunk_size: Most logits that one product gives, or None for all at once.
         verify: Whether the packages are run and compared before the bundle is put in place.
         compile: Whether `.mlmodelc` folders are added (macOS with Xcode).
         force: Whether an existing bundle is replaced.
@@ -59,6 +66,11 @@ class ConversionConfig:
     deployment_target: str = "ios16"
     kv_length: int | None = None
     word_timestamps: bool = True
+    turbo: bool = False
+    audio_encoder_attention: str | None = None
+    text_decoder_attention: str | None = None
+    attention_chunk_size: int | None = None
+    logits_chunk_size: int | None = None
     verify: bool = True
     compile: bool = False
     force: bool = False
@@ -68,16 +80,33 @@ class ConversionConfig:
         """Check the values that need no checkpoint.
 
         Raises:
-            ConversionError: The target is unknown, or the compiler is not to be had here.
+            ConversionError: The target is unknown, the layout options make no sense, or the compiler is not to be
+                had here.
         """
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             known = ", ".join(DEPLOYMENT_TARGETS)
             raise ConversionError(f"unknown deployment target {self.deployment_target!r}; known are {known}")
+        encoder = self.layout.audio_encoder  # raises for options that make no sense
+        if self.turbo and encoder != TURBO_ENCODER:
+            raise ConversionError(
+                f"--turbo is the layout with {TURBO_ENCODER!r} for the encoder, but {encoder!r} was chosen; leave one "
+                "of the two out"
+            )
         if self.compile and (sys.platform != "darwin" or shutil.which("xcrun") is None):
             raise ConversionError(
                 "--compile needs macOS with Xcode's command line tools; leave it out: the runtime compiles an "
                 ".mlpackage when it first loads it"
             )
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of each component; what was not chosen follows from `turbo`."""
+        return Layout(
+            self.audio_encoder_attention or (TURBO_ENCODER if self.turbo else PLAIN),
+            self.text_decoder_attention or (TURBO_DECODER if self.turbo else PLAIN),
+            self.attention_chunk_size,
+            self.logits_chunk_size,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +147,7 @@ def convert(
     """
     start = time.monotonic()
     work = _Conversion(checkpoint, config, audio, progress or SilentProgress())
-    target = config.output_dir / variant_name(checkpoint.org, checkpoint.model)
+    target = config.output_dir / variant_name(checkpoint.org, checkpoint.model, turbo=config.turbo)
     with new_bundle(target, force=config.force) as folder:
         work.run(folder)
         parity = tuple(work.parity)
@@ -140,6 +169,7 @@ class _Conversion:
         self.notes = list(checkpoint.notes)
         self.parity: list[ComponentParity] = []
         self.kv_length = _kv_length(checkpoint, config)
+        config.layout.check_length(checkpoint.dims.n_audio_ctx)
         self.audio = audio
         self.heads: AlignmentHeads | None = None
         for note in checkpoint.notes:
@@ -150,11 +180,13 @@ class _Conversion:
         self.heads = self._alignment_heads()
         with self.progress.stage("checkpoint", "hash"):
             self.sha256 = self.checkpoint.content_sha256
-        components = Components(self.checkpoint, self.kv_length, self.heads, self.audio)
+        components = Components(self.checkpoint, self.kv_length, self.heads, self.audio, self.config.layout)
         for name in PACKAGES:
             self._component(components, name, folder / f"{name}.mlpackage")
         for asset in self.checkpoint.assets:
             shutil.copyfile(asset, folder / asset.name)
+        if self.heads != self.checkpoint.alignment_heads and self.heads is not None:
+            self._ship_chosen_heads(folder / "generation_config.json")
 
     def _alignment_heads(self) -> AlignmentHeads | None:
         if not self.config.word_timestamps or self.checkpoint.alignment_heads:
@@ -164,6 +196,11 @@ class _Conversion:
         self.notes.append(f"the checkpoint names no alignment heads; {choice.reason}")
         self.progress.note(self.notes[-1])
         return choice.heads
+
+    def _ship_chosen_heads(self, path: Path) -> None:
+        """Write the heads that were chosen where other tools look for them."""
+        generation = {**self.checkpoint.generation_config, "alignment_heads": [list(pair) for pair in self.heads or ()]}
+        path.write_text(json.dumps(generation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _component(self, components: Components, name: str, path: Path) -> None:
         """Export and verify one component."""
@@ -236,6 +273,8 @@ def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
             "kv_length": work.kv_length,
             "word_timestamps": work.heads is not None,
             "alignment_heads": [list(pair) for pair in work.heads or ()],
+            "turbo": config.turbo,
+            **config.layout.recorded(),
             "compiled": config.compile,
             "verified": config.verify,
             "notes": work.notes,

@@ -95,7 +95,7 @@ def export_package(
 
 
 def _exported(module: torch.nn.Module, interface: PackageInterface) -> torch.export.ExportedProgram:
-    from whisperkit_tools.convert.passes import cast_scalars
+    from whisperkit_tools.convert.passes import cast_quotients, cast_scalars
 
     example = tuple(_example(tensor) for tensor in interface.inputs.values())
     with torch.no_grad(), warnings.catch_warnings():
@@ -104,6 +104,7 @@ def _exported(module: torch.nn.Module, interface: PackageInterface) -> torch.exp
             module.eval(), example, strict=False
         ).run_decompositions({})
     cast_scalars(program)
+    cast_quotients(program)
     return program
 
 

@@ -1,7 +1,7 @@
 """What coremltools 9 needs to convert a float16 `ExportedProgram`, so that no float32 copy of the weights is ever made.
 
-Two things stand in its way: it reads a Python scalar as float32 and promotes the tensor it meets, and its pass
-`fuse_elementwise_to_batchnorm` hands float32 statistics to a float16 input.
+Three things stand in its way: it reads a Python scalar as float32 and promotes the tensor it meets, it makes every
+quotient float32, and its pass `fuse_elementwise_to_batchnorm` hands float32 statistics to a float16 input.
 """
 
 from typing import Any
@@ -30,6 +30,20 @@ def cast_scalars(program: ExportedProgram) -> None:
         if node.target in _BINARY and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
             with graph.inserting_before(node):
                 node.args = tuple(_constant(graph, arg) if isinstance(arg, float) else arg for arg in node.args)
+    graph.lint()
+    program.graph_module.recompile()
+
+
+def cast_quotients(program: ExportedProgram) -> None:
+    """Cast the quotients of float16 tensors back to float16, in place; the casts are gone from the finished package."""
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        if node.target == _aten.div.Tensor and isinstance(value, torch.Tensor) and value.dtype == torch.float16:
+            with graph.inserting_after(node):
+                half = graph.call_function(_aten._to_copy.default, (node,), {"dtype": torch.float16})
+            half.meta["val"] = value
+            node.replace_all_uses_with(half, delete_user_cb=lambda user, half=half: user is not half)
     graph.lint()
     program.graph_module.recompile()
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whisperkit_tools.mil.ops.conv import conv
+
 Packed: TypeAlias = Any
 """A matrix in float16 in FBGEMM's layout: an opaque object of torch's."""
 
@@ -18,6 +20,11 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     """
     rows = F.linear(x.permute(0, 2, 3, 1), weight.reshape(weight.shape[0], -1), bias)
     return rows.permute(0, 3, 1, 2)
+
+
+def channels_last_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+    """A convolution whose result lies channels-last in memory, for what follows; see `pointwise_conv`."""
+    return conv(x, weight, bias, **options).contiguous(memory_format=torch.channels_last)
 
 
 def single_position_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -68,7 +68,8 @@ def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, Ten
     for rule in rules:
         result = _apply(rule, result, Surroundings(result, names, stored))
     known = {**stored, **{output.name: output for node in result for output in node.outputs}}
-    return [new for node in result for new in _product(node, known)]
+    result = [new for node in result for new in _product(node, known)]
+    return _channels_last(result)
 
 
 def _apply(rule: Rule, nodes: list[Node], around: Surroundings) -> list[Node]:
@@ -128,6 +129,21 @@ def _pointwise(node: Node, known: Mapping[str, TensorSpec]) -> Node | None:
         return None
     single = shape[0] * shape[2] * shape[3] == 1
     return _fused("fused_conv", fused.single_position_conv if single else fused.pointwise_conv, node, node.arguments)
+
+
+def _channels_last(nodes: list[Node]) -> list[Node]:
+    """Let wide convolutions give channels-last results, where layer norms over the channels follow.
+
+    Otherwise their layout would stay with the residual stream, and each norm and each sum would have to convert.
+    """
+    if not any(node.type == "layer_norm" and list(node.values.get("axes", ())) == [1] for node in nodes):
+        return nodes
+    return [
+        _fused("fused_conv", fused.channels_last_conv, node, node.arguments, **node.values)
+        if node.type == "conv" and len(node.outputs[0].shape) == 4 and not node.dynamic
+        else node
+        for node in nodes
+    ]
 
 
 def _count(shape: Iterable[int]) -> int:
