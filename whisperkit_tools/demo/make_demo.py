@@ -17,8 +17,8 @@ The committed checkpoint took 80 minutes on two busy cores, in these runs of `tr
 In the first run the windows also had fewer timestamps (0.7 and 0.6 of them in the middle and long stages); its first
 2,000 steps ran in one process of two threads. So those runs cannot be repeated to the bit; a new run can.
 
-The defaults are a longer run with all of that from the start. Word error rate in long-form was still falling when the
-committed run ended.
+The defaults are a longer run with all of that from the start. The loss on 30-second windows was still falling
+when the committed run ended.
 """
 
 import argparse
