@@ -1,11 +1,13 @@
 """Running a plan call after call, remembering what the next call need not compute again."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from whisperkit_tools.mil.plan import Plan, Values, execute
+
+ConstantsKey: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Executor:
@@ -23,34 +25,40 @@ class Executor:
         self.executed = 0
         """Number of operations the last run executed."""
         self._template: Values | None = None
-        self._constants_key: tuple[tuple[int, int], ...] = ()
+        self._constants_key: ConstantsKey = ()
+        self._constants: Mapping[str, Tensor] = {}  # held, so that no other tensor can get the identity of one of them
         self._seen: dict[str, tuple[Tensor, int]] = {}
         self._kept: list[tuple[int, Any]] = []
 
     def forget(self) -> None:
         """Drop everything kept from earlier runs."""
         self._template = None
+        self._constants = {}
         self._seen.clear()
         self._kept.clear()
 
     def run(
-        self, inputs: Mapping[str, Tensor], states: Mapping[str, Any], constants: Callable[[], Mapping[str, Tensor]],
-        constants_key: tuple[tuple[int, int], ...],
-    ) -> list[Tensor]:  # fmt: skip
+        self,
+        inputs: Mapping[str, Tensor],
+        states: Mapping[str, Any],
+        constants: Callable[[], Mapping[str, Tensor]],
+        constants_key: ConstantsKey,
+    ) -> list[Tensor]:
         """Run the plan.
 
         Args:
             inputs: All inputs, as tensors of the types in which the plan holds them.
             states: All states.
             constants: Gives the stored constants by name.
-            constants_key: What identifies their present values.
+            constants_key: Identity and version of each parameter.
 
         Returns:
             The outputs in the plan's order. None of them shares memory with what is kept.
         """
         if self._template is None or constants_key != self._constants_key:
             self.forget()
-            self._template = self._fold(constants())
+            self._constants = constants()
+            self._template = self._fold(self._constants)
             self._constants_key = constants_key
         plan, places = self.plan, self.plan.places
         values = self._template.copy()

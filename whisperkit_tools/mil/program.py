@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.binding import Node, bind
-from whisperkit_tools.mil.executor import Executor
+from whisperkit_tools.mil.executor import ConstantsKey, Executor
 from whisperkit_tools.mil.feeding import Feed
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
@@ -265,7 +265,7 @@ class Program(nn.Module):
             for name, key in self._encoded.items()
         }
 
-    def _constants_key(self) -> tuple[tuple[int, int], ...]:
+    def _constants_key(self) -> ConstantsKey:
         """Return what tells whether a parameter was replaced or changed."""
         return tuple([(id(p), 0 if p is None or p.is_inference() else p._version) for p in self._parameters.values()])
 
