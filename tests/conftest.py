@@ -1,5 +1,6 @@
 """Fixtures that several test files need."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,18 @@ def _quiet_libraries():
     from whisperkit_tools.mil.quiet import import_coremltools
 
     import_coremltools()
+
+
+@pytest.fixture(autouse=True)
+def _restore_log_levels():
+    """`wkt` run inside a test silences the libraries for its process, which is the other tests' too."""
+    loggers = [
+        logging.getLogger(name) for name in ("transformers", "huggingface_hub", "coremltools", "torch", "datasets")
+    ]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

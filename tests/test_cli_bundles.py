@@ -63,20 +63,45 @@ def test_convert_prints_sizes_parity_and_where_it_is(wkt, tmp_path):
     assert (path / "wkt.json").read_bytes() == before
 
 
-def test_a_fine_tune_with_another_vocabulary_and_no_alignment_heads(wkt, checkpoint, tmp_path):
-    """The demo has 2,248 tokens and ids of its own; without named heads, they are chosen on speech, and shipped."""
+def without_alignment_heads(checkpoint: Path) -> Path:
     generation = json.loads((checkpoint / "generation_config.json").read_text())
     del generation["alignment_heads"]
     (checkpoint / "generation_config.json").write_text(json.dumps(generation))
+    return checkpoint
+
+
+def test_without_named_alignment_heads_they_are_chosen_on_speech_and_shipped(wkt, shared, tmp_path):
+    checkpoint = without_alignment_heads(
+        Path(shutil.copytree(shared / "checkpoints" / "whisper-micro", tmp_path / "m"))
+    )
     code, out, err = wkt("convert", checkpoint, "-o", tmp_path / "out", "--json")
     assert code == 0
     result = json.loads(out)
-    assert "note: the checkpoint names no alignment heads" in err
+    assert "note: the checkpoint names no alignment heads; " in err
     bundle = Path(result["path"])
     heads = json.loads((bundle / "wkt.json").read_text())["conversion"]["alignment_heads"]
     assert heads
     assert json.loads((bundle / "generation_config.json").read_text())["alignment_heads"] == heads
     assert "alignment_heads_weights" in {name for item in result["parity"] for name in item["float32_db"]}
+
+
+def test_where_no_head_follows_the_speech_the_output_is_left_away_and_said(wkt, checkpoint, tmp_path):
+    """A model whose text decoder knows nothing: its cross-attention looks at random places."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    for name in tensors:
+        if "encoder_attn.q_proj" in name or "encoder_attn.k_proj" in name:
+            tensors[name] = tensors[name] * 0  # equal scores everywhere
+    save_file(tensors, checkpoint / "model.safetensors")
+    code, out, err = wkt(
+        "convert", without_alignment_heads(checkpoint), "-o", tmp_path / "out", "--json", "--no-verify"
+    )
+    assert code == 0
+    assert "note: the checkpoint names no alignment heads; no alignment heads chosen" in err
+    manifest = json.loads((Path(json.loads(out)["path"]) / "wkt.json").read_text())
+    assert manifest["conversion"]["alignment_heads"] == []
+    assert manifest["conversion"]["word_timestamps"] is False
 
 
 @pytest.mark.parametrize(
@@ -134,7 +159,7 @@ def test_a_disk_that_fills_half_way_leaves_nothing(wkt, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize("delay_s", [0.5, 3.0, 6.0])
+@pytest.mark.parametrize("delay_s", [0.2, 0.5, 3.0, 6.0])
 def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, delay_s):
     target = tmp_path / "out"
     with subprocess.Popen([*WKT, "convert", "demo", "-o", str(target)], stderr=subprocess.PIPE, text=True) as process:
@@ -199,4 +224,5 @@ def test_demo_transcribes_its_own_audio(wkt, tmp_path):
     assert code == 0
     rates = json.loads(out)["wer"]
     assert rates["transcribe en"] < 0.1
-    assert rates["long-form en"] < 0.3
+    # Its figures.json: 0.45 in English and 0.53 in Spanish with whole-file features; a model that is lost has 1.0.
+    assert max(rates["long-form en"], rates["long-form es"]) < 0.7
