@@ -37,6 +37,22 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def wkt(capsys):
+    """Run `wkt` in this process; gives exit code, stdout and stderr."""
+
+    from whisperkit_tools import cli
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory, worker_id) -> Path:
     """The converted embedded demo, made once for all workers of a run."""

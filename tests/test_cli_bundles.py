@@ -12,24 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from whisperkit_tools import cli
 from whisperkit_tools.demo import demo_checkpoint_dir
 
 WKT = [sys.executable, "-m", "whisperkit_tools"]
-
-
-@pytest.fixture
-def wkt(capsys):
-    """Run `wkt` in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

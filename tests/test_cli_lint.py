@@ -8,22 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from whisperkit_tools import cli
 from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
-
-
-@pytest.fixture
-def wkt(capsys):
-    """Run `wkt` in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
