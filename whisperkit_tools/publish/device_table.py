@@ -1,0 +1,184 @@
+"""The repository's `config.json`: which variants the runtime recommends to which devices.
+
+Source: argmaxinc/argmax-oss-swift v0.18 to v1.1.0. The longest identifier prefix wins; a repository whose `name` is
+contained in "whisperkit-coreml-fallback" inherits the runtime's built-in table.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from whisperkit_tools.errors import PublishError
+
+TABLE = "config.json"
+VERSION = "0.4"
+_INHERITING = "whisperkit-coreml-fallback"
+
+
+@dataclass(frozen=True, slots=True)
+class ChipFamily:
+    """Devices that get the same recommendation.
+
+    Attributes:
+        chips: Their chips, for people.
+        identifiers: Prefixes of the devices' identifiers.
+        most_bytes: Largest encoder and decoder together that they are given.
+    """
+
+    chips: str
+    identifiers: tuple[str, ...]
+    most_bytes: int
+
+
+# Identifiers are Apple's model identifiers. The sizes are ours, chosen for the memory that an app may use on a family's
+# smallest device and the limits of the older Neural Engines; a policy file replaces them.
+FAMILIES = (
+    ChipFamily("A12, A13", ("iPhone11", "iPhone12", "iPad11", "iPad12"), 160_000_000),
+    ChipFamily("A14", ("iPhone13", "iPad13"), 650_000_000),
+    ChipFamily(
+        "A15, A16, A17 Pro, A18",
+        ("iPhone14", "iPhone15", "iPhone16", "iPhone17", "iPad14", "iPad15", "iPad16"),
+        1_000_000_000,
+    ),
+    ChipFamily(
+        "M1", ("MacBookPro17,1", "MacBookPro18", "MacBookAir10,1", "Macmini9", "iMac21", "Mac13"), 1_000_000_000
+    ),
+    ChipFamily("M2 and later", ("Mac14", "Mac15", "Mac16", "Mac17"), 3_500_000_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What the table needs to know of a variant.
+
+    Attributes:
+        name: Its folder.
+        model_bytes: Encoder and decoder together.
+        turbo: Whether it has the latency layout, which M1-class Neural Engines do not run for large models.
+        wer: Percent, where it was measured.
+    """
+
+    name: str
+    model_bytes: int
+    turbo: bool
+    wer: float | None = None
+
+
+def build_table(
+    repo_id: str, variants: Sequence[Variant], present: bytes | None, policy: Mapping[str, Any] | None = None
+) -> bytes:
+    """The table for the variants that are there.
+
+    Args:
+        repo_id: Names it.
+        variants: All variants of the repository.
+        present: The file that is there; entries with identifiers of their own survive.
+        policy: A table to take instead of the recommendation.
+
+    Returns:
+        The file.
+
+    Raises:
+        PublishError: The present file or the policy is not a table, or the policy names variants that are not there.
+    """
+    names = {item.name for item in variants}
+    if policy is not None:
+        _check(policy, "the device table given")
+        missing = sorted(_named(policy) - names)
+        if missing:
+            raise PublishError(
+                f"the device table names variants that are not in the repository: {', '.join(missing)}; "
+                f"there are: {', '.join(sorted(names)) or 'none'}"
+            )
+        return _to_bytes({**policy, "name": safe_name(str(policy.get("name", repo_id)))})
+    table = _parse(present)
+    kept = [entry for entry in (_valid(item, names) for item in table.get("device_support", [])) if entry is not None]
+    taken = {identifier for entry in kept if not _is_ours(entry) for identifier in entry["identifiers"]}
+    by_hand = [entry for entry in kept if not _is_ours(entry)]
+    ours = [entry for family in FAMILIES if (entry := _recommend(family, variants, taken)) is not None]
+    return _to_bytes(
+        {
+            **table,
+            "name": safe_name(str(table.get("name", repo_id))),
+            "version": str(table.get("version", VERSION)),
+            "device_support": [*by_hand, *ours],
+        }
+    )
+
+
+def safe_name(repo_id: str) -> str:
+    """The table's name, which must not inherit another project's table."""
+    name = repo_id.rsplit("/", maxsplit=1)[-1]
+    return f"{name}-wkt" if name in _INHERITING else name
+
+
+def _recommend(family: ChipFamily, variants: Sequence[Variant], taken: set[str]) -> dict[str, Any] | None:
+    """One entry: what fits, the best of it as the default. None where nothing fits, or all identifiers are taken."""
+    identifiers = [item for item in family.identifiers if item not in taken]
+    fitting = [item for item in variants if item.model_bytes <= family.most_bytes]
+    if "M1" in family.chips:
+        fitting = [item for item in fitting if not (item.turbo and item.model_bytes > 650_000_000)]
+    if not identifiers or not fitting:
+        return None
+    # The lowest measured WER, else the largest: within one family of models more bytes transcribe better.
+    best = min(fitting, key=lambda item: (item.wer is None, item.wer or 0.0, -item.model_bytes, item.name))
+    return {
+        "chips": family.chips,
+        "identifiers": identifiers,
+        "models": {"default": best.name, "supported": sorted(item.name for item in fitting)},
+    }
+
+
+def _is_ours(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is one that we wrote: by its chips and identifiers, which hand-made ones seldom repeat."""
+    return any(
+        entry.get("chips") == item.chips and set(entry["identifiers"]) <= set(item.identifiers) for item in FAMILIES
+    )
+
+
+def _valid(entry: Any, names: set[str]) -> dict[str, Any] | None:
+    """A hand-made entry without the variants that are gone; None when none is left."""
+    supported = [name for name in entry["models"]["supported"] if name in names]
+    if not supported:
+        return None
+    default = entry["models"]["default"]
+    models = {**entry["models"], "default": default if default in names else supported[0], "supported": supported}
+    return {**entry, "models": models}
+
+
+def _named(table: Mapping[str, Any]) -> set[str]:
+    entries = [entry["models"] for entry in table["device_support"]]
+    return {name for models in entries for name in (models["default"], *models["supported"])}
+
+
+def _parse(content: bytes | None) -> dict[str, Any]:
+    if content is None:
+        return {}
+    try:
+        table = json.loads(content)
+    except ValueError as error:
+        raise PublishError(
+            f"the repository's {TABLE} is not JSON ({error}); mend it, or give a table with --device-table"
+        ) from error
+    _check(table, f"the repository's {TABLE}")
+    return dict(table)
+
+
+def _check(table: Any, what: str) -> None:
+    wrong = PublishError(
+        f'{what} is no device table: expected {{"name": ..., "device_support": [{{"chips", "identifiers", '
+        '"models": {"default", "supported"}}]}'
+    )
+    if not isinstance(table, Mapping) or not isinstance(table.get("device_support", []), list):
+        raise wrong
+    for entry in table.get("device_support", []):
+        models = entry.get("models") if isinstance(entry, dict) else None
+        if not isinstance(models, dict) or not isinstance(entry.get("identifiers"), list):
+            raise wrong
+        if not isinstance(models.get("default"), str) or not isinstance(models.get("supported"), list):
+            raise wrong
+
+
+def _to_bytes(table: Mapping[str, Any]) -> bytes:
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,65 @@
+"""Names of variants in a repository.
+
+Source: the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0) downloads by the glob `*<variant>/*`, which
+must match one folder only.
+"""
+
+import re
+from collections.abc import Iterable
+
+from whisperkit_tools.errors import PublishError
+
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*_[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = frozenset({"reports"})
+MOST_CHARACTERS = 96
+
+
+def check_variant(name: str) -> None:
+    """Check a variant's name by itself.
+
+    Raises:
+        PublishError: It is not `<org>_<model>[_turbo][_<N>MB]`, or could mean something in a path or a glob.
+    """
+    if not _VARIANT.fullmatch(name) or ".." in name or name in RESERVED or len(name) > MOST_CHARACTERS:
+        raise PublishError(
+            f"{name!r} is no variant's name: expected <org>_<model>[_turbo][_<N>MB] of at most {MOST_CHARACTERS} "
+            "letters, digits, '.', '-' and '_'; convert the model again under another name, or rename the folder"
+        )
+
+
+def check_together(names: Iterable[str]) -> None:
+    """Check that each name's download pattern finds its own folder only.
+
+    Raises:
+        PublishError: A name ends with another one; all such pairs are named.
+    """
+    known = sorted(set(names))
+    clashes = [
+        (longer, shorter) for shorter in known for longer in known if longer != shorter and longer.endswith(shorter)
+    ]
+    if clashes:
+        lines = "; ".join(f"{longer} ends with {shorter}" for longer, shorter in clashes)
+        raise PublishError(f"a device that asks for one variant would get two: {lines}; rename one of each pair")
+
+
+def variants_of(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The variant folders among a repository's paths: those that hold the three packages, whoever published them.
+
+    Returns:
+        Name to the paths inside, sorted.
+    """
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        top, _, rest = path.partition("/")
+        if rest:
+            folders.setdefault(top, []).append(path)
+    return {name: sorted(inside) for name, inside in sorted(folders.items()) if _is_variant(name, inside)}
+
+
+def _is_variant(name: str, paths: list[str]) -> bool:
+    components = {
+        path.removeprefix(f"{name}/").split("/")[0].split(".")[0]
+        for path in paths
+        if ".mlmodel" in path or ".mlpackage" in path
+    }
+    return {"MelSpectrogram", "AudioEncoder", "TextDecoder"} <= components
