@@ -42,6 +42,11 @@ class FolderRegistry:
         """The folder's path."""
         return str(self.folder)
 
+    @property
+    def name(self) -> str:
+        """The folder's name alone: where it lies is nobody's business."""
+        return self.folder.resolve().name
+
     def create(self, *, private: bool) -> None:
         """Make the folder; whether it is private is the file system's matter."""
         self.folder.mkdir(parents=True, exist_ok=True)

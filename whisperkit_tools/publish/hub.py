@@ -65,6 +65,11 @@ class HubRegistry:
         """The repository's id."""
         return self.repo_id
 
+    @property
+    def name(self) -> str:
+        """The repository's id."""
+        return self.repo_id
+
     def create(self, *, private: bool) -> None:
         """Make the repository, and the branch."""
         self._call(

@@ -123,6 +123,11 @@ class Registry(Protocol):
         """Its name in messages."""
         ...
 
+    @property
+    def name(self) -> str:
+        """Its name in what is published."""
+        ...
+
     def create(self, *, private: bool) -> None:
         """Make it, if it is not there.
 
