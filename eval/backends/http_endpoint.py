@@ -1,0 +1,194 @@
+"""Services with OpenAI's transcription endpoint: OpenAI's own, vLLM, the on-device runtime's local server, and others.
+
+Source: https://platform.openai.com/docs/api-reference/audio/createTranscription
+"""
+
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+import uuid
+import wave
+from collections.abc import Collection, Sequence
+from http.client import HTTPException
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.eval.backends.options import Value, checked
+from whisperkit_tools.eval.backends.registry import BackendSpec
+from whisperkit_tools.eval.transcriber import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Timings
+
+KEY_VARIABLE = "OPENAI_API_KEY"  # OpenAI's own clients read it from there
+DEFAULT_ENDPOINT = "https://api.openai.com/v1"
+_TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_LONGEST_WAIT_S = 60.0
+_DEFAULTS: dict[str, Value] = {"response_format": "verbose_json", "timeout_s": 600.0, "retries": 4, "prompt": ""}
+
+
+def load(spec: BackendSpec) -> "EndpointTranscriber":
+    """Take a service's base address, such as `http://localhost:50060/v1`; the key comes from the environment.
+
+    Raises:
+        EvaluationError: The address or an option is wrong, or OpenAI's own service lacks its key.
+    """
+    endpoint = (spec.endpoint or DEFAULT_ENDPOINT).rstrip("/")
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise EvaluationError(f"--endpoint {endpoint!r} is no address; give one such as http://localhost:8000/v1")
+    options = checked(spec.name, spec.options, _DEFAULTS)
+    if options["response_format"] not in ("verbose_json", "json"):
+        raise EvaluationError(
+            f"backend openai: response_format is {options['response_format']!r}, allowed are verbose_json and json"
+        )
+    key = os.environ.get(KEY_VARIABLE, "")
+    if not key and endpoint == DEFAULT_ENDPOINT:
+        raise EvaluationError(f"{DEFAULT_ENDPOINT} needs a key: set {KEY_VARIABLE}, or name another with --endpoint")
+    return EndpointTranscriber(f"{endpoint}/audio/transcriptions", spec.model, key, spec.temperatures[0], options)
+
+
+class EndpointTranscriber:
+    """Sends each audio as a WAV file of 16 bits and reads the text that comes back."""
+
+    def __init__(self, url: str, model: str, key: str, temperature: float, options: dict[str, Value]) -> None:
+        self._url = url
+        self._model = model
+        self._key = key
+        self._temperature = temperature
+        self._options = options
+
+    def check(self, languages: Collection[str]) -> None:
+        """Leave it to the service, which alone knows its models."""
+
+    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+        """Transcribe one audio.
+
+        Raises:
+            EvaluationError: The service cannot be reached, refuses, or answers something else.
+        """
+        begun = time.perf_counter()
+        body, content_type = _multipart(self._fields(language, words), _wav(audio))
+        answer = self._post(body, content_type)
+        total_s = time.perf_counter() - begun
+        timings = Timings(audio_s=round(len(audio) / SAMPLE_RATE_HZ, 6), total_s=round(total_s, 6))
+        try:
+            return Hypothesis(
+                str(answer["text"]).strip(),
+                timings,
+                _timed(answer.get("segments"), "text"),
+                _timed(answer.get("words"), "word"),
+                _code(answer.get("language")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvaluationError(f"{self._url} answered without a usable text: {json.dumps(answer)[:200]}") from error
+
+    def _fields(self, language: str | None, words: bool) -> list[tuple[str, str]]:
+        fields = [("model", self._model), ("response_format", str(self._options["response_format"]))]
+        fields.append(("temperature", f"{self._temperature:g}"))
+        if language is not None:
+            fields.append(("language", language))
+        if self._options["prompt"]:
+            fields.append(("prompt", str(self._options["prompt"])))
+        if self._options["response_format"] == "verbose_json":
+            granularities = ["segment", "word"] if words else ["segment"]
+            fields += [("timestamp_granularities[]", granularity) for granularity in granularities]
+        return fields
+
+    def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
+        """Send, and send again what the service is only just now unable to answer."""
+        headers = {"Content-Type": content_type, "Accept": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(self._url, data=body, headers=headers)
+        attempts = int(self._options["retries"]) + 1
+        for attempt in range(attempts):
+            is_last = attempt == attempts - 1
+            try:
+                with urllib.request.urlopen(request, timeout=float(self._options["timeout_s"])) as response:
+                    return self._parsed(response.read())
+            except urllib.error.HTTPError as error:
+                if is_last or error.code not in _TRY_AGAIN:
+                    raise EvaluationError(self._refusal(error)) from error
+                wait_s = _retry_after_s(error) or 2.0**attempt
+            except (urllib.error.URLError, HTTPException, OSError) as error:
+                if is_last:
+                    reason = getattr(error, "reason", None) or error
+                    raise EvaluationError(
+                        f"{self._url} cannot be reached: {reason}; is the service running?"
+                    ) from error
+                wait_s = 0.5 * 2.0**attempt
+            time.sleep(min(wait_s, _LONGEST_WAIT_S))
+        raise EvaluationError(f"backend openai: retries is {self._options['retries']}, expected 0 or more")
+
+    def _parsed(self, raw: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(raw)
+        except ValueError as error:
+            raise EvaluationError(f"{self._url} answered no JSON: {raw[:100]!r}") from error
+        if not isinstance(answer, dict):
+            raise EvaluationError(f"{self._url} answered a JSON {type(answer).__name__}, expected an object")
+        return answer
+
+    def _refusal(self, error: urllib.error.HTTPError) -> str:
+        """The service's own words on why, as far as it says."""
+        raw = error.read()[:2000].decode("utf-8", "replace")
+        try:
+            said = json.loads(raw)["error"]
+            message = said["message"] if isinstance(said, dict) else str(said)
+        except (ValueError, KeyError, TypeError):
+            message = (raw.strip().splitlines() or ["no message"])[0]
+        hint = f"; check {KEY_VARIABLE}" if error.code in (401, 403) else ""
+        return f"{self._url} answered {error.code}: {message[:300]}{hint}"
+
+
+def _wav(audio: FloatArray) -> bytes:
+    """The audio as a WAV file of 16 bits, rounded as libsndfile does."""
+    samples = np.clip(np.rint(audio * 32767.0), -32768, 32767).astype("<i2")
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes(samples.tobytes())
+    return buffer.getvalue()
+
+
+def _multipart(fields: Sequence[tuple[str, str]], wav: bytes) -> tuple[bytes, str]:
+    """A form with a file, and its content type (RFC 7578)."""
+    boundary = uuid.uuid4().hex
+    parts = [
+        f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in fields
+    ]
+    head = 'Content-Disposition: form-data; name="file"; filename="audio.wav"\r\nContent-Type: audio/wav'
+    parts += [f"--{boundary}\r\n{head}\r\n\r\n".encode(), wav, f"\r\n--{boundary}--\r\n".encode()]
+    return b"".join(parts), f"multipart/form-data; boundary={boundary}"
+
+
+def _retry_after_s(error: urllib.error.HTTPError) -> float | None:
+    """What the service asks to wait; None when it does not say, or gives a date."""
+    try:
+        return max(0.0, float(error.headers.get("Retry-After", "")))
+    except ValueError:
+        return None
+
+
+def _timed(parts: Any, field: str) -> tuple[TimedText, ...]:
+    if not isinstance(parts, list):
+        return ()
+    return tuple(TimedText(str(part[field]), float(part["start"]), float(part["end"])) for part in parts)
+
+
+def _code(language: Any) -> str | None:
+    """A language's code; OpenAI's service answers with its English name."""
+    if not isinstance(language, str) or not language:
+        return None
+    if len(language) <= len("yue"):
+        return language.lower()
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return cast("str | None", TO_LANGUAGE_CODE.get(language.lower()))

@@ -1,0 +1,153 @@
+"""The PyTorch original through transformers' `generate`: what a bundle was made from, to compare it with."""
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.eval.backends.options import checked
+from whisperkit_tools.eval.backends.registry import BackendSpec
+from whisperkit_tools.eval.transcriber import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Timings
+
+_WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
+# The same as our own decoding, so that the model is all that differs.
+_CHECKS = {"compression_ratio_threshold": 1.35, "logprob_threshold": -1.0, "no_speech_threshold": 0.6}
+
+
+def load(spec: BackendSpec) -> "TransformersTranscriber":
+    """Load a checkpoint from a folder or the Hub.
+
+    Raises:
+        EvaluationError: It cannot be loaded.
+    """
+    import torch
+
+    options = checked(spec.name, spec.options, {"dtype": "float32", "seed": 0})
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if options["dtype"] not in dtypes:
+        raise EvaluationError(f"backend {spec.name}: dtype is {options['dtype']!r}, allowed are {', '.join(dtypes)}")
+    return TransformersTranscriber(spec, dtypes[str(options["dtype"])], int(options["seed"]))
+
+
+class TransformersTranscriber:
+    """Sequential long-form decoding with timestamps, as Whisper does it."""
+
+    def __init__(self, spec: BackendSpec, dtype: Any, seed: int) -> None:
+        """Load model, feature extractor and tokenizer."""
+        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
+
+        self._device, self._dtype, self._seed = spec.device or "cpu", dtype, seed
+        try:
+            model = WhisperForConditionalGeneration.from_pretrained(spec.model, dtype=dtype)
+            self._model: Any = model.to(self._device).eval()
+            self._extractor: Any = WhisperFeatureExtractor.from_pretrained(spec.model)
+            self._tokenizer: Any = WhisperTokenizerFast.from_pretrained(spec.model)
+        except (OSError, ValueError, RuntimeError) as error:
+            first = (str(error).strip().splitlines() or ["no message"])[0]
+            raise EvaluationError(f"transformers cannot load {spec.model!r}: {first}") from error
+        self._temperatures = spec.temperatures
+
+    @property
+    def _languages(self) -> dict[str, int]:
+        """Tokens of the languages, by code; empty for an English model."""
+        config = self._model.generation_config
+        if not getattr(config, "is_multilingual", False):
+            return {}
+        return {token.strip("<|>"): id for token, id in config.lang_to_id.items()}
+
+    def check(self, languages: Collection[str]) -> None:
+        """Check that the checkpoint knows these languages."""
+        known = set(self._languages) or {"en"}
+        unknown = sorted(set(languages) - known)
+        if unknown:
+            raise EvaluationError(
+                f"the checkpoint does not know the language{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
+                f"it knows {', '.join(sorted(known))}"
+            )
+
+    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+        """Transcribe one audio."""
+        import torch
+
+        begun = time.perf_counter()
+        torch.manual_seed(self._seed)
+        extra = {} if len(audio) <= _WINDOW_SAMPLES else {"truncation": False, "padding": "longest"}
+        features = self._extractor(audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **extra).input_features
+        mel_s = time.perf_counter() - begun
+        spoken = {"language": language, "task": "transcribe"} if self._languages else {}
+        with _watched(self._model) as watch, torch.no_grad():
+            output = self._model.generate(
+                features.to(self._device, self._dtype),
+                return_timestamps=True,
+                return_segments=True,
+                condition_on_prev_tokens=False,
+                temperature=self._temperatures,
+                **_CHECKS,
+                **spoken,
+            )
+        total_s = time.perf_counter() - begun
+        return self._hypothesis(output, watch, len(audio) / SAMPLE_RATE_HZ, begun, mel_s, total_s)
+
+    def _hypothesis(
+        self, output: Any, watch: "_Watch", audio_s: float, begun: float, mel_s: float, total_s: float
+    ) -> Hypothesis:
+        kept = output["segments"][0]
+        segments = tuple(
+            TimedText(
+                self._tokenizer.decode(part["tokens"], skip_special_tokens=True),
+                round(float(part["start"]), 3),
+                round(min(float(part["end"]), audio_s), 3),
+            )
+            for part in kept
+        )
+        segments = tuple(segment for segment in segments if segment.text.strip())
+        timings = Timings(
+            audio_s=round(audio_s, 6),
+            total_s=round(total_s, 6),
+            mel_s=round(mel_s, 6),
+            encoder_s=round(watch.encoder_s, 6),
+            decoder_s=round(max(0.0, total_s - mel_s - watch.encoder_s), 6),
+            first_token_s=round(watch.first_token_at - begun, 6) if watch.first_token_at else None,
+            tokens=sum(len(part["tokens"]) for part in kept),
+            windows=watch.encoded,
+        )
+        return Hypothesis("".join(segment.text for segment in segments).strip(), timings, segments)
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Times taken inside of `generate`, which encodes a window again for its no-speech probability and fallbacks."""
+
+    encoder_s: float = 0.0
+    encoded: int = 0
+    first_token_at: float | None = None
+    started: list[float] = field(default_factory=list)
+
+    def before_encoder(self, *_: Any) -> None:
+        self.started.append(time.perf_counter())
+
+    def after_encoder(self, *_: Any) -> None:
+        self.encoder_s += time.perf_counter() - self.started.pop()
+        self.encoded += 1
+
+    def after_projection(self, *_: Any) -> None:
+        if self.first_token_at is None:
+            self.first_token_at = time.perf_counter()
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[_Watch]:
+    """Time the encoder's calls and the first logits; on a GPU these are the times of launching, not of computing."""
+    watch = _Watch()
+    hooks = [
+        model.model.encoder.register_forward_pre_hook(watch.before_encoder),
+        model.model.encoder.register_forward_hook(watch.after_encoder),
+        model.proj_out.register_forward_hook(watch.after_projection),
+    ]
+    try:
+        yield watch
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,76 @@
+"""How the reports write numbers and hostile text: the same in HTML, Markdown and on the terminal."""
+
+import re
+
+NOTHING = "–"
+# Embeddings, overrides and isolates would reorder what stands around them; control characters are not text.
+_UNSEEN = re.compile("[\u202a-\u202e\u2066-\u2069\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$])")
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """`0.0421` as `4.21`; the unit stands in the heading."""
+    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
+    """A confidence interval in percent, such as `3.92–4.51`; empty without one."""
+    return "" if bounds is None else f"{percent(bounds[0], digits)}–{percent(bounds[1], digits)}"
+
+
+def points(fraction: float | None, digits: int = 2) -> str:
+    """A difference in percentage points with its sign, such as `+0.31`; zero has none."""
+    if fraction is None:
+        return NOTHING
+    text = f"{100 * fraction:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def points_interval(bounds: tuple[float, float] | None, digits: int = 2) -> str:
+    """The interval of a difference in points, such as `−0.10 to +0.42`."""
+    return "" if bounds is None else f"{points(bounds[0], digits)} to {points(bounds[1], digits)}"
+
+
+def megabytes(size_bytes: int | None) -> str:
+    """Bytes as decimal megabytes: `0.84`, `14.2`, `945`."""
+    if size_bytes is None:
+        return NOTHING
+    value = size_bytes / 1e6
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number with thousands separated, or a dash."""
+    return NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds with three significant digits at least."""
+    if seconds is None:
+        return NOTHING
+    value = 1000 * seconds
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A length of audio in the unit that suits it: `12.4 s`, `8.1 min`, `5.4 h`."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(value: int, noun: str, plural: str = "") -> str:
+    """`1 example`, `2,620 examples`."""
+    return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
+
+
+def visible(text: object) -> str:
+    """Text whose direction overrides and control characters are written out, so that it cannot disguise itself."""
+    return _UNSEEN.sub(lambda match: f"[U+{ord(match.group()):04X}]", str(text))
+
+
+def markdown_text(text: object) -> str:
+    """Text that Markdown and the HTML inside it show as it is, on one line."""
+    return _MARKDOWN.sub(r"\\\1", visible(" ".join(str(text).split())))

@@ -1,0 +1,422 @@
+"""The two files of a run that others read: `results.jsonl`, one `ResultRow` a line, and `report.json`, one `Report`.
+
+Versioned: `schema_version` grows when a field changes its meaning or goes away. Readers ignore fields they do not know,
+so that fields can be added. Rates are fractions (0.05 is 5 %), times are seconds, sizes are bytes.
+"""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.transcriber import BackendInfo, BundleInfo, TimedText, Timings
+
+SCHEMA_VERSION = 1
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.jsonl"
+REPORT_FILE = "report.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentPiece:
+    """A stretch of normalised words that are equal, substituted, deleted or inserted.
+
+    Attributes:
+        type: `equal`, `substitute`, `delete` or `insert`.
+        reference: The reference's words; empty for `insert`.
+        hypothesis: The hypothesis' words; empty for `delete`.
+    """
+
+    type: str
+    reference: tuple[str, ...]
+    hypothesis: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One example and what was made of it.
+
+    Attributes:
+        id: Unique within the dataset.
+        index: Place in the dataset, from 0.
+        audio: Path of the audio file; None when it has none.
+        duration_s: Length of the audio.
+        language: Of the example, else the one that was detected.
+        speaker: None when unknown.
+        reference: As the dataset has it.
+        hypothesis: As the transcriber gave it; empty for a failed example.
+        reference_normalized: What was scored.
+        hypothesis_normalized: What was scored.
+        wer: Word error rate; None for a failed example, or for one without reference words.
+        cer: Character error rate; None as above.
+        hits: Equal words.
+        substitutions: Words.
+        deletions: Words.
+        insertions: Words.
+        reference_words: Words of the normalised reference.
+        alignment: Word by word.
+        error: Why the example failed; None when it did not.
+        timings: None for a failed example.
+        segments: Phrases with times.
+        words: Words with times, where they were asked for.
+    """
+
+    id: str
+    index: int
+    audio: str | None
+    duration_s: float | None
+    language: str | None
+    speaker: str | None
+    reference: str
+    hypothesis: str = ""
+    reference_normalized: str = ""
+    hypothesis_normalized: str = ""
+    wer: float | None = None
+    cer: float | None = None
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    reference_words: int = 0
+    alignment: tuple[AlignmentPiece, ...] = ()
+    error: str | None = None
+    timings: Timings | None = None
+    segments: tuple[TimedText, ...] = ()
+    words: tuple[TimedText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetInfo:
+    """What was transcribed.
+
+    Attributes:
+        name: Of the dataset.
+        fingerprint: Digest over ids, references and audio.
+        source: Path or address.
+        examples: That were to be transcribed.
+        audio_s: Of all of them together.
+        language: The one language of all examples; None when there are several or it is unknown.
+        ignored_segments: Parts of references that are marked not to be scored.
+    """
+
+    name: str
+    fingerprint: str
+    source: str
+    examples: int
+    audio_s: float
+    language: str | None = None
+    ignored_segments: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NoSpeechClip:
+    """A clip without speech and what was heard in it; `kind` is `silence`, `white_noise` or the like."""
+
+    kind: str
+    duration_s: float
+    hypothesis: str
+    words: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoSpeech:
+    """How the transcriber behaves where nobody speaks: words heard there are hallucinated."""
+
+    clips: int
+    clips_with_text: int
+    words: int
+    details: tuple[NoSpeechClip, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WordTimestampError:
+    """Distance of predicted from reference word starts, over words that were recognised.
+
+    Attributes:
+        words: Matched words that have both times.
+        mean_s: Mean absolute distance of the starts.
+        median_s: Median of it.
+        p90_s: 90th percentile.
+        within_100ms: Fraction of words.
+        within_200ms: Fraction of words.
+    """
+
+    words: int
+    mean_s: float
+    median_s: float
+    p90_s: float
+    within_100ms: float
+    within_200ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Quality over the corpus.
+
+    Attributes:
+        wer: Word errors per reference word; None when nothing could be scored.
+        cer: Character errors per reference character.
+        substitutions: Words.
+        deletions: Words.
+        insertions: Words.
+        reference_words: Words of all normalised references.
+        wer_interval: 95 % bootstrap interval over examples.
+        qoi: Fraction of examples that are no worse than the reference run's; None without a reference run.
+        qoi_interval: 95 % Wilson or bootstrap interval.
+        qoi_reference: Name of the reference run.
+        insertion_error_rate: Insertions per reference word.
+        repeated_5grams: Repeated 5-grams of all hypotheses, as hallucination tends to repeat.
+        no_speech: None when it was not checked.
+        word_timestamp_error: None without word times on both sides.
+    """
+
+    wer: float | None
+    cer: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+    wer_interval: tuple[float, float] | None = None
+    qoi: float | None = None
+    qoi_interval: tuple[float, float] | None = None
+    qoi_reference: str | None = None
+    insertion_error_rate: float | None = None
+    repeated_5grams: int = 0
+    no_speech: NoSpeech | None = None
+    word_timestamp_error: WordTimestampError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Times of the examples that did not fail; None is what the backend does not tell.
+
+    Attributes:
+        encoder_s: Mean of one window in the encoder.
+        token_s: Mean decoding time of one token.
+        tokens_per_s: Its inverse.
+        first_token_s: Median time from audio to the first token.
+        rtfx_corpus: Seconds of audio per second of computing, over all examples together.
+        rtfx_median: Median of the examples' own.
+        fallbacks: Attempts that were dropped for a higher temperature.
+        total_s: Computing time of all examples together.
+    """
+
+    encoder_s: float | None
+    token_s: float | None
+    tokens_per_s: float | None
+    first_token_s: float | None
+    rtfx_corpus: float | None
+    rtfx_median: float | None
+    fallbacks: int | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoisePoint:
+    """Word error rate with noise of one kind mixed in at one signal-to-noise ratio."""
+
+    kind: str
+    snr_db: float
+    wer: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """The simulated live transcription of all examples; latencies are from a word's end in the audio to its showing.
+
+    Attributes:
+        hop_s: Seconds of new audio before the model runs again.
+        hypothesis_latency_s: Median until a word first stands in the hypothesis.
+        hypothesis_latency_p95_s: 95th percentile.
+        confirmed_latency_s: Median until a word is confirmed and will not change.
+        confirmed_latency_p95_s: 95th percentile.
+        compute_s: Mean computing time of one hop.
+        compute_p95_s: 95th percentile.
+        is_real_time: Whether the transcriber kept up: it was never behind by more than a hop at the end of an example.
+        wer: Of the confirmed text.
+        hops: Calls of the transcriber.
+        examples: That were streamed.
+    """
+
+    hop_s: float
+    hypothesis_latency_s: float | None
+    hypothesis_latency_p95_s: float | None
+    confirmed_latency_s: float | None
+    confirmed_latency_p95_s: float | None
+    compute_s: float | None
+    compute_p95_s: float | None
+    is_real_time: bool
+    wer: float | None
+    hops: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Word error rate of a part of the examples, such as a speaker or a range of durations."""
+
+    label: str
+    examples: int
+    audio_s: float
+    reference_words: int
+    wer: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemInfo:
+    """An example of the dataset that was passed over."""
+
+    id: str
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An example that could not be transcribed."""
+
+    id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """One bundle or model on one dataset.
+
+    Attributes:
+        key: Digest of bundle, backend, dataset and options: equal keys are the same run.
+        name: Unique within a report.
+        bundle: None for a model that is no bundle.
+        backend: What ran it.
+        dataset: What it ran on.
+        options: That change the result.
+        machine: Where it ran.
+        versions: Of wkt and the libraries.
+        started: ISO 8601 UTC.
+        finished: ISO 8601 UTC.
+        metrics: Quality.
+        speed: Times.
+        noise: Robustness curve.
+        streaming: None when it was not simulated.
+        by_duration: Word error rate by length of the audio.
+        by_speaker: Word error rate by speaker.
+        problems: Examples that were passed over.
+        failures: Examples that failed.
+    """
+
+    key: str
+    name: str
+    bundle: BundleInfo | None
+    backend: BackendInfo
+    dataset: DatasetInfo
+    options: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    started: str
+    finished: str
+    metrics: Metrics
+    speed: Speed
+    noise: tuple[NoisePoint, ...] = ()
+    streaming: Streaming | None = None
+    by_duration: tuple[Bucket, ...] = ()
+    by_speaker: tuple[Bucket, ...] = ()
+    problems: tuple[ProblemInfo, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`report.json`: one run, or several with their comparisons."""
+
+    runs: tuple[RunReport, ...]
+    comparisons: tuple[Mapping[str, Any], ...] = field(default=())
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass as JSON-ready dictionaries, lists, numbers and strings."""
+    return asdict(value)
+
+
+def from_json(cls: type[T], value: Any, where: str = "") -> T:
+    """Build a dataclass of this module from parsed JSON.
+
+    Args:
+        cls: The dataclass.
+        value: Parsed JSON.
+        where: Names the value in error messages.
+
+    Raises:
+        DatasetError: A field is missing or has another type; unknown fields are ignored.
+    """
+    made: T = _decode(cls, value, where or cls.__name__)
+    return made
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Turn parsed JSON into what a type hint asks for."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return _decode(next(option for option in arguments if option is not type(None)), value, where)
+    if is_dataclass(kind):
+        return _decode_dataclass(kind, value, where)
+    if origin is tuple:
+        _expect(value, list, where)
+        items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(items) != len(value):
+            raise DatasetError(f"{where} has {len(value)} values, expected {len(items)}")
+        return tuple(_decode(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(items, value)))  # noqa: B905
+    if origin is not None:  # Mapping[str, X]
+        _expect(value, dict, where)
+        return {name: _decode(arguments[1], part, f"{where}.{name}") for name, part in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    _expect(value, kind, where)
+    return value
+
+
+def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
+    _expect(value, dict, where)
+    hints = get_type_hints(cls)
+    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in required if name not in value]
+    if missing:
+        raise DatasetError(f"{where} lacks {', '.join(missing)}")
+    names = [f.name for f in fields(cls) if f.name in value]
+    return cls(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _expect(value: Any, kind: type, where: str) -> None:
+    """Raise `DatasetError` unless the value has the type; a bool is no int here."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise DatasetError(f"{where} is {json.dumps(value)[:60]}, expected {kind.__name__}")
+
+
+def read_report(path: Path) -> Report:
+    """Read a `report.json`.
+
+    Raises:
+        DatasetError: Not readable, not a report, or of a newer schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; pass the folder of a run that `wkt evaluate` made") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON ({error}); run `wkt evaluate` again") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise DatasetError(
+            f"{path} has schema_version {version!r}, this version of wkt reads up to {SCHEMA_VERSION}; "
+            "update whisperkit-tools, or run `wkt evaluate` again"
+        )
+    return from_json(Report, value, str(path))

@@ -1,0 +1,273 @@
+"""Backends beside the executor: the PyTorch original, services over HTTP, registered ones, and those not installed."""
+
+import io
+import json
+import threading
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+import soundfile
+
+from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
+from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.eval.backends import registry
+from whisperkit_tools.eval.backends.registry import BUILT_IN, BackendSpec, LoadBackend, candidate
+from whisperkit_tools.eval.transcriber import Hypothesis, Timings
+from whisperkit_tools.pipeline import LoadBundle, read_audio
+from whisperkit_tools.transcribe.options import TranscribeOptions
+
+ANSWER = {
+    "text": " Hello there. ",
+    "language": "english",
+    "segments": [{"id": 0, "start": 0.0, "end": 1.5, "text": " Hello there."}],
+    "words": [{"word": "Hello", "start": 0.1, "end": 0.5}, {"word": "there.", "start": 0.6, "end": 1.4}],
+}
+
+
+class Service(ThreadingHTTPServer):
+    """An OpenAI-compatible service that answers what it is told to, in turn, and keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, dict, bytes]] = []
+        self.requests: list[tuple[str, dict, dict]] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        form = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode() + body)
+        fields: dict[str, list[bytes]] = {}
+        for part in form.get_payload():
+            fields.setdefault(part.get_param("name", header="Content-Disposition"), []).append(
+                part.get_payload(decode=True)
+            )
+        self.server.requests.append((self.path, dict(self.headers), fields))
+        status, headers, content = (
+            self.server.answers.pop(0) if self.server.answers else (200, {}, json.dumps(ANSWER).encode())
+        )
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def service():
+    with Service() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _endpoint(service: Service, **options: str):
+    return LoadBackend(BackendSpec("openai", "whisper-1", endpoint=service.address, options=options))()
+
+
+def _tone(seconds: float = 1.5) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(round(seconds * 16_000)) / 20)).astype(np.float32)
+
+
+def test_a_service_gets_the_audio_and_its_answer_is_read(service, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-test")
+    heard = _endpoint(service).transcribe(_tone(), language="en", words=True)
+    path, headers, fields = service.requests[0]
+    assert path == "/v1/audio/transcriptions"
+    assert headers["Authorization"] == "Bearer key-of-the-test"
+    assert (fields["model"], fields["language"], fields["response_format"]) == (
+        [b"whisper-1"],
+        [b"en"],
+        [b"verbose_json"],
+    )
+    assert fields["timestamp_granularities[]"] == [b"segment", b"word"]
+    samples, rate = soundfile.read(io.BytesIO(fields["file"][0]), dtype="float32")
+    assert rate == 16_000
+    assert np.abs(samples - _tone()).max() < 1 / 32000
+    assert (heard.text, heard.language) == ("Hello there.", "en")
+    assert [(word.text, word.start_s) for word in heard.words] == [("Hello", 0.1), ("there.", 0.6)]
+    assert heard.segments[0].end_s == 1.5
+    assert heard.timings.audio_s == 1.5
+    assert heard.timings.total_s > 0
+
+
+def test_a_service_without_a_key_gets_none(service, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _endpoint(service, response_format="json").transcribe(_tone())
+    _, headers, fields = service.requests[0]
+    assert "Authorization" not in headers
+    assert "timestamp_granularities[]" not in fields
+    with pytest.raises(EvaluationError, match="needs a key: set OPENAI_API_KEY"):
+        LoadBackend(BackendSpec("openai", "whisper-1"))()
+
+
+def test_what_passes_is_sent_again(service):
+    service.answers = [(503, {}, b"busy"), (429, {"Retry-After": "0.01"}, b"slow down")]
+    assert _endpoint(service).transcribe(_tone()).text == "Hello there."
+    assert len(service.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            (401, {}, b'{"error": {"message": "Incorrect API key"}}'),
+            "answered 401: Incorrect API key; check OPENAI_API",
+        ),
+        ((404, {}, b"<html>"), "answered 404: <html>"),
+        ((200, {}, b"hello"), "answered no JSON: b'hello'"),
+        ((200, {}, b"[]"), "answered a JSON list"),
+        ((200, {}, b'{"task": "x"}'), "without a usable text"),
+        ((200, {}, b'{"text": "x", "segments": [{"start": "?"}]}'), "without a usable text"),
+    ],
+)
+def test_a_refusal_is_told_in_the_services_words(service, answer, message):
+    service.answers = [answer]
+    with pytest.raises(EvaluationError, match=message):
+        _endpoint(service).transcribe(_tone())
+    assert len(service.requests) == 1
+
+
+def test_a_service_that_is_not_there():
+    spec = BackendSpec("openai", "m", endpoint="http://127.0.0.1:9/v1", options={"retries": "0"})
+    with pytest.raises(EvaluationError, match=r"127\.0\.0\.1:9.*cannot be reached.*is the service running"):
+        LoadBackend(spec)().transcribe(_tone())
+    with pytest.raises(EvaluationError, match="'localhost' is no address"):
+        LoadBackend(BackendSpec("openai", "m", endpoint="localhost"))()
+
+
+def test_wrong_options_are_all_named(service):
+    with pytest.raises(EvaluationError, match=r"unknown option 'beam'.*retries is 'x', expected int.*options are"):
+        _endpoint(service, beam="1", retries="x")
+
+
+def test_the_key_is_in_no_file_of_a_run(service, monkeypatch, tmp_path):
+    from evaluation_runs import Notes, make_dataset
+
+    from whisperkit_tools.eval.engines import SerialEngine
+    from whisperkit_tools.eval.plan import EvaluateConfig
+    from whisperkit_tools.eval.runner import evaluate
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-test")
+    done = evaluate(
+        candidate(BackendSpec("openai", "whisper-1", endpoint=service.address)),
+        make_dataset(tmp_path / "audio", 2),
+        EvaluateConfig(checks_no_speech=False),
+        root=tmp_path / "out",
+        engine=SerialEngine,
+        read=read_audio,
+        listener=Notes(),
+    )
+    assert done.report.failures == ()
+    files = [path for path in done.folder.rglob("*") if path.is_file()]
+    assert len(files) >= 3
+    assert not any(b"key-of-the-test" in path.read_bytes() for path in files)
+    assert done.report.speed.encoder_s is None
+
+
+@pytest.mark.parametrize("name", [name for name, backend in BUILT_IN.items() if backend.requires])
+def test_a_missing_library_is_one_line_on_what_to_install(name, monkeypatch):
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda module: None)
+    with pytest.raises(EvaluationError, match=rf"pip install 'whisperkit-tools\[{BUILT_IN[name].extra}\]'"):
+        candidate(BackendSpec(name, "tiny"))
+
+
+def test_the_extras_that_are_named_exist():
+    import tomllib
+    from pathlib import Path
+
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    extras = settings["project"]["optional-dependencies"]
+    assert {backend.extra for backend in BUILT_IN.values() if backend.extra} <= set(extras)
+
+
+class Echo:
+    """A backend as another package would bring it."""
+
+    def __init__(self, spec: BackendSpec) -> None:
+        self.spec = spec
+
+    def check(self, languages) -> None:
+        pass
+
+    def transcribe(self, audio, *, language=None, words=False):
+        return Hypothesis(f"{self.spec.model} {len(audio)}", Timings(len(audio) / 16_000, 0.0))
+
+
+def test_others_register_theirs_by_entry_point(monkeypatch):
+    points = [
+        EntryPoint("echo", f"{__name__}:Echo", registry.GROUP),
+        EntryPoint("broken", "no.such.module:load", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
+    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Echo=Echo))
+    found = candidate(BackendSpec("echo", "m"))
+    assert found.load().transcribe(_tone(1)).text == "m 16000"
+    with pytest.raises(EvaluationError, match=r"broken is registered as no\.such\.module:load, which cannot be"):
+        candidate(BackendSpec("broken", "m")).load()
+    with pytest.raises(EvaluationError, match=r"unknown backend 'ecko'; did you mean echo\? there are .*broken, echo"):
+        candidate(BackendSpec("ecko", "m"))
+
+
+def test_a_local_model_is_known_by_its_content(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"one")
+    first = candidate(BackendSpec("openai", str(path)))
+    path.write_bytes(b"two")
+    second = candidate(BackendSpec("openai", str(path)))
+    assert first.backend.identity != second.backend.identity
+    assert candidate(BackendSpec("openai", "whisper-1")).backend.identity == ""
+
+
+@pytest.fixture(scope="module")
+def original():
+    return LoadBackend(BackendSpec("transformers", str(demo_checkpoint_dir())))()
+
+
+def test_the_original_hears_what_its_bundle_hears(original, demo_bundle):
+    bundle = LoadBundle(str(demo_bundle), TranscribeOptions())()
+    chosen = [*demo_utterances()[:3], *demo_utterances()[-2:]]
+    for utterance in chosen:
+        audio = read_audio(utterance.path)
+        ours = bundle.transcribe(audio, language=utterance.language)
+        theirs = original.transcribe(audio, language=utterance.language)
+        assert theirs.text == ours.text
+        assert [(s.text, s.start_s) for s in theirs.segments] == [(s.text, s.start_s) for s in ours.segments]
+        assert theirs.timings.tokens == ours.timings.tokens
+        assert 0 < theirs.timings.encoder_s < theirs.timings.total_s
+        assert 0 < theirs.timings.first_token_s < theirs.timings.total_s
+
+
+def test_the_original_transcribes_long_audio(original):
+    long = demo_longform()[0]
+    heard = original.transcribe(read_audio(long.path), language=long.language)
+    assert heard.timings.windows >= 3
+    assert heard.segments[-1].end_s > 60
+    assert len(heard.text.split()) == pytest.approx(len(long.text.split()), rel=0.1)
+
+
+def test_the_original_says_which_languages_it_lacks(original, demo_bundle):
+    for transcriber in (original, LoadBundle(str(demo_bundle), TranscribeOptions())()):
+        transcriber.check(["en", "es"])
+        with pytest.raises(EvaluationError, match=r"does not know the languages xx, yy.*it knows .*en"):
+            transcriber.check(["en", "yy", "xx"])
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path):
+    with pytest.raises(EvaluationError, match="transformers cannot load"):
+        LoadBackend(BackendSpec("transformers", str(tmp_path)))()
+    with pytest.raises(EvaluationError, match="dtype is 'int8', allowed are float32"):
+        LoadBackend(BackendSpec("transformers", str(demo_checkpoint_dir()), options={"dtype": "int8"}))()

@@ -1,0 +1,186 @@
+"""Composes rooms that do not know each other: a bundle, run by our own decoding, as something to evaluate."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whisperkit_tools.bundle import MANIFEST, Bundle, folder_bytes, sha256
+from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.eval.transcriber import (
+    BackendInfo,
+    BundleInfo,
+    Candidate,
+    FloatArray,
+    Hypothesis,
+    TimedText,
+    Timings,
+)
+from whisperkit_tools.mil.specs import Precision
+from whisperkit_tools.transcribe.options import TranscribeOptions
+
+if TYPE_CHECKING:
+    from whisperkit_tools.transcribe.results import Transcription
+    from whisperkit_tools.transcribe.transcriber import Transcriber
+
+EXECUTOR, CORE_ML = "executor", "coreml"
+BUNDLE_BACKENDS = (EXECUTOR, CORE_ML)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBundle:
+    """Loads a bundle in whatever process it is called.
+
+    Attributes:
+        path: The bundle's folder.
+        options: Of the decoding; the language is each example's own.
+        backend: One of `BUNDLE_BACKENDS`.
+        precision: Of the executor.
+        compute_units: Of Core ML; None for the on-device runtime's own.
+        device: Of the executor.
+    """
+
+    path: str
+    options: TranscribeOptions
+    backend: str = EXECUTOR
+    precision: Precision = "float32"
+    compute_units: str | None = None
+    device: str = "cpu"
+
+    def __call__(self) -> "BundleTranscriber":
+        """Load the bundle.
+
+        Raises:
+            WktError: It is damaged, or this machine lacks the backend.
+        """
+        from whisperkit_tools.transcribe.transcriber import Transcriber
+
+        transcriber = Transcriber.load(
+            self.path,
+            precision=self.precision,
+            backend="coreml" if self.backend == CORE_ML else "torch",
+            compute_units=self.compute_units,
+            device=self.device,
+        )
+        return BundleTranscriber(transcriber, self.options)
+
+
+class BundleTranscriber:
+    """A loaded bundle behind the evaluation's protocol; transcripts are those of `wkt transcribe`."""
+
+    def __init__(self, transcriber: "Transcriber", options: TranscribeOptions) -> None:
+        self._transcriber = transcriber
+        self._options = options
+
+    def check(self, languages: Collection[str]) -> None:
+        """Check that the bundle knows these languages and that the options fit it.
+
+        Raises:
+            WktError: Naming what does not.
+        """
+        special = self._transcriber.special
+        known = set(special.languages) if special.is_multilingual else {"en"}
+        unknown = sorted(set(languages) - known)
+        if unknown:
+            raise EvaluationError(
+                f"the model does not know the language{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} of the "
+                f"dataset; it knows {', '.join(sorted(known))}. Choose examples with --language"
+            )
+        self._transcriber.check(self._options)
+
+    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+        """Transcribe one audio."""
+        given = language if self._transcriber.special.is_multilingual else None
+        timed = self._options.word_timestamps or (words and self._transcriber.sizes.has_alignment)
+        options = replace(self._options, language=given, word_timestamps=timed)
+        return hypothesis(self._transcriber.transcribe(audio, options))
+
+
+def hypothesis(result: "Transcription") -> Hypothesis:
+    """A transcription as the evaluation sees it."""
+    timings = Timings(
+        audio_s=result.audio_duration_s,
+        total_s=result.timings.total_s,
+        mel_s=result.timings.mel_s,
+        encoder_s=result.timings.encoder_s,
+        decoder_s=result.timings.decoder_s,
+        first_token_s=result.timings.time_to_first_token_s,
+        tokens=result.timings.tokens,
+        windows=result.timings.windows,
+        fallbacks=result.timings.fallbacks,
+    )
+    return Hypothesis(
+        result.text,
+        timings,
+        tuple(TimedText(part.text, part.start_s, part.end_s) for part in result.segments),
+        tuple(TimedText(word.text, word.start_s, word.end_s) for part in result.segments for word in part.words),
+        result.language,
+    )
+
+
+def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
+    """A bundle, ready to be evaluated; it is hashed, not loaded."""
+    options = asdict(load.options)
+    del options["language"]  # each example's own
+    ran = {"device": load.device} if load.backend == EXECUTOR else {"compute_units": load.compute_units}
+    precision = {"precision": load.precision} if load.backend == EXECUTOR else {}
+    info = bundle_info(bundle)
+    backend = BackendInfo(
+        name=load.backend,
+        model=bundle.name,
+        identity=info.sha256,
+        options=json.loads(json.dumps({**ran, **precision, **options})),
+    )
+    return Candidate(name, load, backend, info)
+
+
+def bundle_info(bundle: Bundle) -> BundleInfo:
+    """What is measured: its name, sizes, and one digest of the content of all its files.
+
+    The files are read, not the manifest's word for them: a file that was changed by hand is another bundle.
+    """
+    whole = hashlib.sha256()
+    for path in sorted(path for path in bundle.path.rglob("*") if path.is_file() and path.name != ".DS_Store"):
+        relative = path.relative_to(bundle.path).as_posix()
+        if relative != MANIFEST:
+            whole.update(f"{relative} {sha256(path)}\n".encode())
+    return BundleInfo(
+        name=bundle.name,
+        path=str(bundle.path),
+        bytes=folder_bytes(bundle.path),
+        component_bytes={name: folder_bytes(bundle.package(name)) for name in bundle.components()},
+        sha256=whole.hexdigest(),
+        created=bundle.created,
+        options={name: value for name, value in bundle.manifest.items() if name not in ("files", "created")},
+    )
+
+
+def original_of(source: str) -> tuple[str, str]:
+    """A checkpoint by any of its names, for a backend that reads Hugging Face folders.
+
+    Args:
+        source: `demo`, an alias, a Hub id or a folder.
+
+    Returns:
+        The folder, and what tells it from another of the same name: the Hub's commit, or empty.
+
+    Raises:
+        CheckpointError: It cannot be found or read.
+        EvaluationError: It is no Hugging Face folder.
+    """
+    from whisperkit_tools.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    folder = checkpoint.weight_files[0].parent
+    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        raise EvaluationError(f"{source} is not a whole Hugging Face checkpoint; the transformers backend needs one")
+    return str(folder), checkpoint.revision or ""
+
+
+def read_audio(path: Path) -> FloatArray:
+    """Decode an audio file to 16 kHz mono, as `wkt transcribe` does."""
+    from whisperkit_tools.transcribe.audio import AudioInput, load_audio
+
+    return load_audio(AudioInput(str(path), path))
