@@ -1,0 +1,208 @@
+"""How much each weight matters: the curvature of the divergence at the decoder's logits, from one pass over speech.
+
+Around the uncompressed weights the Kullback-Leibler divergence of the compressed bundle's logits from the uncompressed
+ones' is a quadratic form, `KL = 1/2 d' H d` for a change `d` of the weights, with `H` the Gauss-Newton matrix
+`J' (diag(p) - p p') J` of the probabilities `p`. Its diagonal is estimated by squaring gradients: with signs `s` drawn
+at random for every token and vocabulary entry, the cotangent `sqrt(p) * s - p * sum(sqrt(p) * s)` of the logits has
+exactly the covariance `diag(p) - p p'`. (Labels drawn from `p` have it too, but a sure model then gives next to no
+gradient most of the time and a huge one at times.) Tokens are drawn independently, so one pass backward serves a whole
+window, decoder and encoder.
+
+The predicted divergence of a compressed tensor is `1/2 sum(F * (compressed - weight)**2)`, in nats a token, and those
+of several tensors add up.
+
+Source: Martens, "New insights and perspectives on the natural gradient method", sections 6 and 9.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from whisperkit_tools.mil.graph import Graph, read_graph
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.segments import Segments
+from whisperkit_tools.quantization.teacher import DECODER, ENCODER, Forced, TeacherForcing, Window
+
+MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
+FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"
+
+Curvature = dict[str, NDArray[np.float32]]
+"""For each weight of one component the diagonal of the curvature, of the weight's shape, in nats a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class FisherOptions:
+    """How the curvature is estimated.
+
+    Attributes:
+        samples: Random cotangents a window.
+        seed: Of the signs.
+        budget_bytes: What activations of the encoder may take at once.
+    """
+
+    samples: int = 1
+    seed: int = 0
+    budget_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: There is no sample.
+        """
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}, expected at least 1")
+
+
+def compressible(graph: Graph) -> tuple[str, ...]:
+    """Names of a program's weights that palettes pay for: float16, at least two axes, in the weights file."""
+    return tuple(
+        name
+        for name, constant in graph.constants.items()
+        if constant.in_weights_file
+        and constant.spec.dtype == "float16"
+        and len(constant.spec.shape) >= 2
+        and constant.spec.size >= MIN_ELEMENTS
+    )
+
+
+def cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a cotangent for logits `[T, V]` with covariance `diag(p) - p p'` in every row."""
+    p = logits.double().softmax(-1)
+    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
+    root = p.sqrt() * signs
+    return (root - p * root.sum(-1, keepdim=True)).to(logits)
+
+
+def curvatures(
+    packages: Mapping[str, Path],
+    windows: Sequence[Window],
+    options: FisherOptions | None = None,
+    done: Callable[[str, Curvature], None] | None = None,
+    ticks: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Estimate the curvature of both components, one loaded at a time.
+
+    Args:
+        packages: Paths of AudioEncoder and TextDecoder.
+        windows: The speech.
+        options: How.
+        done: Called with each component's name and result: the decoder's first, from which the encoder's follows.
+        ticks: Called with the component's name, how many windows are done, and how many there are.
+    """
+    options = options or FisherOptions()
+    total = len(windows) * options.samples
+    embeds = encode(packages[ENCODER], windows)
+    decoder = _Decoder(packages[DECODER])
+    arrived = decoder.run(windows, embeds, options, ticks)
+    _report(done, DECODER, decoder.square.means(total))
+    del decoder
+    encoder = _Encoder(packages[ENCODER], options)
+    for number, (window, cotangents) in enumerate(zip(windows, arrived, strict=True), start=1):
+        encoder.add(window, cotangents)
+        if ticks is not None:
+            ticks(ENCODER, number, len(windows))
+    _report(done, ENCODER, encoder.square.means(total))
+
+
+def _report(done: Callable[[str, Curvature], None] | None, component: str, found: Curvature) -> None:
+    if done is not None:
+        done(component, found)
+
+
+def encode(package: Path, windows: Sequence[Window]) -> list[Tensor]:
+    """Audio embeddings `[1, D, 1, n_audio_ctx]` of each window."""
+    program = Program.load(package)
+    return [program.run({FEATURES: window.features})[EMBEDS] for window in windows]
+
+
+class _Squares:
+    """Sums of squared gradients of a program's compressible weights."""
+
+    def __init__(self, program: Program, graph_names: Sequence[str]) -> None:
+        self._weights = {name: program.weights[name] for name in graph_names if name in program.weights}
+        self._sums = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Ask for gradients inside the block, and add their squares at its end."""
+        for weight in self._weights.values():
+            weight.requires_grad_(True)
+            weight.grad = None
+        try:
+            yield
+            for name, weight in self._weights.items():
+                if weight.grad is not None:
+                    self._sums[name].addcmul_(weight.grad, weight.grad)
+        finally:
+            for weight in self._weights.values():
+                weight.requires_grad_(False)
+                weight.grad = None
+
+    def means(self, count: int) -> Curvature:
+        """The sums over the number of windows and samples; what was summed is let go."""
+        return {name: self._sums.pop(name).div_(count).cpu().numpy() for name in list(self._sums)}
+
+
+class _Decoder:
+    """The decoder's part of the pass."""
+
+    def __init__(self, package: Path) -> None:
+        self._forcing = TeacherForcing(Program.load(package))
+        self.square = _Squares(self._forcing.program, compressible(read_graph(package)))
+
+    def run(
+        self,
+        windows: Sequence[Window],
+        embeds: Sequence[Tensor],
+        options: FisherOptions,
+        ticks: Callable[[str, int, int], None] | None = None,
+    ) -> list[list[Tensor]]:
+        """Add every window; return what arrives at the encoder, for each window a tensor a sample."""
+        generator = torch.Generator().manual_seed(options.seed)
+        arrived = []
+        for window, audio in zip(windows, embeds, strict=True):
+            forced = self._forcing.forward(window, audio)
+            arrived.append([self._sample(window, forced, audio, generator) for _ in range(options.samples)])
+            if ticks is not None:
+                ticks(DECODER, len(arrived), len(windows))
+        return arrived
+
+    def _sample(self, window: Window, forced: Forced, audio: Tensor, generator: torch.Generator) -> Tensor:
+        with self.square.collecting():
+            # Each window's mean over its tokens counts the same, so that short utterances are not drowned by long ones.
+            drawn = cotangent(forced.logits, generator) / window.predicted**0.5
+            return self._forcing.backward(window, forced, audio, drawn)
+
+
+class _Encoder:
+    """The encoder's part of the pass."""
+
+    def __init__(self, package: Path, options: FisherOptions) -> None:
+        self._program = Program.load(package)
+        self._segments = Segments(self._program, options.budget_bytes)
+        self.square = _Squares(self._program, compressible(read_graph(package)))
+
+    def add(self, window: Window, cotangents: Sequence[Tensor]) -> None:
+        for arrived in cotangents:
+            with self.square.collecting():
+                self._segments.backward({FEATURES: window.features}, {EMBEDS: arrived})
+
+
+def reference_logits(packages: Mapping[str, Path], windows: Sequence[Window]) -> list[Tensor]:
+    """The teacher-forced logits `[predicted, V]` of each window through a bundle's packages."""
+    embeds = encode(packages[ENCODER], windows)
+    forcing = TeacherForcing(Program.load(packages[DECODER]))
+    return [forcing.forward(window, audio).logits for window, audio in zip(windows, embeds, strict=True)]
+
+
+def predicted_divergence(curvature: NDArray[np.float32], change: NDArray[np.floating]) -> float:
+    """`1/2 sum(curvature * change**2)` in nats a token; both of the weight's shape."""
+    wide = change.astype(np.float32).reshape(-1)
+    return float(0.5 * np.dot(curvature.reshape(-1) * wide, wide))

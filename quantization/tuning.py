@@ -1,0 +1,258 @@
+"""Adjusting palettes after rounding: gradient descent of the divergence on the tables' entries, indices unchanged.
+
+The gradient of an entry is the sum of those of the elements that it stands for. Weights come from the tables at every
+step and the gradient goes through both programs of the bundle, caches included, as in `teacher`. Steps are Adam's, each
+table's scaled by the error that its rounding made, because that is how far an entry may usefully move.
+
+Source: Kingma and Ba, "Adam"; trained palettes as in Han et al., "Deep Compression", section 3.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.palette import Palettized
+from whisperkit_tools.quantization.segments import Segments
+from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
+from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing, Window, divergence
+
+_BETAS = (0.9, 0.99)
+
+
+@dataclass(frozen=True, slots=True)
+class TuningOptions:
+    """How palettes are tuned.
+
+    Attributes:
+        steps: Steps, each on one window.
+        rate: Size of a step, in units of the root mean squared rounding error of the weight.
+        seed: Of the order of the windows.
+        budget_bytes: What activations of the encoder may take at once.
+    """
+
+    steps: int
+    rate: float = 0.15
+    seed: int = 0
+    budget_bytes: int = 1 << 30
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is not positive.
+        """
+        if self.steps < 1 or not self.rate > 0:
+            raise ValueError(f"steps is {self.steps}, rate {self.rate}; both have to be positive")
+
+
+class Table:
+    """The palette of one weight as torch tensors.
+
+    Attributes:
+        entries: `[N]` float32, the palette's elements in row-major order.
+    """
+
+    def __init__(self, palettized: Palettized) -> None:
+        self.palettized = palettized
+        self.entries = torch.from_numpy(palettized.lut.astype(np.float32).reshape(-1))
+        self._places = torch.from_numpy(_places(palettized)).reshape(-1)
+        scale = palettized.scale
+        self._scale = None if scale is None else torch.from_numpy(scale.astype(np.float32))
+        self._outliers = None
+        if palettized.outlier_positions is not None and palettized.outlier_values is not None:
+            values = torch.from_numpy(palettized.outlier_values.astype(np.float32))
+            self._outliers = torch.from_numpy(palettized.outlier_positions), values
+
+    def weight(self) -> Tensor:
+        """The weight that the entries stand for, rounded as the written package rounds it."""
+        dense = self.entries.half().float()[self._places].reshape(self.palettized.shape)
+        if self._scale is not None:
+            dense = (dense * self._scale).half().float()
+        if self._outliers is not None:
+            positions, values = self._outliers
+            flat = dense.reshape(-1)
+            flat[positions] = (flat[positions] + values).half().float()
+        return dense
+
+    def gradient(self, weight_gradient: Tensor) -> Tensor:
+        """The entries' gradient from the weight's."""
+        if self._scale is not None:
+            weight_gradient = weight_gradient * self._scale
+        return torch.zeros_like(self.entries).index_add_(0, self._places, weight_gradient.reshape(-1))
+
+    def tuned(self) -> Palettized:
+        """The palette with the present entries."""
+        lut = self.entries.half().numpy().reshape(self.palettized.lut.shape)
+        return replace(self.palettized, lut=lut)
+
+
+def _places(palettized: Palettized) -> NDArray[np.int64]:
+    """For each element of the weight the place of its entry in the flattened palettes."""
+    lut, indices, axis = palettized.lut, palettized.indices, palettized.option.axis
+    blocks, (entries, vector) = lut.shape[:-2], lut.shape[-2:]
+    first = np.arange(math.prod(blocks), dtype=np.int64).reshape(blocks) * entries
+    for at, size in enumerate(indices.shape):
+        if first.shape[at] not in (1, size):
+            first = np.repeat(first, size // first.shape[at], axis=at)
+    places = (first + indices) * vector
+    if vector == 1:
+        return np.asarray(places)
+    parts: NDArray[np.int64] = np.stack([places + offset for offset in range(vector)], axis=axis + 1)
+    return parts.reshape(palettized.shape)
+
+
+@dataclass(slots=True)
+class _Tuned:
+    """One weight under way: its table, the parameter that takes the result, and Adam's moments."""
+
+    table: Table
+    parameter: nn.Parameter
+    step_size: float
+    mean: Tensor
+    square: Tensor
+
+    def update(self, rate: float, count: int) -> None:
+        if self.parameter.grad is None:
+            return
+        gradient = self.table.gradient(self.parameter.grad)
+        self.mean.lerp_(gradient, 1 - _BETAS[0])
+        self.square.lerp_(gradient.square(), 1 - _BETAS[1])
+        mean = self.mean / (1 - _BETAS[0] ** count)
+        root = (self.square / (1 - _BETAS[1] ** count)).sqrt()
+        self.table.entries -= rate * self.step_size * mean / (root + 1e-12)
+
+    def apply(self) -> None:
+        with torch.no_grad():
+            self.parameter.copy_(self.table.weight())
+
+
+class Tuning:
+    """The compressed programs and the divergence that is to be lowered."""
+
+    def __init__(
+        self,
+        packages: Mapping[str, Path],
+        palettized: Mapping[str, Mapping[str, Palettized]],
+        windows: Sequence[Window],
+        references: Sequence[Tensor],
+        options: TuningOptions,
+    ) -> None:
+        """Load the uncompressed packages and put the compressed weights in.
+
+        Args:
+            packages: Paths of AudioEncoder and TextDecoder, uncompressed.
+            palettized: For each component its compressed weights.
+            windows: Calibration speech.
+            references: The uncompressed bundle's logits of each window.
+            options: How to tune.
+        """
+        self._options = options
+        self._windows, self._references = windows, references
+        encoder, decoder = Program.load(packages[ENCODER]), Program.load(packages[DECODER])
+        self._encoder, self._forcing = encoder, TeacherForcing(decoder)
+        self._tuned = {
+            (component, name): _prepared(part, program.weights[name])
+            for component, program in ((ENCODER, encoder), (DECODER, decoder))
+            for name, part in palettized.get(component, {}).items()
+        }
+        self._tunes_encoder = bool(palettized.get(ENCODER))
+        self._segments = Segments(encoder, options.budget_bytes) if self._tunes_encoder else None
+        # Without a change in the encoder its output does not change either.
+        self._embeds: dict[int, Tensor] = {}
+
+    def _encode(self, at: int) -> Tensor:
+        if at in self._embeds:
+            return self._embeds[at]
+        with torch.no_grad():
+            embeds = self._encoder.run({FEATURES: self._windows[at].features})[EMBEDS]
+        if not self._tunes_encoder:
+            self._embeds[at] = embeds
+        return embeds
+
+    def divergence(self) -> float:
+        """Mean over the windows of their tokens' mean with the present tables, in nats."""
+        with torch.no_grad():
+            rows = [
+                divergence(reference, self._forcing.forward(window, self._encode(at)).logits).mean()
+                for at, (window, reference) in enumerate(zip(self._windows, self._references, strict=True))
+            ]
+        return float(torch.stack(rows).mean())
+
+    def run(self, progress: Callable[[int, float], None] | None = None) -> tuple[float, float]:
+        """Take all steps, and keep the tables of the start if the end is no better.
+
+        Args:
+            progress: Told after each step its number and its window's divergence before it.
+
+        Returns:
+            The mean divergence before and after.
+        """
+        before = self.divergence()
+        first = {key: tuned.table.entries.clone() for key, tuned in self._tuned.items()}
+        order = _order(len(self._windows), self._options)
+        for number, at in enumerate(order, start=1):
+            rate = self._options.rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / len(order)))
+            found = self._step(at, rate, number)
+            if progress is not None:
+                progress(number, found)
+        after = self.divergence()
+        if not after < before:
+            for key, tuned in self._tuned.items():
+                tuned.table.entries = first[key]
+                tuned.apply()
+            after = before
+        return before, after
+
+    def _step(self, at: int, rate: float, number: int) -> float:
+        window, reference = self._windows[at], self._references[at]
+        for tuned in self._tuned.values():
+            tuned.parameter.grad = None
+        embeds = self._encode(at)
+        forced = self._forcing.forward(window, embeds)
+        found = float(divergence(reference, forced.logits).mean())
+        cotangent = (forced.logits.softmax(-1) - reference.softmax(-1)) / len(reference)
+        for tuned in self._tuned.values():
+            tuned.parameter.requires_grad_(True)
+        try:
+            arrived = self._forcing.backward(window, forced, embeds, cotangent)
+            if self._segments is not None:
+                self._segments.backward({FEATURES: window.features}, {EMBEDS: arrived})
+        finally:
+            for tuned in self._tuned.values():
+                tuned.parameter.requires_grad_(False)
+        for tuned in self._tuned.values():
+            tuned.update(rate, number)
+            tuned.apply()
+        return found
+
+    def result(self) -> dict[str, dict[str, Palettized]]:
+        """The tuned palettes by component and name."""
+        found: dict[str, dict[str, Palettized]] = {}
+        for (component, name), tuned in self._tuned.items():
+            found.setdefault(component, {})[name] = tuned.table.tuned()
+        return found
+
+
+def _prepared(palettized: Palettized, parameter: nn.Parameter) -> _Tuned:
+    table = Table(palettized)
+    error = float((table.weight() - parameter.detach()).square().mean().sqrt())
+    scale = 1.0 if palettized.scale is None else float(np.abs(palettized.scale.astype(np.float32)).mean())
+    tuned = _Tuned(table, parameter, error / scale, torch.zeros_like(table.entries), torch.zeros_like(table.entries))
+    tuned.apply()
+    return tuned
+
+
+def _order(windows: int, options: TuningOptions) -> list[int]:
+    """Which window each step takes: all of them in a new order, again and again."""
+    rng = np.random.default_rng(options.seed)
+    order: list[int] = []
+    while len(order) < options.steps:
+        order += rng.permutation(windows).tolist()
+    return order[: options.steps]

@@ -1,0 +1,167 @@
+"""KL divergence against size: uniform palettes, threshold recipes, this project's allocation, and that one tuned.
+
+    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 150] [--examples 16] [--json FILE]
+
+Every recipe is made for the same size of weights. The divergence is measured, on utterances that calibration has not
+heard, with the weights put into the bundle's own programs.
+
+uniform: the same width for all, one palette a weight, unweighted, as coremltools does in one call.
+threshold: unweighted palettes; each weight takes the fewest bits at which it alone causes at most a given divergence,
+else it stays float16; the threshold is the one that fits the size. That is whisperkittools' published method, with
+every weight (the embedding too) among the candidates, and with the divergence in place of its output PSNR.
+per tensor: one palette a weight, weighted palettes and allocation of this project.
+all options: the same with grouped palettes, vectors and outliers, as far as the bundle's target has them.
+tuned: the last of these after palette tuning.
+--per-tensor-only leaves all options out, which take longest to try.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.calibration import gate_clips
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.palettization import PalettizeConfig, Palettizer
+from whisperkit_tools.palettization_plan import Aim
+from whisperkit_tools.quantization.allocation import Candidate
+from whisperkit_tools.quantization.options import NBITS, Compression
+from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.recipe import Wishes
+from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES, predicted_divergence
+from whisperkit_tools.quantization.sizes import dense_nbytes
+from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, mean_divergence
+from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
+
+
+class Meter:
+    """Measures the divergence of weights on held-out utterances."""
+
+    def __init__(self, work, examples):
+        listener = work._listener
+        clips = gate_clips(None, examples, ("en", "es"), listener.models.sizes.n_samples)
+        self.windows = [heard.window for clip in clips if (heard := listener.hear(clip)) is not None]
+        self.programs = [Program.load(work.model.packages[name]) for name in COMPONENTS]
+        self.originals = {
+            (component, name): program.weights[name].detach().clone()
+            for component, program in zip(COMPONENTS, self.programs, strict=True)
+            for where, name in work.model.shapes
+            if where == component
+        }
+        self.references = self._logits()
+
+    def _logits(self):
+        encoder, decoder = self.programs
+        forcing = TeacherForcing(decoder)
+        return [forcing.forward(w, encoder.run({FEATURES: w.features})[EMBEDS]).logits for w in self.windows]
+
+    def __call__(self, palettes):
+        by_name = dict(zip(COMPONENTS, self.programs, strict=True))
+        with torch.no_grad():
+            for (component, name), original in self.originals.items():
+                part = palettes.get((component, name))
+                value = original if part is None else torch.from_numpy(part.dense().astype(np.float32))
+                by_name[component].weights[name].copy_(value)
+        return mean_divergence(self.references, self._logits())
+
+
+def plain(work, cache, key, nbits):
+    """An unweighted palette, and the divergence that it alone is predicted to cause."""
+    if (key, nbits) not in cache:
+        weight = work.model.weight(key)
+        made = palettize(weight, Compression(nbits), name=key[1])
+        change = made.dense().astype(np.float32) - weight.astype(np.float32)
+        cache[key, nbits] = made, predicted_divergence(work.planner.curvature(key), change)
+    return cache[key, nbits]
+
+
+def threshold_recipe(work, cache, widths, budget):
+    """The recipe of the least threshold that fits the budget."""
+    limits = sorted({plain(work, cache, key, n)[1] for key in work.model.shapes for n in widths})
+    for limit in limits:
+        chosen = {}
+        for key in work.model.shapes:
+            fitting = [n for n in widths if plain(work, cache, key, n)[1] <= limit]
+            if fitting:
+                chosen[key] = plain(work, cache, key, min(fitting))[0]
+        size = sum(chosen[k].nbytes if k in chosen else dense_nbytes(s) for k, s in work.model.shapes.items())
+        if size <= budget:
+            return chosen, size
+    return None, 0
+
+
+def recipe_palettes(work, recipe):
+    return {k: work.planner.palette(k, e.option) for k, e in recipe.entries.items() if e.option is not None}
+
+
+def tuned(work, palettes, steps):
+    nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in COMPONENTS}
+    tuning = Tuning(work.model.packages, nested, work.windows, work._references, TuningOptions(steps))
+    tuning.run()
+    return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--bits", default="3,4,5")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--examples", type=int, default=16)
+    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
+    parser.add_argument("--per-tensor-only", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    config = PalettizeConfig(
+        aim=Aim(target_bits=4), windows=args.windows, profile_dir=args.profile, wishes=Wishes(), samples=2
+    )
+    work = Palettizer(Bundle.open(args.bundle), config)
+    started = time.perf_counter()
+    work.sense()
+    print(f"sensitivity {time.perf_counter() - started:.1f} s", flush=True)
+    meter, cache, rows = Meter(work, args.examples), {}, []
+    widths = [n for n in NBITS if Compression(n).spec_version <= work.model.spec_version]
+    flat_table = {
+        key: [
+            *work.planner.candidates(key, [Compression(n) for n in widths]),
+            Candidate(None, dense_nbytes(shape), 0.0),
+        ]
+        for key, shape in work.model.shapes.items()
+    }
+    tables = {"per tensor": flat_table}
+    if not args.per_tensor_only:
+        tables["all options"] = work.planner.table()
+
+    def report(bits, name, palettes, size, predicted=None):
+        found = meter(palettes)
+        rows.append({"bits": bits, "method": name, "nbytes": size, "kl": found, "predicted_kl": predicted})
+        shown = "" if predicted is None else f"  predicted {predicted:.5f}"
+        print(f"{bits:>4} {name:<12} {8 * size / work.model.elements:6.3f} bits  KL {found:.5f}{shown}", flush=True)
+
+    for bits in [float(part) for part in args.bits.split(",")]:
+        whole = {key: plain(work, cache, key, int(bits))[0] for key in work.model.shapes} if bits in widths else None
+        budget = sum(p.nbytes for p in whole.values()) if whole else int(bits * work.model.elements / 8)
+        if whole:
+            report(bits, "uniform", whole, budget)
+        chosen, size = threshold_recipe(work, cache, widths, budget)
+        if chosen is not None:
+            report(bits, "threshold", chosen, size)
+        aim = Aim(target_bits=8 * (budget + 0.5) / work.model.elements)
+        for name, table in tables.items():
+            work.planner.table = lambda table=table: table
+            recipe, _ = work.planner.recipe(aim)
+            palettes = recipe_palettes(work, recipe)
+            report(bits, name, palettes, recipe.nbytes, recipe.divergence)
+        if args.steps:
+            report(bits, "tuned", tuned(work, palettes, args.steps), recipe.nbytes)
+    if args.json:
+        args.json.write_text(json.dumps({"steps": args.steps, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

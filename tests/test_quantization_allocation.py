@@ -1,0 +1,106 @@
+"""The knapsack, against trying everything and against SciPy's integer programming."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisperkit_tools.errors import RecipeError
+from whisperkit_tools.quantization import allocation
+from whisperkit_tools.quantization.allocation import Candidate, within_divergence, within_size
+
+costs = st.integers(1, 40)
+values = st.floats(0, 10, allow_nan=False)
+tensor = st.lists(st.builds(lambda c, v: Candidate(None, c, v), costs, values), min_size=1, max_size=4)
+
+
+def _everything(tensors):
+    for picks in itertools.product(*[range(len(options)) for options in tensors]):
+        picked = [options[at] for options, at in zip(tensors, picks, strict=True)]
+        yield sum(c.nbytes for c in picked), sum(c.divergence for c in picked)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(tensor, min_size=1, max_size=5), st.integers(5, 150))
+def test_within_size_is_what_trying_everything_finds(tensors, budget):
+    possible = [value for cost, value in _everything(tensors) if cost <= budget]
+    if not possible:
+        with pytest.raises(RecipeError, match="cannot be made smaller than"):
+            within_size(tensors, budget)
+        return
+    found = within_size(tensors, budget)
+    assert found.divergence == pytest.approx(min(possible), abs=1e-9)
+    assert found.nbytes <= budget
+    assert found.gap == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(tensor, min_size=1, max_size=5), st.floats(0, 30))
+def test_within_divergence_is_what_trying_everything_finds(tensors, limit):
+    possible = [cost for cost, value in _everything(tensors) if value <= limit]
+    if not possible:
+        with pytest.raises(RecipeError, match="cannot be less than"):
+            within_divergence(tensors, limit)
+        return
+    found = within_divergence(tensors, limit)
+    assert found.nbytes == min(possible)
+    assert found.divergence <= limit * (1 + 1e-9)
+
+
+def _model(count, seed=0):
+    rng = np.random.default_rng(seed)
+    tensors = []
+    for _ in range(count):
+        size, weight = int(2 ** rng.uniform(11, 22)), 10 ** rng.uniform(-4, 0)
+        tensors.append(
+            [Candidate(None, (size * b // 8 + 2 * 2**b + 63) // 64 * 64, weight * 4.0**-b) for b in (1, 2, 3, 4, 6, 8)]
+            + [Candidate(None, size * 2, 0.0)]
+        )
+    return tensors
+
+
+def _scipy(tensors, budget):
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    values = np.array([c.divergence for options in tensors for c in options])
+    sizes = np.array([c.nbytes for options in tensors for c in options], float)
+    one = np.zeros((len(tensors), len(values)))
+    start = 0
+    for row, options in enumerate(tensors):
+        one[row, start : start + len(options)] = 1
+        start += len(options)
+    found = milp(
+        values,
+        constraints=[LinearConstraint(sizes[None], -np.inf, budget), LinearConstraint(one, 1, 1)],
+        integrality=np.ones_like(values),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 0},
+    )
+    return float(found.fun)
+
+
+@pytest.mark.parametrize("bits", [2.1, 3, 4.5])
+def test_a_model_of_many_tensors_is_solved_as_well_as_by_integer_programming(bits):
+    tensors = _model(40)
+    budget = int(sum(options[-1].nbytes for options in tensors) / 16 * bits)
+    found = within_size(tensors, budget)
+    assert found.divergence <= _scipy(tensors, budget) * (1 + 1e-6)
+    assert found.nbytes <= budget
+    assert found.gap < 1e-3
+
+
+def test_the_gap_is_stated_when_combinations_are_thinned(monkeypatch):
+    tensors = _model(60, seed=1)
+    budget = int(sum(options[-1].nbytes for options in tensors) / 16 * 3.3)
+    exact = within_size(tensors, budget)
+    monkeypatch.setattr(allocation, "_MOST_STATES", 4)
+    thinned = within_size(tensors, budget)
+    assert thinned.divergence >= exact.divergence * (1 - 1e-9)
+    assert 0 <= thinned.gap < 0.05
+    assert thinned.divergence * (1 - thinned.gap) <= exact.divergence * (1 + 1e-9)
+
+
+def test_nothing_to_choose():
+    assert within_size([], 10).chosen == ()

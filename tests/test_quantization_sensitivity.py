@@ -1,0 +1,238 @@
+"""Gradients through the programs against plain autograd, and the curvature against measured divergences."""
+
+import numpy as np
+import pytest
+import torch
+
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.graph import read_graph
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.allocation import Candidate
+from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.profile import Profile, ProfileKey, decode, encode
+from whisperkit_tools.quantization.segments import Segments
+from whisperkit_tools.quantization.sensitivity import (
+    EMBEDS,
+    FEATURES,
+    FisherOptions,
+    compressible,
+    cotangent,
+    curvatures,
+    predicted_divergence,
+    reference_logits,
+)
+from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, Window, divergence, mean_divergence
+
+TOKENS = (641, 642, 700, 30, 31, 32, 400, 401, 402, 500, 640)
+
+
+@pytest.fixture(scope="module")
+def packages(demo_bundle):
+    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
+
+
+@pytest.fixture(scope="module")
+def window():
+    features = torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3
+    return Window(features, TOKENS, 4)
+
+
+@pytest.fixture(scope="module")
+def embeds(packages, window):
+    return Program.load(packages["AudioEncoder"]).run({FEATURES: window.features})[EMBEDS]
+
+
+def _recurrent(forcing, window, embeds, wanted):
+    """The same loss as one graph from the first call to the last, caches and all."""
+    shape = [axis or 0 for axis in forcing.program.inputs["key_cache"].shape]
+    keys, values = torch.zeros(shape), torch.zeros(shape)
+    audio, total = embeds.clone().requires_grad_(True), torch.zeros(())
+    ids, length = forcing.ids(window), shape[3]
+    for at in range(len(ids)):
+        here = torch.eye(length)[at : at + 1]
+        padding = torch.full((1, length), -10000.0)
+        padding[:, : at + 1] = 0
+        outputs = forcing.program.run(
+            input_ids=ids[at], cache_length=torch.tensor([at], dtype=torch.int32), key_cache=keys, value_cache=values,
+            kv_cache_update_mask=here, encoder_output_embeds=audio, decoder_key_padding_mask=padding,
+        )  # fmt: skip
+        updates = outputs["key_cache_updates"], outputs["value_cache_updates"]
+        keys, values = (
+            torch.cat([cache[..., :at], update, cache[..., at + 1 :]], dim=-1)
+            for cache, update in zip((keys, values), updates, strict=True)
+        )
+        if at >= window.first - 1:
+            total = total + (outputs["logits"].reshape(-1) * wanted[at - window.first + 1]).sum()
+    total.backward()
+    return audio.grad
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(packages, window, embeds, chunk, monkeypatch):
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    if chunk:
+        monkeypatch.setattr(
+            forcing, "_chunks", lambda count: [slice(at, min(at + chunk, count)) for at in range(0, count, chunk)]
+        )
+    forced = forcing.forward(window, embeds)
+    wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
+    for parameter in forcing.program.parameters():
+        parameter.requires_grad_(True)
+    arrived = forcing.backward(window, forced, embeds, wanted)
+    found = {name: weight.grad.clone() for name, weight in forcing.program.weights.items()}
+    for parameter in forcing.program.parameters():
+        parameter.grad = None
+    expected = _recurrent(forcing, window, embeds, wanted)
+    torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    for name, weight in forcing.program.weights.items():
+        scale = float(weight.grad.abs().max())
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-4 * scale + 1e-6)
+
+
+def test_a_program_in_pieces_has_the_same_gradients(packages, window):
+    program = Program.load(packages["AudioEncoder"])
+    for parameter in program.parameters():
+        parameter.requires_grad_(True)
+    outputs = program.run({FEATURES: window.features})[EMBEDS]
+    wanted = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2))
+    outputs.backward(wanted)
+    expected = {name: weight.grad.clone() for name, weight in program.weights.items()}
+    for parameter in program.parameters():
+        parameter.grad = None
+    pieces = Segments(program, 50 << 20)
+    assert len(pieces) > 3
+    assert len(Segments(program, 1 << 40)) == 1
+    pieces.backward({FEATURES: window.features}, {EMBEDS: wanted})
+    for name, weight in program.weights.items():
+        torch.testing.assert_close(
+            weight.grad, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
+        )
+
+
+def test_cotangents_have_the_covariance_of_the_divergence():
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.cat([cotangent(logits, generator) for _ in range(4000)])
+    p = logits[0].softmax(-1)
+    torch.testing.assert_close(draws.T @ draws / len(draws), torch.diag(p) - torch.outer(p, p), rtol=0, atol=0.01)
+
+
+def test_divergence_is_that_of_torch():
+    first, second = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.kl_div(
+        second.log_softmax(-1), first.log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(divergence(first, second).float(), expected)
+
+
+@pytest.fixture(scope="module")
+def curvature(packages, window):
+    found = {}
+    curvatures(packages, [window], FisherOptions(samples=6), lambda name, value: found.update({name: value}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [("TextDecoder", "layers_0_self_attn_v_proj_weight"), ("TextDecoder", "layers_1_fc2_weight"),
+     ("AudioEncoder", "layers_2_fc1_weight")],
+)  # fmt: skip
+def test_the_predicted_divergence_of_small_changes_is_the_measured_one(packages, window, curvature, component, name):
+    programs = {key: Program.load(path) for key, path in packages.items()}
+    forcing = TeacherForcing(programs["TextDecoder"])
+
+    def logits():
+        audio = programs["AudioEncoder"].run({FEATURES: window.features})[EMBEDS]
+        return forcing.forward(window, audio).logits
+
+    reference, weight = logits(), programs[component].weights[name]
+    original, generator, measured, predicted = weight.detach().clone(), torch.Generator().manual_seed(3), 0.0, 0.0
+    for _ in range(6):
+        change = torch.randn(weight.shape, generator=generator) * original.std() * 0.02
+        with torch.no_grad():
+            weight.copy_(original + change)
+        measured += mean_divergence([reference], [logits()])
+        predicted += predicted_divergence(curvature[component][name], change.numpy())
+    assert 0.5 < measured / predicted < 2.0
+
+
+def test_what_can_be_compressed(packages, curvature):
+    for component, path in packages.items():
+        names = compressible(read_graph(path))
+        assert set(names) == set(curvature[component])
+        weights = Program.load(path).weights
+        assert all(curvature[component][name].shape == tuple(weights[name].shape) for name in names)
+        assert not any("bias" in name or "norm" in name for name in names)
+    assert "embed_tokens_weight" in curvature["TextDecoder"]
+    assert np.all(curvature["TextDecoder"]["layers_0_fc1_weight"] >= 0)
+
+
+def test_the_reference_diverges_from_itself_by_nothing(packages, window):
+    first, second = reference_logits(packages, [window]), reference_logits(packages, [window])
+    assert mean_divergence(first, second) == 0
+
+
+def test_windows_and_caches_are_checked(packages, window):
+    with pytest.raises(ValueError, match="there is none"):
+        Window(window.features, (1, 2), 2)
+    with pytest.raises(ValueError, match="samples"):
+        FisherOptions(samples=0)
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    with pytest.raises(BundleError, match="does not fit the caches of 448"):
+        forcing.ids(Window(window.features, tuple(range(500)), 1))
+    with pytest.raises(BundleError, match="lacks the inputs cache_length"):
+        TeacherForcing(Program.load(packages["AudioEncoder"]))
+
+
+# --- the profile's file ----------------------------------------------------------------------------------------------
+
+KEY = ProfileKey({"AudioEncoder": "1"}, ["a", "b"], {"samples": 1})
+NAME = ("AudioEncoder", "w")
+
+
+def test_curvature_is_kept_to_an_eighth_of_an_octave():
+    value = (10.0 ** np.random.default_rng(0).uniform(-6, 2, (50, 40))).astype(np.float32)
+    value[0] = 0
+    again = decode(*encode(value))
+    np.testing.assert_allclose(again[1:], value[1:], rtol=0.045)
+    assert not again[0].any()
+    assert not decode(*encode(np.zeros((3, 3), np.float32))).any()
+
+
+def test_a_profile_is_found_again_and_another_key_is_another_profile(tmp_path):
+    value = np.random.default_rng(0).uniform(0, 1, (8, 6)).astype(np.float32)
+    first = Profile(tmp_path, KEY)
+    assert not first.has_curvature("AudioEncoder")
+    first.save_curvature("AudioEncoder", {"w": value})
+    row = Candidate(Compression(4), 128, 0.5)
+    first.add_candidates(NAME, [row])
+    made = palettize(value, Compression(2, outlier_share=0.05), name="w")
+    first.save_palette(NAME, made)
+
+    again = Profile(tmp_path, KEY)
+    np.testing.assert_allclose(again.curvature("AudioEncoder").read("w"), value, rtol=0.045, atol=1e-6)
+    assert again.candidate(NAME, Compression(4)) == row
+    assert again.candidate(NAME, Compression(6)) is None
+    np.testing.assert_array_equal(again.palette(NAME, made.option).dense(), made.dense())
+
+    for key in (
+        ProfileKey({"AudioEncoder": "2"}, ["a", "b"], {"samples": 1}),
+        ProfileKey({"AudioEncoder": "1"}, ["a", "c"], {"samples": 1}),
+    ):
+        other = Profile(tmp_path, key)
+        assert not other.has_curvature("AudioEncoder")
+        assert other.candidate(NAME, Compression(4)) is None
+
+
+def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
+    first = Profile(tmp_path, KEY)
+    rows = [Candidate(Compression(n), n * 100, 1.0 / n) for n in (2, 4)]
+    first.add_candidates(NAME, rows)
+    file = first.path / "candidates.jsonl"
+    file.write_text(file.read_text()[:-20])
+    again = Profile(tmp_path, KEY)
+    assert again.candidate(NAME, Compression(2)) == rows[0]
+    assert again.candidate(NAME, Compression(4)) is None
+    again.add_candidates(NAME, rows[1:])
+    assert Profile(tmp_path, KEY).candidate(NAME, Compression(4)) == rows[1]
