@@ -10,8 +10,8 @@ LARGE = Variant("openai_whisper-large-v3_947MB", 947_000_000, False, 2.5)
 TURBO = Variant("openai_whisper-large-v3_turbo_954MB", 954_000_000, True, 2.4)
 
 
-def table(variants, present=None, policy=None, repo="acme/whisper-coreml-acme"):
-    return json.loads(build_table(repo, variants, present, policy))
+def table(variants, present=None, policy=None, repo="acme/whisper-coreml-acme", made=()):
+    return json.loads(build_table(repo, variants, present, policy, made).content)
 
 
 def entry(found, chips):
@@ -58,7 +58,31 @@ def test_entries_made_by_hand_survive_and_stay_valid():
 
 def test_writing_it_twice_changes_nothing():
     once = build_table("acme/w", [TINY, LARGE], None)
-    assert build_table("acme/w", [TINY, LARGE], once) == once
+    assert build_table("acme/w", [TINY, LARGE], once.content, made=once.made) == once
+
+
+def test_our_entries_follow_the_variants_until_somebody_edits_them():
+    once = build_table("acme/w", [TINY, LARGE], None)
+    edited = json.loads(once.content)
+    changed = next(item for item in edited["device_support"] if "M2" in item["chips"])
+    changed["models"]["default"] = TINY.name
+    found = table([TINY, TURBO], json.dumps(edited).encode(), made=once.made)
+    # Edited by hand: kept, without what is gone. The others are ours: they follow.
+    assert entry(found, "M2")["models"] == {"default": TINY.name, "supported": [TINY.name]}
+    assert entry(found, "A15")["models"]["default"] == TURBO.name
+    assert sum("M2" in item["chips"] for item in found["device_support"]) == 1
+
+
+def test_variants_that_the_runtime_does_not_load_are_not_recommended():
+    stateful = Variant("openai_whisper-tiny_stateful", 75_000_000, False, 1.0, stateful=True)
+    assert "stateful" not in json.dumps(table([TINY, stateful])["device_support"])
+
+
+def test_a_policy_survives_the_next_publication():
+    policy = {"device_support": [{"chips": "M1", "identifiers": ["Mac13"],
+                                  "models": {"default": TINY.name, "supported": [TINY.name]}}]}  # fmt: skip
+    first = build_table("acme/w", [TINY, LARGE], None, policy)
+    assert policy["device_support"][0] in table([TINY, LARGE], first.content, made=first.made)["device_support"]
 
 
 def test_a_table_never_inherits_another_projects():

@@ -13,6 +13,7 @@ import yaml
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.report_format import markdown_text
+from whisperkit_tools.publish.commands import Source
 from whisperkit_tools.publish.index import Version
 
 CARD = "README.md"
@@ -21,6 +22,8 @@ _LEGEND = (
     "WER: word error rate. QoI: share of examples on which the variant is no worse than its reference. In parentheses: "
     "95% intervals. Speed is that of the machine that measured, not of a phone."
 )
+_OURS = ("coreml", "whisper", "asr", "quantized")  # tags
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -32,11 +35,13 @@ class CardVariant:
         version: Its entry in the index.
         deployment_target: Oldest system that loads it.
         chips: Families to which the device table recommends it.
+        foreign: Whether another tool published it, so that its name and size are all that is known.
     """
 
     version: Version
     deployment_target: str
     chips: tuple[str, ...] = ()
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +50,7 @@ class CardModel:
 
     Attributes:
         repo_id: Of the published repository; the folder's name for a local one.
-        base_model: `ORG/NAME` of the source.
-        base_revision: Its commit.
-        license: Its licence, as the source names it.
+        sources: What the variants were made from.
         languages: Codes that the tokenizer knows.
         commands: How the variants were made.
         tools: Versions of wkt and the libraries.
@@ -55,9 +58,7 @@ class CardModel:
     """
 
     repo_id: str
-    base_model: str
-    base_revision: str | None
-    license: str | None
+    sources: tuple[Source, ...]
     languages: tuple[str, ...]
     commands: tuple[str, ...]
     tools: Mapping[str, str]
@@ -78,6 +79,9 @@ def render_card(model: CardModel, variants: Sequence[CardVariant], present: byte
     text = _decode(present)
     metadata, body = _split(text)
     merged = {**metadata, **_metadata(model, variants, metadata)}
+    results = _model_index(model, variants, metadata)
+    merged.pop("model-index", None)
+    merged |= {"model-index": results} if results else {}
     if not body.strip():
         body = f"# {markdown_text(model.repo_id.rsplit('/', maxsplit=1)[-1])}\n"
     for name, content in zip(SECTIONS, _contents(model, variants), strict=True):
@@ -110,24 +114,40 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
 
 def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> dict[str, Any]:
     """Metadata that we keep up to date; a licence and tags that people wrote stay."""
-    wanted = ["coreml", "whisper", "asr", *(["quantized"] if _any_compressed(variants) else [])]
-    tags = [str(tag) for tag in present.get("tags") or ()]
+    compressed = any(re.search(r"_\d+MB$", item.version.variant) for item in variants)
+    wanted = _OURS if compressed else _OURS[:-1]
+    tags = present.get("tags") or ()
+    theirs = [str(tag) for tag in ([tags] if isinstance(tags, str) else tags) if tag not in _OURS]
+    licences = sorted({source.license for source in model.sources if source.license})
     made: dict[str, Any] = {
         "library_name": "whisperkit",
         "pipeline_tag": "automatic-speech-recognition",
-        "license": present.get("license") or _license(model.license),
-        "tags": list(dict.fromkeys([*tags, *wanted])),
+        "license": present.get("license") or (_license(licences[0]) if len(licences) == 1 else "other"),
+        "tags": [*theirs, *wanted],
     }
-    if "/" in model.base_model:
-        made["base_model"] = model.base_model
+    bases = _bases(model)
+    if bases:
+        made["base_model"] = bases[0] if len(bases) == 1 else bases
         # The Hub knows finetune, adapter, merge and quantized; a converted float16 copy is the last of them, too.
         made["base_model_relation"] = "quantized"
     if model.languages:
         made["language"] = list(model.languages)
-    results = _results(model, variants)
-    if results:
-        made["model-index"] = [{"name": model.repo_id.rsplit("/", maxsplit=1)[-1], "results": results}]
     return made
+
+
+def _bases(model: CardModel) -> list[str]:
+    """Sources that are on the Hub: those with a commit there, not folders of somebody's machine."""
+    return sorted({item.name for item in model.sources if item.revision and _HUB_ID.fullmatch(item.name)})
+
+
+def _model_index(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> list[Any]:
+    """Our results, and entries of the `model-index` that people made under other names."""
+    name = model.repo_id.rsplit("/", maxsplit=1)[-1]
+    there = present.get("model-index")
+    theirs = [item for item in there if not isinstance(item, dict) or item.get("name") != name] if isinstance(
+        there, list) else []  # fmt: skip
+    results = _results(variants)
+    return [*theirs, *([{"name": name, "results": results}] if results else [])]
 
 
 def _license(name: str | None) -> str:
@@ -135,11 +155,7 @@ def _license(name: str | None) -> str:
     return re.sub(r"[^a-z0-9.+-]+", "-", (name or "other").lower()).strip("-")[:64] or "other"
 
 
-def _any_compressed(variants: Sequence[CardVariant]) -> bool:
-    return any(item.version.variant.endswith("MB") for item in variants)
-
-
-def _results(model: CardModel, variants: Sequence[CardVariant]) -> list[dict[str, Any]]:
+def _results(variants: Sequence[CardVariant]) -> list[dict[str, Any]]:
     """WER in percent of each variant on each dataset, as the Hub's `model-index` has them."""
     return [
         {
@@ -171,14 +187,21 @@ def _contents(model: CardModel, variants: Sequence[CardVariant]) -> list[str]:
 
 
 def _about(model: CardModel) -> str:
-    source = markdown_text(model.base_model)
-    if "/" in model.base_model:
-        source = f"[{source}](https://huggingface.co/{_url(model.base_model)})"
-    revision = f", revision `{_code(model.base_revision)}`" if model.base_revision else ""
+    sources = ", ".join(map(_source, model.sources)) or "Whisper models"
     return (
-        f"Core ML models of {source}{revision}, for speech recognition on Apple silicon. Each folder is a variant that "
-        "an app downloads and runs as it is."
+        f"Core ML models of {sources}, for speech recognition on Apple silicon. Each folder is a variant that an app "
+        "downloads and runs as it is."
     )
+
+
+def _source(source: Source) -> str:
+    text = markdown_text(source.name)
+    if source.revision and _HUB_ID.fullmatch(source.name):
+        text = f"[{text}](https://huggingface.co/{_url(source.name)})"
+    revision = f", revision `{_code(source.revision)}`" if source.revision else ""
+    licence = f", licence {markdown_text(source.license)}" if source.license else ""
+    about = f"{revision}{licence}"
+    return f"{text} ({about.removeprefix(', ')})" if about else text
 
 
 def _table(model: CardModel, variants: Sequence[CardVariant]) -> str:
@@ -215,6 +238,17 @@ def _notes(variants: Sequence[CardVariant]) -> list[str]:
         for item in variants
         if item.version.unproven
     ]
+    notes += [
+        f"- `{_code(item.version.variant)}` keeps the decoder's caches as states: it needs iOS 18 or macOS 15, and "
+        "WhisperKit does not load it today"
+        for item in variants
+        if "_stateful" in item.version.variant
+    ]
+    notes += [
+        f"- `{_code(item.version.variant)}` was published by another tool; nothing is known of its making"
+        for item in variants
+        if item.foreign
+    ]
     return ["", *notes] if notes else []
 
 
@@ -237,7 +271,10 @@ def _figure(metrics: Mapping[str, Any], kind: str, dataset: str, digits: int) ->
 
 
 def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
-    name = variants[0].version.variant if variants else "VARIANT"
+    if not variants:
+        return "## How to use\n\nThere is no variant at present; earlier revisions of this repository have some."
+    runnable = [item.version.variant for item in variants if "_stateful" not in item.version.variant]
+    name = (runnable or [variants[0].version.variant])[0]
     return "\n".join([
         "## How to use",
         "",
@@ -261,17 +298,17 @@ def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
 
 
 def _made(model: CardModel, variants: Sequence[CardVariant]) -> str:
-    lines = ["## How it was made", "", "```", *(_code(command) for command in model.commands), "```", ""]
-    lines.append(
-        "With "
-        + ", ".join(f"{markdown_text(name)} {markdown_text(text)}" for name, text in sorted(model.tools.items()))
-        + "."
-    )
-    lines += ["", "| Variant | Made from | sha256 of its content |", "| --- | --- | --- |"]
+    lines = ["## How it was made", ""]
+    if model.commands:
+        lines += ["```", *(_code(command) for command in model.commands), "```", ""]
+    tools = [f"{markdown_text(name)} {markdown_text(text)}" for name, text in sorted(model.tools.items())]
+    lines += [f"With {', '.join(tools)}.", ""] if tools else []
+    lines += ["| Variant | Made from | sha256 of its content |", "| --- | --- | --- |"]
     for item in variants:
         revision = item.version.source_revision
         source = f"{markdown_text(item.version.source)}{f' at `{_code(revision[:12])}`' if revision else ''}"
-        lines.append(_row([f"`{_code(item.version.variant)}`", source, f"`{_code(item.version.content[:16])}`"]))
+        content = f"`{_code(item.version.content[:16])}`" if item.version.content else "-"
+        lines.append(_row([f"`{_code(item.version.variant)}`", source, content]))
     return "\n".join(lines)
 
 
@@ -280,8 +317,8 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text for a code span or block: nothing that ends it, no line breaks, no invisible characters."""
-    return "".join(character for character in text if character.isprintable() and character != "`")
+    """Text for a code span, a block or a table's cell: nothing that ends one, begins a comment, or is not seen."""
+    return "".join(character for character in text if character.isprintable() and character not in "`|<>")
 
 
 def _url(text: str) -> str:

@@ -4,8 +4,9 @@ Source: argmaxinc/argmax-oss-swift v0.18 to v1.1.0. The longest identifier prefi
 contained in "whisperkit-coreml-fallback" inherits the runtime's built-in table.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,8 @@ FAMILIES = (
     ChipFamily("A12, A13", ("iPhone11", "iPhone12", "iPad11", "iPad12"), 160_000_000),
     ChipFamily("A14", ("iPhone13", "iPad13"), 650_000_000),
     ChipFamily(
-        "A15, A16, A17 Pro, A18",
-        ("iPhone14", "iPhone15", "iPhone16", "iPhone17", "iPad14", "iPad15", "iPad16"),
+        "A15, A16, A17 Pro, A18, A19",
+        ("iPhone14", "iPhone15", "iPhone16", "iPhone17", "iPhone18", "iPad14", "iPad15", "iPad16"),
         1_000_000_000,
     ),
     ChipFamily(
@@ -57,54 +58,73 @@ class Variant:
         model_bytes: Encoder and decoder together.
         turbo: Whether it has the latency layout, which M1-class Neural Engines do not run for large models.
         wer: Percent, where it was measured.
+        stateful: Whether its caches are states, a form that the open runtime does not load.
     """
 
     name: str
     model_bytes: int
     turbo: bool
     wer: float | None = None
+    stateful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTable:
+    """The file, and the digests of the entries in it that are ours."""
+
+    content: bytes
+    made: tuple[str, ...]
 
 
 def build_table(
-    repo_id: str, variants: Sequence[Variant], present: bytes | None, policy: Mapping[str, Any] | None = None
-) -> bytes:
+    repo_id: str,
+    variants: Sequence[Variant],
+    present: bytes | None,
+    policy: Mapping[str, Any] | None = None,
+    made: Collection[str] = (),
+) -> DeviceTable:
     """The table for the variants that are there.
 
     Args:
         repo_id: Names it.
         variants: All variants of the repository.
-        present: The file that is there; entries with identifiers of their own survive.
+        present: The file that is there; entries that are not ours survive, as far as their variants are there.
         policy: A table to take instead of the recommendation.
-
-    Returns:
-        The file.
+        made: Digests of the entries that are ours: untouched since we wrote them.
 
     Raises:
         PublishError: The present file or the policy is not a table, or the policy names variants that are not there.
     """
     names = {item.name for item in variants}
     if policy is not None:
-        _check(policy, "the device table given")
-        missing = sorted(_named(policy) - names)
-        if missing:
-            raise PublishError(
-                f"the device table names variants that are not in the repository: {', '.join(missing)}; "
-                f"there are: {', '.join(sorted(names)) or 'none'}"
-            )
-        return _to_bytes({**policy, "name": safe_name(str(policy.get("name", repo_id)))})
+        return DeviceTable(_to_bytes(_from_policy(policy, names, repo_id)), ())
     table = _parse(present)
-    kept = [entry for entry in (_valid(item, names) for item in table.get("device_support", [])) if entry is not None]
-    taken = {identifier for entry in kept if not _is_ours(entry) for identifier in entry["identifiers"]}
-    by_hand = [entry for entry in kept if not _is_ours(entry)]
+    by_hand = [entry for entry in table.get("device_support", []) if _digest(entry) not in made]
+    kept = [entry for entry in (_valid(item, names) for item in by_hand) if entry is not None]
+    taken = {identifier for entry in kept for identifier in entry["identifiers"]}
     ours = [entry for family in FAMILIES if (entry := _recommend(family, variants, taken)) is not None]
-    return _to_bytes(
-        {
-            **table,
-            "name": safe_name(str(table.get("name", repo_id))),
-            "version": str(table.get("version", VERSION)),
-            "device_support": [*by_hand, *ours],
-        }
-    )
+    content = {
+        **table,
+        "name": safe_name(str(table.get("name", repo_id))),
+        "version": str(table.get("version", VERSION)),
+        "device_support": [*kept, *ours],
+    }
+    return DeviceTable(_to_bytes(content), tuple(map(_digest, ours)))
+
+
+def _from_policy(policy: Mapping[str, Any], names: set[str], repo_id: str) -> dict[str, Any]:
+    _check(policy, "the device table given")
+    missing = sorted(_named(policy) - names)
+    if missing:
+        raise PublishError(
+            f"the device table names variants that are not in the repository: {', '.join(missing)}; "
+            f"there are: {', '.join(sorted(names)) or 'none'}"
+        )
+    return {"version": VERSION, **policy, "name": safe_name(str(policy.get("name", repo_id)))}
+
+
+def _digest(entry: Any) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def safe_name(repo_id: str) -> str:
@@ -116,7 +136,7 @@ def safe_name(repo_id: str) -> str:
 def _recommend(family: ChipFamily, variants: Sequence[Variant], taken: set[str]) -> dict[str, Any] | None:
     """One entry: what fits, the best of it as the default. None where nothing fits, or all identifiers are taken."""
     identifiers = [item for item in family.identifiers if item not in taken]
-    fitting = [item for item in variants if item.model_bytes <= family.most_bytes]
+    fitting = [item for item in variants if item.model_bytes <= family.most_bytes and not item.stateful]
     if "M1" in family.chips:
         fitting = [item for item in fitting if not (item.turbo and item.model_bytes > 650_000_000)]
     if not identifiers or not fitting:
@@ -130,13 +150,6 @@ def _recommend(family: ChipFamily, variants: Sequence[Variant], taken: set[str])
     }
 
 
-def _is_ours(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is one that we wrote: by its chips and identifiers, which hand-made ones seldom repeat."""
-    return any(
-        entry.get("chips") == item.chips and set(entry["identifiers"]) <= set(item.identifiers) for item in FAMILIES
-    )
-
-
 def _valid(entry: Any, names: set[str]) -> dict[str, Any] | None:
     """A hand-made entry without the variants that are gone; None when none is left."""
     supported = [name for name in entry["models"]["supported"] if name in names]
@@ -148,7 +161,7 @@ def _valid(entry: Any, names: set[str]) -> dict[str, Any] | None:
 
 
 def _named(table: Mapping[str, Any]) -> set[str]:
-    entries = [entry["models"] for entry in table["device_support"]]
+    entries = [entry["models"] for entry in table.get("device_support", [])]
     return {name for models in entries for name in (models["default"], *models["supported"])}
 
 
@@ -177,6 +190,8 @@ def _check(table: Any, what: str) -> None:
         if not isinstance(models, dict) or not isinstance(entry.get("identifiers"), list):
             raise wrong
         if not isinstance(models.get("default"), str) or not isinstance(models.get("supported"), list):
+            raise wrong
+        if not all(isinstance(name, str) for name in (*entry["identifiers"], *models["supported"])):
             raise wrong
 
 

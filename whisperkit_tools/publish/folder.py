@@ -6,6 +6,7 @@ whoever opens the folder next finishes it. Before that moment nothing has change
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class FolderRegistry:
         if folder.exists() and not folder.is_dir():
             raise PublishError(f"{folder} is not a folder; choose another place with --to")
         self.folder = folder
+        self._known: dict[tuple[str, int, int, int], RemoteFile] = {}
 
     @property
     def label(self) -> str:
@@ -46,6 +48,11 @@ class FolderRegistry:
     def name(self) -> str:
         """The folder's name alone: where it lies is nobody's business."""
         return self.folder.resolve().name
+
+    @property
+    def absent(self) -> str:
+        """What to say when it is not there."""
+        return f"there is no folder {self.label}"
 
     def create(self, *, private: bool) -> None:
         """Make the folder; whether it is private is the file system's matter."""
@@ -61,8 +68,7 @@ class FolderRegistry:
             return Snapshot(None)
         with self._locked():
             self._finish()
-            tags = self._tags()
-            files = {path: _describe(self.folder / path) for path in self._paths()}
+            tags, files = self._tags(), self._files()
         head = _state_id(files)
         if revision is not None and tags.get(revision, revision) != head:
             known = ", ".join(sorted(name for name, state in tags.items() if state == head)) or "none"
@@ -76,33 +82,74 @@ class FolderRegistry:
         """A file's bytes."""
         return (self.folder / path).read_bytes() if path in snapshot.files else None
 
-    def fetch(self, path: str, snapshot: Snapshot, destination: Path) -> None:
+    def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
         """Copy a file."""
         check_path(path)
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.folder / path, destination)
+
+    def tags(self) -> dict[str, str]:
+        """The states that have names; all but the present one are gone."""
+        return self._tags()
+
+    def set_tag(self, tag: str, commit: str) -> None:
+        """Name a state.
+
+        Raises:
+            PublishError: The name is another state's.
+        """
+        with self._locked():
+            self._check_tag(tag, commit)
+            self._write_state("tags.json", {**self._tags(), tag: commit})
 
     def commit(self, change: Change, parent: Snapshot, *, pull_request: bool = False) -> Commit:
         """Apply a change.
 
         Raises:
             ConflictError: The folder has changed since `parent`.
-            PublishError: A pull request was asked for.
+            PublishError: A pull request was asked for, or the tag is taken.
         """
         if pull_request:
             raise PublishError("a folder has no pull requests; leave --pr away, or publish with --repo")
         with self._locked():
             self._finish()
-            files = {path: _describe(self.folder / path) for path in self._paths()}
-            if _state_id(files) != parent.commit:
+            if _state_id(self._files()) != parent.commit:
                 raise ConflictError(f"{self.label} has changed since it was read")
+            if change.tag is not None:
+                self._check_tag(change.tag, None)
+            for path in (*change.additions, *change.deletions):
+                self._place(path)
             self._stage(change)
             self._finish()
-            files = {path: _describe(self.folder / path) for path in self._paths()}
-            head = _state_id(files)
-            if change.tag is not None:
-                self._write_state("tags.json", {**self._tags(), change.tag: head})
-        return Commit(head, self.label)
+            return Commit(_state_id(self._files()), self.label)
+
+    def _check_tag(self, tag: str, commit: str | None) -> None:
+        known = self._tags().get(tag)
+        if known is not None and known != commit:
+            raise PublishError(f"{self.label} has a tag {tag!r} already, for another state; choose another name")
+
+    def _place(self, path: str) -> Path:
+        """Where a file of the registry lies.
+
+        Raises:
+            PublishError: Outside of the folder, by its name or by a link on the way.
+        """
+        check_path(path)
+        place = self.folder / path
+        if not place.parent.resolve().is_relative_to(self.folder.resolve()) or place.is_symlink():
+            raise PublishError(f"{place} is reached through a symbolic link; put the files themselves there")
+        return place
+
+    def _files(self) -> dict[str, RemoteFile]:
+        return {path: self._describe(path) for path in self._paths()}
+
+    def _describe(self, path: str) -> RemoteFile:
+        """A file's size and hash; hashed once for as long as the file is not touched."""
+        stat = (self.folder / path).stat()
+        key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = RemoteFile(stat.st_size, sha256=digest(self.folder / path))
+        return self._known[key]
 
     def _paths(self) -> list[str]:
         """Published files: hidden ones and links are not."""
@@ -119,32 +166,47 @@ class FolderRegistry:
         stage.mkdir(parents=True)
         moves: dict[str, str] = {}
         for number, (path, content) in enumerate(sorted(change.additions.items())):
-            there = self.folder / path
-            if there.is_file() and _describe(there).holds(content):
+            if (self.folder / path).is_file() and self._describe(path).holds(content):
                 continue
             moves[path] = str(number)
             if isinstance(content, bytes):
                 (stage / str(number)).write_bytes(content)
             else:
                 shutil.copyfile(content, stage / str(number))
-        self._write_state("journal.json", {"moves": moves, "deletions": sorted(change.deletions)})
+        journal = {"moves": moves, "deletions": sorted(change.deletions), "tag": change.tag}
+        self._write_state("journal.json", journal)
 
     def _finish(self) -> None:
         """Do what the journal says, if there is one; doing it twice does no harm."""
         journal = self.folder / STATE / "journal.json"
         if not journal.is_file():
             return
-        content = json.loads(journal.read_text(encoding="utf-8"))
+        content = self._read_journal(journal)
         for path, staged in content["moves"].items():
-            source, target = self.folder / STATE / "stage" / staged, self.folder / path
-            if source.is_file():
+            source, target = self.folder / STATE / "stage" / staged, self._place(path)
+            if source.is_file() and not source.is_symlink():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
         for path in content["deletions"]:
-            (self.folder / path).unlink(missing_ok=True)
+            self._place(path).unlink(missing_ok=True)
             self._remove_empty(self.folder / path)
+        if content.get("tag") is not None:
+            self._write_state("tags.json", {**self._tags(), content["tag"]: _state_id(self._files())})
         journal.unlink()
         shutil.rmtree(self.folder / STATE / "stage", ignore_errors=True)
+
+    def _read_journal(self, path: Path) -> dict[str, Any]:
+        """The journal, which may come with a folder from elsewhere: what it names is checked before anything moves."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for name, staged in content["moves"].items():
+                self._place(name)
+                int(staged)
+            for name in content["deletions"]:
+                self._place(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PublishError(f"{path} is damaged ({error}); remove {path.parent} to go on without it") from error
+        return dict(content)
 
     def _remove_empty(self, path: Path) -> None:
         for parent in path.parents:
@@ -165,8 +227,14 @@ class FolderRegistry:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / STATE / "lock")
+        state = self.folder / STATE
+        if not os.access(self.folder, os.W_OK) and not (state / "journal.json").exists():
+            yield  # may be read only, so nobody changes it from here
+            return
+        if state.is_symlink():
+            raise PublishError(f"{state} is a symbolic link; remove it")
+        state.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(state / "lock")
         try:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
@@ -175,10 +243,6 @@ class FolderRegistry:
             yield
         finally:
             lock.release()
-
-
-def _describe(path: Path) -> RemoteFile:
-    return RemoteFile(path.stat().st_size, sha256=digest(path))
 
 
 def _state_id(files: dict[str, RemoteFile]) -> str:

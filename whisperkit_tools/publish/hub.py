@@ -70,6 +70,14 @@ class HubRegistry:
         """The repository's id."""
         return self.repo_id
 
+    @property
+    def absent(self) -> str:
+        """What to say when it is not there."""
+        what = self.repo_id if self._revision is None else f"{self.repo_id}, or its branch {self._revision},"
+        if self._token is None:
+            return f"{what} does not exist, or may not be seen without a token; log in with `hf auth login`"
+        return f"{what} does not exist, or this token may not see it"
+
     def create(self, *, private: bool) -> None:
         """Make the repository, and the branch."""
         self._call(
@@ -85,19 +93,26 @@ class HubRegistry:
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
         """What the repository holds at a revision, or at the branch's head."""
-        from huggingface_hub.errors import RepositoryNotFoundError
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         wanted = revision or self._revision
 
         def read() -> Snapshot:
             try:
-                info = self._api.repo_info(self.repo_id, revision=wanted, repo_type=self._repo_type)
+                return self._at(wanted)
             except RepositoryNotFoundError:
                 return Snapshot(None)
-            items = self._api.list_repo_tree(self.repo_id, recursive=True, revision=info.sha, repo_type=self._repo_type)
-            return Snapshot(info.sha, {item.path: _describe(item) for item in items if hasattr(item, "size")})
+            except RevisionNotFoundError:
+                if revision is not None:
+                    raise
+                return Snapshot(None, self._at(None).files)  # a new branch starts where the main one is
 
         return self._call(f"read the revision {wanted}" if wanted else "read the repository", read)
+
+    def _at(self, revision: str | None) -> Snapshot:
+        info = self._api.repo_info(self.repo_id, revision=revision, repo_type=self._repo_type)
+        items = self._api.list_repo_tree(self.repo_id, recursive=True, revision=info.sha, repo_type=self._repo_type)
+        return Snapshot(info.sha, {item.path: _describe(item) for item in items if hasattr(item, "size")})
 
     def read(self, path: str, snapshot: Snapshot) -> bytes | None:
         """A small file's bytes."""
@@ -105,20 +120,41 @@ class HubRegistry:
             return None
         return self._download(path, snapshot).read_bytes()
 
-    def fetch(self, path: str, snapshot: Snapshot, destination: Path) -> None:
+    def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
         """Download a file; what a broken connection left is gone on with."""
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self._download(path, snapshot), destination)
+        shutil.copyfile(self._download(path, snapshot, again=again), destination)
 
-    def _download(self, path: str, snapshot: Snapshot) -> Path:
+    def _download(self, path: str, snapshot: Snapshot, *, again: bool = False) -> Path:
         check_path(path)
 
         def download() -> Path:
-            return Path(
-                self._api.hf_hub_download(self.repo_id, path, revision=snapshot.commit, repo_type=self._repo_type)
+            found = self._api.hf_hub_download(
+                self.repo_id, path, revision=snapshot.commit, repo_type=self._repo_type, force_download=again
             )
+            return Path(found)
 
         return self._call(f"download {path}", download)
+
+    def tags(self) -> dict[str, str]:
+        """The commits that have names."""
+        refs = self._call("read the tags", lambda: self._api.list_repo_refs(self.repo_id, repo_type=self._repo_type))
+        return {ref.name: ref.target_commit for ref in refs.tags}
+
+    def set_tag(self, tag: str, commit: str) -> None:
+        """Name a commit.
+
+        Raises:
+            PublishError: The name is another commit's.
+        """
+        self._call(
+            f"set the tag {tag}",
+            lambda: self._api.create_tag(
+                self.repo_id, tag=tag, revision=commit, repo_type=self._repo_type, exist_ok=True
+            ),
+        )
+        if self.tags().get(tag) != commit:
+            raise PublishError(f"{self.label} has a tag {tag!r} already, for another commit; choose another name")
 
     def commit(self, change: Change, parent: Snapshot, *, pull_request: bool = False) -> Commit:
         """Upload what is new and commit, on top of `parent`; a lost answer is not committed twice.
@@ -130,11 +166,7 @@ class HubRegistry:
         made = self._call("commit", lambda: self._commit_once(change, parent, pull_request), conflict=True)
         self._check(change, made.id)
         if change.tag is not None and not pull_request:
-            tag = change.tag
-            self._call(
-                f"set the tag {tag}",
-                lambda: self._api.create_tag(self.repo_id, tag=tag, revision=made.id, repo_type=self._repo_type),
-            )
+            self.set_tag(change.tag, made.id)
         return made
 
     def _commit_once(self, change: Change, parent: Snapshot, pull_request: bool) -> Commit:

@@ -49,10 +49,17 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All versions, oldest first; a variant's last version is the one that is there, unless it was withdrawn."""
+    """All versions, oldest first; a variant's last version is the one that is there, unless it was withdrawn.
+
+    Attributes:
+        versions: Of all variants.
+        withdrawn: Variant to when.
+        table: Digests of the device table's entries that wkt wrote; all others were made by hand.
+    """
 
     versions: tuple[Version, ...] = ()
     withdrawn: Mapping[str, str] = field(default_factory=dict)
+    table: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, content: bytes | None) -> "Index":
@@ -70,11 +77,12 @@ class Index:
                 raise PublishError(f"{INDEX} has format {found!r}, this version of wkt reads {FORMAT}; update it")
             versions = tuple(_version(item) for item in value["versions"])
             withdrawn = {str(name): str(when) for name, when in value.get("withdrawn", {}).items()}
+            table = tuple(str(item) for item in value.get("table", []))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PublishError(
                 f"{INDEX} is damaged ({type(error).__name__}: {error}); restore it from a commit before"
             ) from error
-        return cls(versions, withdrawn)
+        return cls(versions, withdrawn, table)
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -82,6 +90,7 @@ class Index:
             "format": FORMAT,
             "versions": [asdict(item) for item in self.versions],
             "withdrawn": dict(self.withdrawn),
+            "table": list(self.table),
         }
         return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
@@ -95,14 +104,24 @@ class Index:
         return {name: last[name] for name in sorted(last) if name not in self.withdrawn}
 
     def published(self, version: Version) -> "Index":
-        """With one more version; the same content again changes only what is said about it."""
+        """With one more version; the same content again changes only what is said about it.
+
+        Figures that are not at hand this time stay: an evaluation of a content holds as long as the content.
+        """
         before = self.current(version.variant)
         withdrawn = {name: when for name, when in self.withdrawn.items() if name != version.variant}
         if before is not None and before.content == version.content:
-            same = replace(version, created=before.created, supersedes=before.supersedes, tag=version.tag or before.tag)
-            return Index(tuple(same if item is before else item for item in self.versions), withdrawn)
+            same = replace(
+                version,
+                created=before.created,
+                supersedes=before.supersedes,
+                tag=version.tag or before.tag,
+                metrics=_merged(before.metrics, version.metrics),
+            )
+            versions = tuple(same if item is before else item for item in self.versions)
+            return replace(self, versions=versions, withdrawn=withdrawn)
         newest = replace(version, supersedes=before.content if before else None)
-        return Index((*self.versions, newest), withdrawn)
+        return replace(self, versions=(*self.versions, newest), withdrawn=withdrawn)
 
     def without(self, variant: str, when: str) -> "Index":
         """With a variant withdrawn; its versions stay as history.
@@ -113,7 +132,12 @@ class Index:
         if self.current(variant) is None:
             known = ", ".join(self.latest()) or "none"
             raise PublishError(f"no variant {variant!r} in {INDEX}; there are: {known}")
-        return Index(self.versions, {**self.withdrawn, variant: when})
+        return replace(self, withdrawn={**self.withdrawn, variant: when})
+
+
+def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = sorted({*old, *new})
+    return {kind: {**old.get(kind, {}), **new.get(kind, {})} for kind in kinds}
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -138,4 +162,14 @@ def _version(value: Any) -> Version:
         if name in value and not isinstance(value[name], kinds):
             raise ValueError(f"{name} is a {type(value[name]).__name__}")
     check_variant(value["variant"])
+    for kind, figures in value.get("metrics", {}).items():
+        if not isinstance(figures, dict) or not all(map(_is_figure, figures.values())):
+            raise ValueError(f"the figures of {kind} are no numbers by dataset")
     return Version(**{name: value[name] for name in _TYPES if name in value})
+
+
+def _is_figure(value: Any) -> bool:
+    """A number, or an interval of two."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(isinstance(end, int | float) for end in value)
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -57,7 +57,7 @@ def _figure(name: str, first: float | None, second: float | None) -> dict[str, A
 def _read(registry: Registry, revision: str | None) -> tuple[Snapshot, Index]:
     snapshot = registry.snapshot(revision)
     if snapshot.commit is None:
-        raise PublishError(f"{registry.label} does not exist, or may not be read without a token")
+        raise PublishError(registry.absent)
     return snapshot, Index.parse(registry.read(INDEX, snapshot))
 
 

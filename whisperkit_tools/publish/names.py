@@ -34,12 +34,38 @@ def check_together(names: Iterable[str]) -> None:
         PublishError: A name ends with another one; all such pairs are named.
     """
     known = sorted(set(names))
+    # Some file systems take large and small letters for the same.
     clashes = [
-        (longer, shorter) for shorter in known for longer in known if longer != shorter and longer.endswith(shorter)
+        (longer, shorter)
+        for shorter in known
+        for longer in known
+        if longer != shorter and longer.lower().endswith(shorter.lower())
     ]
     if clashes:
         lines = "; ".join(f"{longer} ends with {shorter}" for longer, shorter in clashes)
         raise PublishError(f"a device that asks for one variant would get two: {lines}; rename one of each pair")
+
+
+def check_globs(names: Iterable[str], paths: Iterable[str]) -> None:
+    """Check that no file elsewhere in the repository matches a variant's download pattern.
+
+    The runtime's `*` matches `/` too, so that `reports/<variant>/x.json` would count as a second folder.
+
+    Raises:
+        PublishError: One does; the first of them are named.
+    """
+    known = sorted(set(names))
+    found = [
+        f"{path} (for {name})"
+        for path in sorted(paths)
+        for name in known
+        if f"{name}/" in path and not path.startswith(f"{name}/")
+    ]
+    if found:
+        raise PublishError(
+            f"the device's download pattern *<variant>/* also finds {', '.join(found[:3])}"
+            f"{f' and {len(found) - 3} more' if len(found) > 3 else ''}; rename or remove these files"
+        )
 
 
 def variants_of(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """What a bundle must prove before it is published: that it is what was verified, and that it passed its gate."""
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 from whisperkit_tools.bundle import MANIFEST, PACKAGES, Bundle, folder_bytes
 from whisperkit_tools.errors import DatasetError, PublishError
 from whisperkit_tools.eval.schema import REPORT_FILE, RunReport, read_report
+from whisperkit_tools.publish.commands import section
 from whisperkit_tools.publish.names import check_variant
 from whisperkit_tools.publish.registry import check_path
 
 _SIZED = ("AudioEncoder", "TextDecoder")  # what the size in a variant's name counts
+_SIZE_IN_NAME = re.compile(r"_(\d+)MB$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,7 @@ class Evidence:
 
     def files(self) -> dict[str, Path]:
         """What is published: path inside the variant folder to file; only what the manifest names, and itself."""
-        names = [*self.bundle.manifest.get("files", {}), MANIFEST]
-        return {name: self.bundle.path / name for name in sorted(names)}
+        return _published(self.bundle)
 
 
 def examine(
@@ -66,13 +68,15 @@ def examine(
     """
     check_variant(bundle.name)
     content = _check_files(bundle)
-    if bundle.manifest.get("compression", {}).get("rejected"):
+    model_bytes = sum(folder_bytes(bundle.package(name)) for name in _SIZED)
+    _check_size(bundle.name, model_bytes)
+    if section(bundle.manifest, "compression").get("rejected"):
         raise PublishError(
             f"{bundle.name} was rejected by its quality gate and is never published; compress it less, or lower the "
             "gate's limits, with `wkt palettize`"
         )
     found = find_reports(reports, content) if reports is not None else {}
-    shortfalls = [*_verification(bundle.manifest), *_gate(bundle.manifest)]
+    shortfalls = [*_verification(bundle.manifest), *_gate(bundle.name, bundle.manifest)]
     missing = sorted(set(required) - set(found))
     shortfalls += [f"no evaluation of this very bundle on {name} (`wkt evaluate --dataset {name}`)" for name in missing]
     if shortfalls and allow_unproven is None:
@@ -83,8 +87,8 @@ def examine(
     return Evidence(
         bundle,
         content,
-        sum(folder_bytes(bundle.package(name)) for name in _SIZED),
-        folder_bytes(bundle.path),
+        model_bytes,
+        sum(path.stat().st_size for path in _published(bundle).values()),
         {name: run for name, (run, _) in found.items()},
         {name: folder for name, (_, folder) in found.items()},
         tuple(shortfalls),
@@ -127,22 +131,50 @@ def _check_files(bundle: Bundle) -> str:
     return content_digest(recorded)
 
 
+def _check_size(name: str, model_bytes: int) -> None:
+    """The runtime and people read a compressed variant's size from its name."""
+    found = _SIZE_IN_NAME.search(name)
+    if found is not None and int(found[1]) != int(model_bytes / 1e6):
+        raise PublishError(
+            f"{name} says {found[1]} MB, but its encoder and decoder have {int(model_bytes / 1e6)} MB; "
+            "give the folder the name that `wkt palettize` gave it"
+        )
+
+
 def _verification(manifest: Mapping[str, Any]) -> list[str]:
-    if not manifest.get("conversion", {}).get("verified"):
+    conversion, parity = section(manifest, "conversion"), section(manifest, "parity")
+    if not conversion:
+        return ["its manifest records no conversion, so its parity with a checkpoint is unknown"]
+    if not conversion.get("verified"):
         return ["it was converted with --no-verify, so its parity with the checkpoint is unknown"]
-    measured = manifest.get("parity", {}).get("psnr_db", {})
+    measured, gate = section(parity, "psnr_db"), section(parity, "gate")
     missing = [name for name in PACKAGES if name not in measured]
-    return [f"its manifest has no parity figures of {', '.join(missing)}"] if missing else []
+    if missing:
+        return [f"its manifest has no parity figures of {', '.join(missing)}"]
+    return [
+        f"its parity: {component} {name} has {value} dB in {mode}, at least {least} dB is required"
+        for mode in ("float32", "float16")
+        if isinstance(least := gate.get(f"{mode}_db"), int | float)
+        for component in measured
+        for name, value in section(section(measured, component), mode).items()
+        if not (isinstance(value, int | float) and value >= least)
+    ]
 
 
-def _gate(manifest: Mapping[str, Any]) -> list[str]:
-    compression = manifest.get("compression")
+def _gate(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    compression = section(manifest, "compression")
     if not compression:
-        return []
-    gate = compression.get("gate")
-    if not isinstance(gate, dict) or "shortfalls" not in gate:
+        named = _SIZE_IN_NAME.search(name)
+        return ["its name is that of a compressed variant, its manifest says nothing of a compression"] if named else []
+    gate = section(compression, "gate")
+    if "shortfalls" not in gate or "qoi" not in gate:
         return ["it is compressed, and no quality gate was asked"]
     return [f"its quality gate: {line}" for line in gate["shortfalls"]]
+
+
+def _published(bundle: Bundle) -> dict[str, Path]:
+    names = [*section(bundle.manifest, "files"), MANIFEST]
+    return {name: bundle.path / name for name in sorted(names)}
 
 
 def find_reports(root: Path, content: str) -> dict[str, tuple[RunReport, Path]]:
@@ -159,14 +191,58 @@ def find_reports(root: Path, content: str) -> dict[str, tuple[RunReport, Path]]:
         PublishError: A report is damaged.
     """
     found: dict[str, tuple[RunReport, Path]] = {}
-    for path in sorted(root.rglob(REPORT_FILE)) if root.is_dir() else ():
-        for run in _runs(path):
-            if run.bundle is None or run.bundle.sha256 != content:
-                continue
-            known = found.get(run.dataset.name)
-            if known is None or known[0].finished < run.finished:
-                found[run.dataset.name] = (run, path.parent)
+    for run, folder in all_reports(root):
+        if run.bundle is None or run.bundle.sha256 != content:
+            continue
+        known = found.get(run.dataset.name)
+        if known is None or known[0].finished < run.finished:
+            found[run.dataset.name] = (run, folder)
     return found
+
+
+def all_reports(root: Path) -> list[tuple[RunReport, Path]]:
+    """Every run below a folder, with the folder it lies in; comparisons of several runs are passed over.
+
+    Raises:
+        PublishError: A report is damaged, or a symbolic link.
+    """
+    found = []
+    for path in sorted(root.rglob(REPORT_FILE)) if root.is_dir() else ():
+        if path.is_symlink():
+            raise PublishError(f"{path} is a symbolic link; give the folder that `wkt evaluate` made")
+        runs = _runs(path)
+        found += [(runs[0], path.parent)] if len(runs) == 1 else []
+    return found
+
+
+def check_reports(root: Path, evidence: Sequence[Evidence]) -> list[str]:
+    """Whether a folder of reports that was asked for is about these bundles.
+
+    Returns:
+        A line for each report of another content of one of these bundles: it was measured before a change.
+
+    Raises:
+        PublishError: The folder is not there, holds no report, or none of these bundles.
+    """
+    reports = all_reports(root)
+    if not reports:
+        raise PublishError(f"no report of `wkt evaluate` in {root}; pass the folder of a run, or of several")
+    contents = {item.content: item.bundle.name for item in evidence}
+    others = [(run, folder) for run, folder in reports if run.bundle is None or run.bundle.sha256 not in contents]
+    if len(others) == len(reports):
+        about = "; ".join(sorted({f"{folder} is about {_subject(run)}" for run, folder in others})[:3])
+        here = ", ".join(f"{name} ({content[:12]})" for content, name in contents.items())
+        raise PublishError(f"no report in {root} is of this very bundle, {here}: {about}; evaluate it again")
+    names = set(contents.values())
+    return [
+        f"passed over {folder}: it measured another content of {run.bundle.name}, {run.bundle.sha256[:12]}"
+        for run, folder in others
+        if run.bundle is not None and run.bundle.name in names
+    ]
+
+
+def _subject(run: RunReport) -> str:
+    return run.name if run.bundle is None else f"{run.bundle.name} ({run.bundle.sha256[:12]})"
 
 
 def _runs(path: Path) -> Sequence[RunReport]:

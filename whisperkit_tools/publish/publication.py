@@ -6,7 +6,8 @@ variant.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 from whisperkit_tools.bundle import MANIFEST
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.publish.card import CARD, CardModel, CardVariant, render_card
-from whisperkit_tools.publish.device_table import TABLE, Variant, build_table
+from whisperkit_tools.publish.commands import commands, section, source_of
+from whisperkit_tools.publish.device_table import TABLE, DeviceTable, Variant, build_table
 from whisperkit_tools.publish.index import INDEX, Index, Version
-from whisperkit_tools.publish.names import check_together, variants_of
+from whisperkit_tools.publish.names import check_globs, check_together, variants_of
+from whisperkit_tools.publish.picture import PICTURE, Measured, render_picture
 from whisperkit_tools.publish.proof import Evidence
 from whisperkit_tools.publish.registry import Change, Commit, ConflictError, Content, Registry, Snapshot
+from whisperkit_tools.publish.reports import REPORTS, report_files, split_reports
 
 REBASES = 4
 GATE = "quality gate"  # stands for a dataset's name where a figure is the palettization gate's own
-REPORTS = "reports"
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,21 @@ class PublishOptions:
     adopt: bool = False
     device_table: Mapping[str, Any] | None = None
     with_transcripts: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the tag.
+
+        Raises:
+            PublishError: It is no name, or there will be no commit to give it to.
+        """
+        if self.tag is None:
+            return
+        if not _TAG.fullmatch(self.tag) or ".." in self.tag or self.tag.endswith((".", ".lock")):
+            raise PublishError(
+                f"{self.tag!r} is no tag: letters, digits, '.', '_' and '-' are allowed, for example v1.0"
+            )
+        if self.pull_request:
+            raise PublishError("a pull request has no tag yet; leave --tag away, and publish with it once it is merged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +129,31 @@ def plan_publication(registry: Registry, evidence: Sequence[Evidence], options: 
     """
     snapshot = registry.snapshot()
     if snapshot.commit is None and not options.create:
-        raise PublishError(f"{registry.label} does not exist, or this token may not see it; make it with --create")
+        raise PublishError(f"{registry.absent}; make it with --create")
     _check_owner(registry, snapshot, adopt=options.adopt)
-    index = _read_index(registry, snapshot)
+    names = [item.bundle.name for item in evidence]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise PublishError(f"{', '.join(twice)}: given twice; a repository holds one variant of a name")
+    index = Index.parse(registry.read(INDEX, snapshot))
     for item in evidence:
         index = index.published(_version(item, options, now))
     state = _State(registry, snapshot, index, {item.bundle.name: item for item in evidence})
-    present = set(variants_of(snapshot.files))
-    check_together({*present, *state.evidence})
-    return _plan(state, options, _title(state))
+    check_together({*variants_of(snapshot.files), *state.evidence})
+    plan = _plan(state, options, _title(state))
+    _check_tag(registry, plan, options.tag)
+    return plan
+
+
+def _check_tag(registry: Registry, plan: Plan, tag: str | None) -> None:
+    """Refuse a tag that names another state, before anything is uploaded."""
+    if tag is None or plan.snapshot.commit is None:
+        return
+    commit = registry.tags().get(tag)
+    if commit is not None and (commit != plan.snapshot.commit or not plan.is_empty):
+        raise PublishError(
+            f"{registry.label} has a tag {tag!r} already, for {commit[:12]}; choose another name for this release"
+        )
 
 
 def plan_withdrawal(registry: Registry, variant: str, now: str) -> Plan:
@@ -129,9 +164,9 @@ def plan_withdrawal(registry: Registry, variant: str, now: str) -> Plan:
     """
     snapshot = registry.snapshot()
     if snapshot.commit is None:
-        raise PublishError(f"{registry.label} does not exist, or this token may not see it")
+        raise PublishError(registry.absent)
     _check_owner(registry, snapshot, adopt=False)
-    index = _read_index(registry, snapshot).without(variant, now)
+    index = Index.parse(registry.read(INDEX, snapshot)).without(variant, now)
     state = _State(registry, snapshot, index, gone=frozenset({variant}))
     return _plan(state, PublishOptions(), f"Withdraw {variant}")
 
@@ -147,21 +182,28 @@ def carry_out(registry: Registry, make_plan: Callable[[], Plan], options: Publis
     Raises:
         PublishError: The registry refuses, or somebody else changed the same variant.
     """
-    if options.create:
+    plan = make_plan()  # refuses what may not be published before a repository is made for it
+    if options.create and plan.snapshot.commit is None:
         registry.create(private=options.private)
-    plan = make_plan()
+        plan = make_plan()
     for rebased in range(REBASES):
         if plan.is_empty:
+            _finish_tag(registry, plan, options.tag)
             return Outcome(plan, None, rebased)
         try:
-            return Outcome(
-                plan, registry.commit(plan.change, plan.snapshot, pull_request=options.pull_request), rebased
-            )
+            made = registry.commit(plan.change, plan.snapshot, pull_request=options.pull_request)
+            return Outcome(plan, made, rebased)
         except ConflictError:
             newer = make_plan()
             _check_overlap(registry, plan, newer)
             plan = newer
     raise PublishError(f"{registry.label} changes faster than this can be committed; try again when it is quiet")
+
+
+def _finish_tag(registry: Registry, plan: Plan, tag: str | None) -> None:
+    """Set the tag that a command was killed before setting."""
+    if tag is not None and plan.snapshot.commit is not None and tag not in registry.tags():
+        registry.set_tag(tag, plan.snapshot.commit)
 
 
 def _check_overlap(registry: Registry, ours: Plan, newer: Plan) -> None:
@@ -195,10 +237,6 @@ def _check_owner(registry: Registry, snapshot: Snapshot, *, adopt: bool) -> None
         )
 
 
-def _read_index(registry: Registry, snapshot: Snapshot) -> Index:
-    return Index.parse(registry.read(INDEX, snapshot))
-
-
 def _title(state: _State) -> str:
     names = list(state.evidence)
     what = names[0] if len(names) == 1 else f"{len(names)} variants"
@@ -207,16 +245,14 @@ def _title(state: _State) -> str:
 
 
 def _version(item: Evidence, options: PublishOptions, now: str) -> Version:
-    manifest = item.bundle.manifest
-    source = manifest.get("source", {})
-    org, model = source.get("org"), source.get("model")
+    source = source_of(item.bundle.manifest)
     return Version(
         variant=item.bundle.name,
         content=item.content,
         created=now,
-        tool_version=str(manifest.get("tool", {}).get("version", "unknown")),
-        source=f"{org}/{model}" if org and model else str(source.get("name", "unknown")),
-        source_revision=source.get("revision"),
+        tool_version=str(section(item.bundle.manifest, "tool").get("version", "unknown")),
+        source=source.name,
+        source_revision=source.revision,
         size_bytes=item.size_bytes,
         metrics=_metrics(item),
         unproven=item.unproven,
@@ -238,8 +274,8 @@ def _metrics(item: Evidence) -> dict[str, dict[str, Any]]:
         add("qoi", dataset, _percent(run.metrics.qoi))
         add("qoi_interval", dataset, _percents(run.metrics.qoi_interval))
         add("rtfx", dataset, None if run.speed.rtfx_corpus is None else round(run.speed.rtfx_corpus, 2))
-    qoi = (item.bundle.manifest.get("compression") or {}).get("gate", {}).get("qoi")
-    if isinstance(qoi, dict):
+    qoi = section(section(section(item.bundle.manifest, "compression"), "gate"), "qoi")
+    if {"value", "low", "high"} <= qoi.keys():
         add("qoi", GATE, round(qoi["value"], 3))
         add("qoi_interval", GATE, [round(qoi["low"], 3), round(qoi["high"], 3)])
     return found
@@ -258,21 +294,41 @@ def _plan(state: _State, options: PublishOptions, title: str) -> Plan:
     wanted: dict[str, Content] = {}
     for name, item in state.evidence.items():
         wanted |= {f"{name}/{path}": file for path, file in item.files().items()}
-        wanted |= _reports(item, options)
+        wanted |= report_files(item, with_transcripts=options.with_transcripts)
     table = _table(state, options)
-    wanted |= {TABLE: table, CARD: _card(state, table), INDEX: state.index.to_bytes()}
+    state.index = replace(state.index, table=table.made)
+    latest = state.index.latest().values()
+    picture = render_picture([Measured(item.variant, item.size_bytes, item.metrics) for item in latest])
+    wanted |= {TABLE: table.content, CARD: _card(state, table.content, drawn=picture is not None)}
+    wanted |= {INDEX: state.index.to_bytes()} | ({} if picture is None else {PICTURE: picture})
     files = state.snapshot.files
-    folders = [f"{name}/" for name in (*state.evidence, *state.gone)]
-    deletions = {path for path in files if path not in wanted and any(path.startswith(folder) for folder in folders)}
+    deletions = _outdated(state, wanted)
+    check_globs(_present_variants(state), {*wanted, *files} - deletions)
+    change = Change({}, title=title, description=_description(state), tag=options.tag)
+    return _difference(state.snapshot, wanted, deletions, (*state.evidence, *sorted(state.gone)), change)
+
+
+def _outdated(state: _State, wanted: Mapping[str, Content]) -> set[str]:
+    """What goes: files that left their bundle, withdrawn variants, a picture of figures that are gone."""
+    folders = tuple(f"{name}/" for name in (*state.evidence, *state.gone))
+    stale = {path for path in state.snapshot.files if path.startswith(folders) and path not in wanted}
+    drawn = PICTURE in state.snapshot.files and INDEX in state.snapshot.files
+    return stale | ({PICTURE} if drawn and PICTURE not in wanted else set())
+
+
+def _difference(snapshot: Snapshot, wanted: Mapping[str, Content], deletions: set[str], variants: Sequence[str],
+                change: Change) -> Plan:  # fmt: skip
+    """The plan that makes a state hold `wanted`."""
+    files = snapshot.files
     fresh = {path: content for path, content in wanted.items() if path not in files or not files[path].holds(content)}
     return Plan(
-        snapshot=state.snapshot,
+        snapshot=snapshot,
         added={path: _size(content) for path, content in sorted(fresh.items()) if path not in files},
         changed={path: _size(content) for path, content in sorted(fresh.items()) if path in files},
         deleted={path: files[path].size_bytes for path in sorted(deletions)},
         unchanged=len(files) - len(deletions) - sum(path in files for path in fresh),
-        variants=(*state.evidence, *sorted(state.gone)),
-        change=Change(fresh, frozenset(deletions), title, _description(state), options.tag),
+        variants=tuple(variants),
+        change=replace(change, additions=fresh, deletions=frozenset(deletions)),
     )
 
 
@@ -290,146 +346,115 @@ def _description(state: _State) -> str:
     return "\n".join(lines)
 
 
-def _reports(item: Evidence, options: PublishOptions) -> dict[str, Content]:
-    """The evaluations' files under `reports/<dataset>/<variant>/<date>-<content>/`."""
-    names = ["report.json", "report.md", *(["report.html"] if options.with_transcripts else [])]
-    found: dict[str, Content] = {}
-    for dataset, folder in item.report_folders.items():
-        safe = "".join(character if character.isalnum() or character in "-_" else "-" for character in dataset)
-        day = item.reports[dataset].finished[:10]
-        base = f"{REPORTS}/{safe.strip('-') or 'dataset'}/{item.bundle.name}/{day}-{item.content[:8]}"
-        found |= {f"{base}/{name}": folder / name for name in names if (folder / name).is_file()}
-    return found
-
-
 def _present_variants(state: _State) -> dict[str, list[str]]:
     there = {name: paths for name, paths in variants_of(state.snapshot.files).items() if name not in state.gone}
     return there | {name: [] for name in state.evidence}
 
 
-def _table(state: _State, options: PublishOptions) -> bytes:
+def _table(state: _State, options: PublishOptions) -> DeviceTable:
     """The device table over all variants that will be there."""
     variants = []
-    for name, paths in sorted(_present_variants(state).items()):
-        item, version = state.evidence.get(name), state.index.current(name)
-        if item is not None:
-            size = item.model_bytes
-        else:
-            inside = (f"{name}/AudioEncoder.mlpackage/", f"{name}/TextDecoder.mlpackage/")
-            size = sum(state.snapshot.files[path].size_bytes for path in paths if path.startswith(inside))
+    for name in sorted(_present_variants(state)):
+        version = state.index.current(name)
         errors = list(version.metrics.get("wer", {}).values()) if version else []
         wer = sum(errors) / len(errors) if errors else None
-        variants.append(Variant(name, size, "_turbo" in name, wer))
+        variants.append(Variant(name, _model_bytes(state, name), "_turbo" in name, wer, "_stateful" in name))
     present = state.registry.read(TABLE, state.snapshot)
-    return build_table(state.registry.name, variants, present, options.device_table)
+    before = Index.parse(state.registry.read(INDEX, state.snapshot))
+    return build_table(state.registry.name, variants, present, options.device_table, before.table)
 
 
-def _card(state: _State, table: bytes) -> bytes:
-    manifests = {name: _manifest(state, name) for name in state.index.latest()}
-    recommended = json.loads(table).get("device_support", [])
-    variants = [
-        CardVariant(
-            version,
-            str(manifests[name].get("conversion", {}).get("deployment_target", "unknown")),
-            tuple(str(entry.get("chips", "")) for entry in recommended if name in entry["models"]["supported"]),
+def _model_bytes(state: _State, name: str) -> int:
+    """Encoder and decoder together; of a variant that has them compiled only, those."""
+    if name in state.evidence:
+        return state.evidence[name].model_bytes
+    sizes = {
+        suffix: sum(
+            file.size_bytes
+            for path, file in state.snapshot.files.items()
+            if path.startswith((f"{name}/AudioEncoder.{suffix}/", f"{name}/TextDecoder.{suffix}/"))
         )
-        for name, version in state.index.latest().items()
-    ]
-    return render_card(_card_model(state, manifests), variants, state.registry.read(CARD, state.snapshot))
+        for suffix in ("mlpackage", "mlmodelc")
+    }
+    return sizes["mlpackage"] or sizes["mlmodelc"]
+
+
+def _card(state: _State, table: bytes, *, drawn: bool) -> bytes:
+    manifests = {name: _manifest(state, name) for name in _present_variants(state)}
+    recommended = json.loads(table).get("device_support", [])
+    variants = [_card_variant(state, name, manifests[name], recommended) for name in sorted(manifests)]
+    sources = {source_of(manifest) for manifest in manifests.values() if section(manifest, "source")}
+    newest = max(manifests.values(), key=lambda item: str(item.get("created", "")), default={})
+    version = section(newest, "tool").get("version")
+    model = CardModel(
+        repo_id=state.registry.name,
+        sources=tuple(sorted(sources, key=lambda item: (item.name, item.revision or ""))),
+        languages=_languages(state, manifests),
+        commands=tuple(dict.fromkeys(line for name, item in manifests.items() for line in commands(name, item))),
+        tools={
+            **({"whisperkit-tools": str(version)} if version else {}),
+            **{str(name): str(text) for name, text in section(newest, "libraries").items()},
+        },
+        picture=PICTURE if drawn else None,
+    )
+    return render_card(model, variants, state.registry.read(CARD, state.snapshot))
+
+
+def _card_variant(state: _State, name: str, manifest: Mapping[str, Any], recommended: Sequence[Any]) -> CardVariant:
+    version = state.index.current(name)
+    chips = tuple(str(entry.get("chips", "")) for entry in recommended if name in entry["models"]["supported"])
+    target = str(section(manifest, "conversion").get("deployment_target", "unknown"))
+    if version is not None:
+        return CardVariant(version, target, chips)
+    size = sum(file.size_bytes for path, file in state.snapshot.files.items() if path.startswith(f"{name}/"))
+    return CardVariant(Version(name, "", "", "unknown", "unknown", None, size), target, chips, foreign=True)
 
 
 def _manifest(state: _State, name: str) -> Mapping[str, Any]:
     """A variant's manifest: of the bundle at hand, else of the repository."""
     if name in state.evidence:
         return state.evidence[name].bundle.manifest
-    content = state.registry.read(f"{name}/{MANIFEST}", state.snapshot)
+    return _json(state, f"{name}/{MANIFEST}")
+
+
+def _json(state: _State, path: str) -> Mapping[str, Any]:
+    """A JSON object of the repository; empty where it is missing or damaged, which `wkt pull` tells."""
     try:
-        value = json.loads(content or b"{}")
+        value = json.loads(state.registry.read(path, state.snapshot) or b"{}")
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _card_model(state: _State, manifests: Mapping[str, Mapping[str, Any]]) -> CardModel:
-    sources = [item.get("source", {}) for item in manifests.values()]
-    latest = list(state.index.latest().values())
-    first: Mapping[str, Any] = next((item for item in sources if item), {})
-    tools = next((item for item in manifests.values() if item.get("tool")), {})
-    return CardModel(
-        repo_id=state.registry.name,
-        base_model=latest[0].source if latest else "unknown",
-        base_revision=latest[0].source_revision if latest else None,
-        license=first.get("license"),
-        languages=_languages(state),
-        commands=tuple(dict.fromkeys(line for name, item in manifests.items() for line in commands(name, item))),
-        tools={"whisperkit-tools": str(tools.get("tool", {}).get("version", "unknown")), **tools.get("libraries", {})},
-    )
+def _languages(state: _State, names: Iterable[str]) -> tuple[str, ...]:
+    """Codes that the variants' tokenizers know; none where no variant tells, so that a card's own stay."""
+    found: set[str] = set()
+    for name in names:
+        item = state.evidence.get(name)
+        config = item.bundle.read_json("generation_config.json") if item else _json(
+            state, f"{name}/generation_config.json")  # fmt: skip
+        codes = {str(token).strip("<|>") for token in section(config, "lang_to_id")}
+        found |= codes or ({"en"} if config else set())
+    return tuple(sorted(found))
 
 
-def commands(variant: str, manifest: Mapping[str, Any]) -> list[str]:
-    """The commands that make a bundle like this one."""
-    conversion, source = manifest.get("conversion", {}), manifest.get("source", {})
-    name = f"{source['org']}/{source['model']}" if {"org", "model"} <= source.keys() else source.get("name", "SOURCE")
-    if source.get("name") == "demo":
-        name = "demo"
-    parts = ["wkt convert", str(name)]
-    if source.get("revision") and name != "demo":
-        parts.append(f"--revision {source['revision']}")
-    parts += ["--turbo"] if conversion.get("turbo") else []
-    parts += ["--stateful"] if conversion.get("stateful") else []
-    parts += [f"--deployment-target {conversion['deployment_target']}"] if conversion.get("deployment_target") else []
-    made = [" ".join(parts)]
-    compression = manifest.get("compression")
-    if compression:
-        original = compression.get("original", {}).get("name", "BUNDLE")
-        made.append(f"wkt palettize bundles/{original} --target-size {compression.get('nbytes', 0)}  # gives {variant}")
-    return made
-
-
-def _languages(state: _State) -> tuple[str, ...]:
-    """Language codes of the first bundle at hand; those of an untouched card stay as they are."""
-    for item in state.evidence.values():
-        ids = item.bundle.read_json("generation_config.json").get("lang_to_id", {})
-        return tuple(sorted(str(token).strip("<|>") for token in ids)) or ("en",)
-    return ()
-
-
-def with_reports_apart(plan: Plan) -> tuple[Plan, Change]:
-    """The plan without its reports, and a change that puts these into another repository."""
-    apart = {path: content for path, content in plan.change.additions.items() if path.startswith(f"{REPORTS}/")}
-    additions = {path: content for path, content in plan.change.additions.items() if path not in apart}
-    change = replace(plan.change, additions=additions)
-    kept = replace(
-        plan,
-        added={path: size for path, size in plan.added.items() if path not in apart},
-        changed={path: size for path, size in plan.changed.items() if path not in apart},
-        change=change,
-    )
-    return kept, Change(apart, frozenset(), f"Reports: {plan.change.title}", plan.change.description)
-
-
-def publish_reports(registry: Registry, change: Change, options: PublishOptions) -> Commit | None:
-    """Put reports into a repository of their own; None when all of them are there.
+def plan_reports(registry: Registry, reports: Change, options: PublishOptions) -> Plan:
+    """What reports would change in a repository of their own.
 
     Raises:
-        PublishError: The registry refuses, or is not there.
+        PublishError: It is not there.
     """
-    if options.create:
-        registry.create(private=options.private)
-    for _ in range(REBASES):
-        snapshot = registry.snapshot()
-        if snapshot.commit is None:
-            raise PublishError(f"{registry.label} does not exist, or this token may not see it; make it with --create")
-        files = snapshot.files
-        fresh = {
-            path: content
-            for path, content in change.additions.items()
-            if path not in files or not files[path].holds(content)
-        }
-        if not fresh:
-            return None
-        try:
-            return registry.commit(replace(change, additions=fresh), snapshot, pull_request=options.pull_request)
-        except ConflictError:
-            continue
-    raise PublishError(f"{registry.label} changes faster than this can be committed; try again when it is quiet")
+    snapshot = registry.snapshot()
+    if snapshot.commit is None and not options.create:
+        raise PublishError(f"{registry.absent}; make it with --create")
+    return _difference(snapshot, reports.additions, set(), (), reports)
+
+
+def without_reports(plan: Plan) -> Plan:
+    """The plan without its reports, which go elsewhere."""
+    return replace(
+        plan,
+        added={path: size for path, size in plan.added.items() if not path.startswith(f"{REPORTS}/")},
+        changed={path: size for path, size in plan.changed.items() if not path.startswith(f"{REPORTS}/")},
+        change=split_reports(plan.change)[0],
+    )

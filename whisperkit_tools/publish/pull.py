@@ -12,7 +12,9 @@ from typing import Any
 
 from whisperkit_tools.bundle import MANIFEST, Bundle, new_bundle
 from whisperkit_tools.errors import PublishError
+from whisperkit_tools.publish.index import INDEX, Index
 from whisperkit_tools.publish.names import check_variant, variants_of
+from whisperkit_tools.publish.proof import content_digest
 from whisperkit_tools.publish.registry import Registry, RemoteFile, Snapshot, check_path, digest
 
 Progress = Callable[[str, int], None]
@@ -29,6 +31,7 @@ class Pulled:
         files: How many.
         size_bytes: Together.
         has_manifest: Whether hashes of our own were there to compare with; a bundle of another tool has none.
+        runs_here: Whether `wkt` can run it: models that another tool published compiled only run on Apple's systems.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class Pulled:
     files: int
     size_bytes: int
     has_manifest: bool
+    runs_here: bool
 
 
 def pull(
@@ -64,7 +68,7 @@ def pull(
     check_variant(variant)
     snapshot = registry.snapshot(revision)
     if snapshot.commit is None:
-        raise PublishError(f"{registry.label} does not exist, or may not be read without a token")
+        raise PublishError(registry.absent)
     known = variants_of(snapshot.files)
     if variant not in known:
         raise PublishError(f"{registry.label} has no variant {variant!r}; there are: {', '.join(known) or 'none'}")
@@ -77,14 +81,19 @@ def pull(
             if progress is not None:
                 progress(path, snapshot.files[path].size_bytes)
         manifest = _check_manifest(folder, names)
-        Bundle.open(folder)
+        _check_index(registry, snapshot, variant, folder)
+        runs_here = any(name.startswith("AudioEncoder.mlpackage/") for name in names)
+        if runs_here:
+            Bundle.open(folder)
     sizes = [snapshot.files[path].size_bytes for path in names.values()]
-    return Pulled(output_dir / variant, snapshot.commit, len(names), sum(sizes), manifest)
+    return Pulled(output_dir / variant, snapshot.commit, len(names), sum(sizes), manifest, runs_here)
 
 
 def _fetch(registry: Registry, snapshot: Snapshot, path: str, destination: Path) -> None:
     registry.fetch(path, snapshot, destination)
     expected: RemoteFile = snapshot.files[path]
+    if not expected.holds(destination):
+        registry.fetch(path, snapshot, destination, again=True)  # it may have been damaged where it was kept
     if not expected.holds(destination):
         raise PublishError(
             f"{path} from {registry.label} is not what the repository says it is: {destination.stat().st_size} bytes, "
@@ -109,3 +118,18 @@ def _check_manifest(folder: Path, names: Mapping[str, str]) -> bool:
     if differing:
         raise PublishError(f"what came is not what was published: {'; '.join(differing)}; nothing was kept")
     return True
+
+
+def _check_index(registry: Registry, snapshot: Snapshot, variant: str, folder: Path) -> None:
+    """Compare a variant of ours with the version that the index names."""
+    version = Index.parse(registry.read(INDEX, snapshot)).current(variant)
+    if version is None:
+        return
+    content = content_digest(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files", {})) if (
+        folder / MANIFEST).is_file() else "none"  # fmt: skip
+    if content != version.content:
+        raise PublishError(
+            f"{variant} in {registry.label} is not the version that its {INDEX} names: content {content[:12]}, "
+            f"expected {version.content[:12]}; somebody changed it without wkt. Nothing was kept; take an earlier "
+            "commit with --revision"
+        )

@@ -104,7 +104,7 @@ class Snapshot:
 
     Attributes:
         commit: Its id; None for a registry that does not exist yet.
-        files: By path.
+        files: By path; of a branch that does not exist yet, those that it would start with.
     """
 
     commit: str | None
@@ -126,6 +126,11 @@ class Registry(Protocol):
     @property
     def name(self) -> str:
         """Its name in what is published."""
+        ...
+
+    @property
+    def absent(self) -> str:
+        """What to say when it is not there."""
         ...
 
     def create(self, *, private: bool) -> None:
@@ -152,11 +157,33 @@ class Registry(Protocol):
         """
         ...
 
-    def fetch(self, path: str, snapshot: Snapshot, destination: Path) -> None:
+    def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
         """Put a file of the snapshot at `destination`; its content is the caller's to check.
+
+        Args:
+            path: In the registry.
+            snapshot: The state it is taken from.
+            destination: Where to.
+            again: Do not take what an earlier call has kept.
 
         Raises:
             PublishError: It cannot be read.
+        """
+        ...
+
+    def tags(self) -> Mapping[str, str]:
+        """The states that have names.
+
+        Raises:
+            PublishError: It cannot be read.
+        """
+        ...
+
+    def set_tag(self, tag: str, commit: str) -> None:
+        """Name a state.
+
+        Raises:
+            PublishError: The name is another state's.
         """
         ...
 
