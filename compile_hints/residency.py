@@ -18,6 +18,7 @@ from whisperkit_tools.mil.specs import TensorSpec, bit_width, is_float
 
 ALIGNMENT_BYTES = 64
 MASK_FLOOR = -4e4
+STATE_ALIGNMENT = 32  # elements of float16, which are the 64 bytes of a row
 APPLE = "Apple, Deploying Transformers on the Apple Neural Engine; apple/coreai-models neural_engine_rules.md"
 COREAI = "apple/coreai-models neural_engine_rules.md"
 GUIDE = "ane-guide, measured elsewhere"
@@ -68,6 +69,12 @@ _RULES = (
         True,
         "smpanaro's notes, 2023; ane-guide, chapter 21, measured elsewhere",
         "split the program into several packages; beyond the limit all of it falls back",
+    ),
+    Rule(
+        "state-width",
+        True,
+        "apple/coremltools#2631, measured elsewhere on an M4",
+        "give states a last axis that is a multiple of 32, and mask what is added",
     ),
     Rule("ios-size", False, COREAI, "compress the weights or take a smaller model"),
     Rule("mask", False, COREAI, "mask with a finite value, -1e4, at most -4e4"),
@@ -203,6 +210,7 @@ class _Linter:
             yield from self._weights(operation)
             yield from self._masks(operation)
             yield from self._copies(operation)
+        yield from self._states()
         yield from self._float32_islands()
         yield from self._alignment()
         yield from self._totals()
@@ -308,6 +316,19 @@ class _Linter:
         if size := copied_bytes(operation, self.graph):
             change = f"{operation.inputs['x'][0]} to {operation.outputs[0]}"
             yield self._found("copy", operation, f"moves the last axis, {change}", size)
+
+    def _states(self) -> Iterator[Finding]:
+        """Yield one finding for each state whose rows are not whole; all that reads or writes it leaves."""
+        for state in self.graph.states.values():
+            width = state.shape[-1] if state.shape else None
+            if width is not None and width % STATE_ALIGNMENT:
+                used = tuple(
+                    key(operation)
+                    for operation in runs(self.graph)
+                    if any(spec.name == state.name for specs in operation.inputs.values() for spec in specs)
+                )
+                what = f"{state}: the last axis is no multiple of {STATE_ALIGNMENT}; such states fail on the engine"
+                yield self._make("state-width", f"state {state.name}", what, used)
 
     def _float32_islands(self) -> Iterator[Finding]:
         """Yield one finding for each run of operations in float32; a cast from it belongs to it, one to it does not."""

@@ -142,7 +142,7 @@ class TextDecoder(nn.Module):
         step = CachedStep(kv_cache_update_mask, decoder_key_padding_mask)
         # One list for both uses: the converter makes a constant of each piece, and none of the whole.
         tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        embedded = _look_up(input_ids, tables) + self.embed_positions(cache_length)
+        embedded = look_up(input_ids, tables) + self.embed_positions(cache_length)
         x = embedded.view(1, channels, 1, 1)
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -169,7 +169,7 @@ class TextDecoder(nn.Module):
         return tuple(head for at, head in self.alignment_heads or () if at == layer)
 
 
-def _look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
+def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
     """Return the rows `[1, D]` of tokens `[1]` in a table that is cut into pieces of equal height but for the last.
 
     All of it on whole numbers: float16 does not hold ids beyond 2048, and the converter takes clamping and division for

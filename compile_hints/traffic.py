@@ -1,5 +1,7 @@
 """Which engine runs what in which order, and which bytes then go through memory.
 
+A slice written into a state is counted as the slice, in place: what states are there for.
+
 A tensor up to the engine's working set stays on it; a larger one is written to memory and read by each consumer, as
 are the program's inputs, outputs and states, and what crosses from one engine to another. Views move nothing.
 
@@ -96,7 +98,8 @@ def memory_bytes(graph: Graph, on_engine: dict[str, bool], working_set_bytes: in
         working_set_bytes: A tensor up to this size stays on the engine.
     """
     spilled = _spilled(graph, on_engine, working_set_bytes)
-    return {key(operation): _operation_bytes(operation, graph, spilled) for operation in runs(graph)}
+    in_place = _in_place(graph)
+    return {key(operation): _operation_bytes(operation, graph, spilled, in_place) for operation in runs(graph)}
 
 
 def _spilled(graph: Graph, on_engine: dict[str, bool], working_set_bytes: int) -> set[str]:
@@ -117,15 +120,46 @@ def _spilled(graph: Graph, on_engine: dict[str, bool], working_set_bytes: int) -
     return found
 
 
-def _operation_bytes(operation: Operation, graph: Graph, spilled: set[str]) -> int:
+def _in_place(graph: Graph) -> set[str]:
+    """Keys of the slice updates of what was read from a state, whose result goes into that state and nowhere else."""
+    operations = runs(graph)
+    states = {
+        operation.outputs[0].name: operation.inputs["input"][0].name
+        for operation in operations
+        if operation.type == "read_state"
+    }
+    readers: dict[str, list[Operation]] = {}
+    for operation in operations:
+        for spec in {spec.name: spec for specs in operation.inputs.values() for spec in specs}.values():
+            readers.setdefault(spec.name, []).append(operation)
+    return {
+        key(operation)
+        for operation in operations
+        if operation.type == "slice_update"
+        and (state := states.get(operation.inputs["x"][0].name)) is not None
+        and key(operation) not in graph.outputs
+        and [_written_state(reader) for reader in readers.get(key(operation), [])] == [state]
+    }
+
+
+def _written_state(operation: Operation) -> str:
+    """Name of the state that an operation writes, else empty."""
+    if operation.type not in ("write_state", "coreml_update_state"):
+        return ""
+    return next(specs[0].name for name, specs in operation.inputs.items() if name in ("input", "state"))
+
+
+def _operation_bytes(operation: Operation, graph: Graph, spilled: set[str], in_place: set[str]) -> int:
     if is_view(operation, graph):
         return 0
+    if key(operation) in in_place:
+        return tensor_bytes(operation.inputs["update"][0])
     inputs = [spec for specs in operation.inputs.values() for spec in specs if spec.name in spilled]
     written = sum(tensor_bytes(out) for out in operation.outputs if out.name in spilled)
     if operation.type in ("write_state", "coreml_update_state"):
         # The state itself is not read: the new value takes its place.
         values = (spec for specs in operation.inputs.values() for spec in specs if spec.name not in graph.states)
-        return sum(tensor_bytes(spec) for spec in values)
+        return sum(tensor_bytes(spec) for spec in values if spec.name not in in_place)
     if operation.type in ("concat", "stack"):
         return written  # its inputs are written to their places in the result
     if operation.type in ("slice_by_index", "slice_by_size", "split"):

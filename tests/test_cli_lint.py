@@ -153,7 +153,7 @@ def test_other_mistakes(wkt, folder, tmp_path, monkeypatch):
     code, _, err = wkt("lint", folder, "--ignore", "everything")
     assert code == 2
     assert "unknown rule everything; known are no-path" in " ".join(err.split())
-    assert "has no function 'other'; it has main" in wkt("lint", folder, "--function", "other")[2]
+    assert "no package has a function 'other'; there are main" in wkt("lint", folder, "--function", "other")[2]
     assert "name the picture with the ending .png" in wkt("estimate", folder, "--plot", tmp_path / "a.pdf")[2]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = wkt("estimate", folder, "--plot", tmp_path / "a.png")

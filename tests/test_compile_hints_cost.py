@@ -387,6 +387,27 @@ def test_a_tensor_beyond_the_working_set_goes_through_memory():
     assert through(1001) == ends + 4 * 2 * 1000 * 1001  # written and read, twice
 
 
+@pytest.mark.parametrize(("also_read", "other_state"), [(False, False), (True, False), (False, True)])
+def test_a_slice_is_written_into_its_state_in_place(also_read, other_state):
+    """Where nobody else sees the updated value; elsewhere the whole is written."""
+    sketch = Sketch(x=(1, 64, 1, 1))
+    state, other = (TensorSpec(name, (1, 64, 1, 32), "float16") for name in ("state", "other"))
+    old = sketch.add("read_state", state.shape, input=state)
+    new = sketch.add("slice_update", state.shape, x=old, update=sketch.inputs["x"])
+    target = other if other_state else state
+    sketch.operations.append(Operation("write_state", "write", {"input": (target,), "data": (new,)}, (), 2))
+    result = sketch.add("reduce_sum", (1, 64, 1, 1), x=new if also_read else old)
+    graph = sketch.graph(result)
+    graph.states.update(state=state, other=other)
+    whole, column = 64 * 32 * 2, 64 * 2
+    if also_read:  # read and written as a whole: the state read, the input read, the whole written; then the sum
+        assert estimate(graph, "m1").activation_bytes == 2 * whole + column + column
+    elif other_state:
+        assert estimate(graph, "m1").activation_bytes == 3 * whole + column + column
+    else:
+        assert estimate(graph, "m1").activation_bytes == whole + column + column
+
+
 def test_a_state_is_read_where_it_is_used_and_written_as_a_whole():
     sketch = Sketch(x=(1, 64, 1, 32))
     state = TensorSpec("state", (1, 64, 1, 32), "float16")

@@ -329,6 +329,23 @@ def test_the_order_that_changes_the_engine_least(build):
     assert lint(build(program, *LEAVES_FIRST), "m3").switches == 0
 
 
+@pytest.mark.parametrize(("width", "leaves"), [(1504, False), (1500, True), (448, False), (30, True)])
+def test_states_have_whole_rows(width, leaves):
+    state, column = TensorSpec("cache", (1, 4, 1, width), "float16"), TensorSpec("x", (1, 4, 1, width), "float16")
+    read = Operation("read_state", "read", {"input": (state,)}, (TensorSpec("old", state.shape, "float16"),), 0)
+    total = Operation(
+        "add", "sum", {"x": read.outputs, "y": (column,)}, (TensorSpec("new", state.shape, "float16"),), 1
+    )
+    write = Operation("write_state", "write", {"input": (state,), "data": total.outputs}, (), 2)
+    last = Operation("relu", "relu", {"x": total.outputs}, (TensorSpec("y", state.shape, "float16"),), 3)
+    graph = shape_only(read, total, write, last, x=column)
+    graph.states["cache"] = state
+    found = broken(graph, "m4").get("state-width", [])
+    assert [finding.operations for finding in found] == ([("old", "write")] if leaves else [])
+    on_engine = lint(graph, "m4").on_engine
+    assert on_engine["old"] is not leaves and on_engine["write"] is not leaves and on_engine["new"]
+
+
 def test_every_rule_says_what_to_do_and_who_says_so():
     assert all(rule.advice and rule.source for rule in rules().values())
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
@@ -13,6 +14,7 @@ from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.convert.alignment_heads import (
+    chance_scores,
     choose_alignment_heads,
     head_scores,
     positions_with_sound,
@@ -30,28 +32,49 @@ def attention_at(centres: np.ndarray, width: float) -> torch.Tensor:
     return torch.tensor(weights / weights.sum(axis=1, keepdims=True)).float()
 
 
-def test_scores_of_typical_heads() -> None:
+def typical_heads() -> dict[str, torch.Tensor]:
     moving = np.linspace(10, 390, TOKENS)
-    heads = {
+    return {
         "follows exactly": attention_at(moving, 1),
         "follows loosely": attention_at(moving, 10),
+        "follows broadly": attention_at(moving, 40),
         "stands still": attention_at(np.full(TOKENS, 200), 1),
         "goes backwards": attention_at(moving[::-1], 1),
         "looks everywhere": torch.full((TOKENS, POSITIONS), 1 / POSITIONS),
+        "looks anywhere": torch.rand(TOKENS, POSITIONS, generator=torch.Generator().manual_seed(0)) / POSITIONS * 2,
     }
+
+
+def test_scores_of_typical_heads() -> None:
+    heads = typical_heads()
     scores = dict(zip(heads, head_scores(torch.stack(list(heads.values()))[None])[0].tolist(), strict=True))
     assert scores["follows exactly"] > 0.99
     assert 0.3 < scores["follows loosely"] < 0.5
     assert max(scores["stands still"], scores["goes backwards"], scores["looks everywhere"]) < 0.2
 
 
+def test_broad_attention_that_follows_is_told_from_sharp_attention_that_does_not() -> None:
+    heads = typical_heads()
+    weights = torch.stack(list(heads.values()))[None]
+    scores, chance = head_scores(weights), chance_scores(weights)
+    times = dict(zip(heads, (scores / chance)[0].tolist(), strict=True))
+    assert min(times["follows exactly"], times["follows loosely"], times["follows broadly"]) > 2
+    assert times["stands still"] == pytest.approx(1, abs=0.01)
+    assert times["looks everywhere"] == pytest.approx(1, abs=0.01)
+    assert max(times["goes backwards"], times["looks anywhere"]) < 1.2
+    # Alone it is found, though "stands still" scores higher.
+    broad = [list(heads).index(name) for name in ("follows broadly", "stands still", "looks everywhere")]
+    assert scores[0, broad[0]] < scores[0, broad[1]]
+    assert select(scores[:, broad], chance[:, broad]).heads == ((0, 0),)
+
+
 def test_selection() -> None:
-    choice = select(torch.tensor([[0.1, 0.5], [0.8, 0.7]]))
+    choice = select(torch.tensor([[0.1, 0.5], [0.8, 0.7]]), torch.tensor([[0.1, 0.5], [0.2, 0.25]]))
     assert choice.heads == ((1, 0), (1, 1))
-    assert choice.reason == "2 alignment heads chosen on speech (best score 0.80)"
-    none = select(torch.tensor([[0.1, 0.05]]))
+    assert "2 alignment heads chosen on speech (they follow it up to 4.0 times as closely" in choice.reason
+    none = select(torch.tensor([[0.1, 0.5]]), torch.tensor([[0.06, 0.4]]))
     assert none.heads is None
-    assert "does not follow the speech (best score 0.10, needed 0.2)" in none.reason
+    assert "at best 1.7 times as closely as with the tokens in another order, needed 2" in none.reason
 
 
 def test_positions_with_sound() -> None:

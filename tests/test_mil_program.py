@@ -14,67 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mil_programs import RNG, WEIGHT, check, expected, save, step_program
 
 from whisperkit_tools.errors import BundleError, UnsupportedOperationError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.specs import TensorSpec
-
-RNG = np.random.default_rng(3)
-WEIGHT = RNG.standard_normal((3000, 64)).astype(np.float16)
-MIXED = RNG.standard_normal((8, 64)).astype(np.float16)
-TABLE = RNG.standard_normal((10, 8)).astype(np.float16)
-
-
-def save(program: Callable[..., Any], specs: list[Any], path: Path, opset: str = "iOS16", **options: Any) -> Path:
-    """Build a program and save it as a package."""
-    ct = import_coremltools()
-    from coremltools.converters.mil import Builder as mb
-
-    target = getattr(ct.target, opset)
-    with quiet_coremltools():
-        built = mb.program(input_specs=specs, opset_version=target)(program)
-        model = ct.convert(
-            built,
-            convert_to="mlprogram",
-            minimum_deployment_target=target,
-            skip_model_load=True,
-            compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            **options,
-        )
-        model.author, model.license, model.short_description = "A. Author", "MIT", "for tests"
-        model.user_defined_metadata["key"] = "value"
-        model.save(str(path))
-    return path
-
-
-def step_program(dtype: str, expensive: np.ndarray = WEIGHT) -> tuple[Callable[..., Any], list[Any]]:
-    """A program with an input `memory` that an expensive part depends on alone, and `token`, which changes."""
-    import_coremltools()
-    from coremltools.converters.mil import Builder as mb
-    from coremltools.converters.mil.mil import types
-
-    element = getattr(types, dtype)
-    numpy_type = np.float16 if dtype == "fp16" else np.float32
-
-    def program(token: Any, memory: Any) -> Any:
-        projected = mb.linear(x=memory, weight=mb.const(val=expensive.astype(numpy_type), name="project_weight"))
-        reduced = mb.reduce_mean(x=projected, axes=[1], keep_dims=False, name="reduced")
-        row = mb.gather(x=mb.const(val=TABLE.astype(numpy_type), name="table"), indices=token, axis=0)
-        mixed = mb.linear(x=memory, weight=mb.const(val=MIXED.astype(numpy_type), name="mix_weight"))
-        combined = mb.add(x=mb.reduce_sum(x=mixed, axes=[0], keep_dims=True), y=row)
-        return mb.tanh(x=combined, name="mixed"), mb.identity(x=reduced, name="summary")
-
-    specs = [mb.TensorSpec(shape=(1,), dtype=types.int32), mb.TensorSpec(shape=(50, 64), dtype=element)]
-    return program, specs
-
-
-def expected(token: int, memory: np.ndarray, weight: np.ndarray = WEIGHT) -> dict[str, np.ndarray]:
-    memory = memory.astype(np.float64)
-    mixed = np.tanh((memory @ MIXED.T.astype(np.float64)).sum(0, keepdims=True) + TABLE[[token]])
-    return {"mixed": mixed, "summary": (memory @ weight.T.astype(np.float64)).mean(1)}
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +38,6 @@ def half_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def memory() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((50, 64)).astype(np.float32)
-
-
-def check(found: dict[str, Any], wanted: dict[str, np.ndarray], tolerance: float = 1e-4) -> None:
-    assert list(found) == list(wanted)
-    for name, value in wanted.items():
-        np.testing.assert_allclose(np.asarray(found[name]), value, rtol=tolerance, atol=tolerance)
 
 
 def test_interface_and_metadata(package: Path) -> None:
@@ -334,77 +274,6 @@ def test_copies_are_independent(package: Path, memory: np.ndarray) -> None:
             copied.weights["project_weight"].zero_()
         assert copied.predict({"token": [3], "memory": memory})["summary"].sum() == 0
     check(program.predict({"token": [3], "memory": memory}), expected(3, memory))
-
-
-# --- what does not change is not computed again ---------------------------------------------------------------------
-
-EVERYTHING, WITHOUT_MEMORY = 8, 3
-"""Operations of the step program: all, and those that depend on the token (gather, add, tanh)."""
-
-
-def test_unchanged_input_is_not_computed_again(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    source = torch.from_numpy(memory)
-    for token, executed in ((3, EVERYTHING), (3, WITHOUT_MEMORY), (4, WITHOUT_MEMORY)):
-        check(program.run(token=torch.tensor([token]), memory=source), expected(token, memory))
-        assert program.executed_operations == executed
-    program.run(token=torch.tensor([4]), memory=source.clone())
-    assert program.executed_operations == EVERYTHING
-
-
-def test_tensor_changed_in_place_is_computed_again(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    source = torch.from_numpy(memory).clone()
-    program.run(token=torch.tensor([3]), memory=source)
-    source[0, 0] += 1
-    found = program.run(token=torch.tensor([3]), memory=source)
-    assert program.executed_operations == EVERYTHING
-    check(found, expected(3, source.numpy()))
-
-
-def test_array_changed_in_place_is_computed_again(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    program.predict({"token": [3], "memory": memory})
-    program.predict({"token": [4], "memory": memory})
-    assert program.executed_operations == WITHOUT_MEMORY
-    memory[-1, -1] += 1
-    check(program.predict({"token": [4], "memory": memory}), expected(4, memory))
-    assert program.executed_operations == EVERYTHING
-    program.predict({"token": [5], "memory": memory.copy()})  # equal content is as good as the same object
-    assert program.executed_operations == WITHOUT_MEMORY
-
-
-def test_inference_tensors_have_no_version_and_count_as_changed(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    with torch.inference_mode():
-        source = torch.from_numpy(memory).clone()
-        for _ in range(2):
-            program.run(token=torch.tensor([3]), memory=source)
-            assert program.executed_operations == EVERYTHING
-
-
-def test_what_is_given_out_is_not_what_is_kept(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    source = torch.from_numpy(memory)
-    program.run(token=torch.tensor([3]), memory=source)["summary"].zero_()
-    check(program.run(token=torch.tensor([3]), memory=source), expected(3, memory))
-    program.predict({"token": [3], "memory": memory})["summary"][:] = 0
-    check(program.predict({"token": [3], "memory": memory}), expected(3, memory))
-
-
-def test_a_failed_run_leaves_nothing_behind(package: Path, memory: np.ndarray) -> None:
-    program = Program.load(package)
-    source = torch.from_numpy(memory)
-    program.run(token=torch.tensor([3]), memory=source)
-    with pytest.raises(RuntimeError, match="operation gather"):
-        program.run(token=torch.tensor([99]), memory=source.clone())
-    check(program.run(token=torch.tensor([3]), memory=source), expected(3, memory))
-    assert program.executed_operations == EVERYTHING
-
-
-def test_cheap_results_are_not_kept(tmp_path: Path) -> None:
-    program = Program.load(save(*step_program("fp32", WEIGHT[:2]), tmp_path / "Cheap.mlpackage"))
-    assert not program._executor.plan.watched  # comparing would cost as much as computing
 
 
 # --- states, functions, open shapes ---------------------------------------------------------------------------------

@@ -22,6 +22,19 @@ ROOMS = {
     "checkpoint": {"compile_hints", "demo"},
     "convert": {"compile_hints", "mil", "bundle", "checkpoint", "demo"},
     "transcribe": {"mil", "bundle"},
+    "publish": {"bundle", "eval"},
+    "calibration": {"bundle", "demo", "eval", "mil", "quantization", "transcribe"},
+    "palettization": {
+        "bundle",
+        "calibration",
+        "mil",
+        "palettization_build",
+        "palettization_plan",
+        "quantization",
+    },
+    "palettization_build": {"bundle", "convert", "mil", "quantization"},
+    "palettization_plan": {"bundle", "mil", "quantization"},
+    "palettization_plot": {"palettization_plan", "quantization"},
 }
 # The lint and the cost model judge ML Programs, so these files of `compile_hints` read them; the layouts may not.
 EXCEPTIONS = {
@@ -116,7 +129,27 @@ def test_help_imports_nothing_heavy():
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["convert", "transcribe", "demo", "info", "verify", "lint", "estimate", "doctor"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convert",
+        "transcribe",
+        "demo",
+        "info",
+        "verify",
+        "lint",
+        "estimate",
+        "doctor",
+        "palettize",
+        "report",
+        "evaluate",
+        "publish",
+        "pull",
+        "versions",
+        "compare_published",
+        "unpublish",
+    ],
+)
 def test_command_modules_import_nothing_heavy(name):
     heavy = "{'torch', 'coremltools', 'transformers'}"
     code = f"import sys, whisperkit_tools.cli.{name}\nprint(sorted({heavy} & set(sys.modules)))"

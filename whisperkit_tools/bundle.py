@@ -196,13 +196,19 @@ def list_bundles(bundles_dir: Path) -> list[Bundle]:
     return [Bundle.open(path) for path in folders if all((path / f"{name}.mlpackage").is_dir() for name in PACKAGES)]
 
 
-def variant_name(org: str, model: str, *, turbo: bool = False, size_bytes: int | None = None) -> str:
-    """The folder name the runtime finds a variant by: `<org>_<model>[_turbo][_<N>MB]`.
+def variant_name(
+    org: str, model: str, *, turbo: bool = False, stateful: bool = False, size_bytes: int | None = None
+) -> str:
+    """The folder name the runtime finds a variant by: `<org>_<model>[_turbo][_stateful][_<N>MB]`.
+
+    The runtime downloads what `*<variant>/*` matches, so no name may end with another. Marks are only ever appended:
+    a name with `_stateful` ends with no name that lacks it, and the runtime does not come upon it by the other's name.
 
     Args:
         org: The organisation on the Hub.
         model: The model's name without it.
         turbo: Whether the latency-optimised layout was taken.
+        stateful: Whether the decoder's caches are states, a form that today's open runtime does not load.
         size_bytes: Bytes of AudioEncoder and TextDecoder together; only for compressed variants.
 
     Raises:
@@ -214,7 +220,7 @@ def variant_name(org: str, model: str, *, turbo: bool = False, size_bytes: int |
                 f"{part!r} cannot be part of a variant's name: letters, digits, '.', '_' and '-' are allowed"
             )
     size = "" if size_bytes is None else f"_{int(size_bytes / 1e6)}MB"
-    return f"{org}_{model}{'_turbo' if turbo else ''}{size}"
+    return f"{org}_{model}{'_turbo' if turbo else ''}{'_stateful' if stateful else ''}{size}"
 
 
 @contextmanager

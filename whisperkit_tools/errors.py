@@ -37,6 +37,10 @@ class DatasetError(WktError):
     """A dataset cannot be found or read."""
 
 
+class EvaluationError(WktError):
+    """An evaluation cannot be run as asked, or examples of it failed."""
+
+
 class PublishError(WktError):
     """A bundle cannot be published or pulled."""
 

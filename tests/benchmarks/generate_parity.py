@@ -1,18 +1,20 @@
 """Are the tokens those of transformers' `generate`? The executor in float32 mode against the PyTorch model.
 
-Both run on the same float16-rounded weights, on the same mel features (transformers' own, of the whole audio), with the
-same options and seed. For each difference the table shows by how much transformers preferred its token: a margin of
-rounding size is a tie. A second table compares the way that ships, where the bundle's MelSpectrogram computes
-the features window by window.
+Both run on the same float16-rounded weights with the same options and seed: on the same mel features (transformers'
+own); on those that the bundle's MelSpectrogram makes of the whole file; and on those it makes window by window, as on
+the device, which are others by design when the audio is longer than a window. For each difference the table shows by
+how much transformers preferred its token: a margin of rounding size is a tie.
 
-    python tests/benchmarks/generate_parity.py CHECKPOINT BUNDLE AUDIO... [--only NAME ...] [--json FILE]
+    python tests/benchmarks/generate_parity.py CHECKPOINT BUNDLE AUDIO... [--demo] [--only NAME ...] [--json FILE]
+
+`--demo` adds the embedded recordings; settings that name a language skip those in another.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import torch
 import transformers
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from whisperkit_tools.transcribe.audio import find_inputs, load_audio
+from whisperkit_tools.demo import demo_longform, demo_utterances
+from whisperkit_tools.transcribe.audio import AudioInput, find_inputs, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -38,15 +41,25 @@ FALLBACK: dict[str, Any] = {
     "logprob_threshold": -0.7,
     "no_speech_threshold": 0.6,
 }
+PROMPT = "Call Maria on Monday at eleven."
 SETTINGS: dict[str, TranscribeOptions] = {
     "text": TranscribeOptions(timestamps=False, **GREEDY),
     "timestamps": TranscribeOptions(**GREEDY),
+    "spanish text": TranscribeOptions(language="es", timestamps=False, **GREEDY),
     "spanish": TranscribeOptions(language="es", **GREEDY),
     "translate": TranscribeOptions(language="es", task="translate", timestamps=False, **GREEDY),
-    "prompt": TranscribeOptions(prompt="Call Maria on Monday at eleven.", **GREEDY),
+    "translate timestamps": TranscribeOptions(language="es", task="translate", **GREEDY),
+    "prompt text": TranscribeOptions(prompt=PROMPT, timestamps=False, **GREEDY),
+    "prompt": TranscribeOptions(prompt=PROMPT, **GREEDY),
     "conditioned": TranscribeOptions(condition_on_previous_text=True, **GREEDY),
+    "fallback text": TranscribeOptions(seed=7, timestamps=False, **FALLBACK),
     "fallback": TranscribeOptions(seed=7, **FALLBACK),
     "conditioned fallback": TranscribeOptions(seed=7, condition_on_previous_text=True, **FALLBACK),
+}
+SOURCES = {
+    "same": "the same features",
+    "file": "the bundle's own features of the whole file",
+    "window": "the bundle's own features window by window",
 }
 
 
@@ -158,26 +171,45 @@ def _margin(expected: list[int], found: list[int], scores: list[torch.Tensor], a
     return float(scores[at][expected[at]] - scores[at][found[at]])
 
 
-def applies(setting: TranscribeOptions, transcriber: Transcriber, samples: int) -> bool:
-    if not setting.timestamps and samples > N_SAMPLES:
+def applies(setting: TranscribeOptions, transcriber: Transcriber, samples: int, language: str | None) -> bool:
+    """Whether a setting says something about an audio of this length and (where known) language."""
+    if samples > N_SAMPLES and not setting.timestamps:
         return False  # transformers refuses long audio without timestamps
-    return transcriber.special.is_multilingual or (setting.language is None and setting.task == "transcribe")
+    if samples <= N_SAMPLES and setting.condition_on_previous_text:
+        return False  # nothing comes before the only window
+    if not transcriber.special.is_multilingual:
+        return setting.language is None and setting.task == "transcribe"
+    return setting.language is None or language in (None, setting.language)
 
 
-def rows(oracle: Oracle, transcriber: Transcriber, audio: list[str], only: list[str]) -> Iterator[tuple[Row, Row]]:
-    """Yield for each audio and setting the comparison on the same features, and that of the way that ships."""
-    for item in find_inputs(audio):
-        samples = load_audio(item)
-        name = Path(item.name).name
+def found_by(
+    transcriber: Transcriber, audio: np.ndarray, expected: Expected, options: TranscribeOptions
+) -> dict[str, list[int]]:
+    """The bundle's tokens from each source of features."""
+    same = transcriber.transcribe_features(expected.features[0], options)
+    file = transcriber.transcribe(audio, replace(options, features="file"))
+    # Up to one window both are the same.
+    window = transcriber.transcribe(audio, options) if len(audio) > N_SAMPLES else file
+    return {name: list(result.tokens) for name, result in (("same", same), ("file", file), ("window", window))}
+
+
+def rows(
+    oracle: Oracle, transcriber: Transcriber, audio: dict[str, str | None], only: list[str]
+) -> Iterator[dict[str, Row]]:
+    """Yield for each audio and setting the comparison by source of features."""
+    for path, language in audio.items():
+        samples = load_audio(AudioInput(path, Path(path)))
         for setting in only:
             options = SETTINGS[setting]
-            if applies(options, transcriber, len(samples)):
-                expected = expect(oracle, transcriber, samples, options)
-                same = list(transcriber.transcribe_features(expected.features[0], options).tokens)
-                own = list(transcriber.transcribe(samples, options).tokens)
-                found = [compare(transcriber, name, setting, expected, ids) for ids in (same, own)]
-                print(f"{name:24}{setting:22}{found[0].equal!s:7}{found[1].equal!s:7}", file=sys.stderr, flush=True)
-                yield found[0], found[1]
+            if not applies(options, transcriber, len(samples), language):
+                continue
+            expected = expect(oracle, transcriber, samples, options)
+            found = found_by(transcriber, samples, expected, options)
+            name = Path(path).name
+            row = {source: compare(transcriber, name, setting, expected, ids) for source, ids in found.items()}
+            equal = "".join(f"{row[source].equal!s:7}" for source in SOURCES)
+            print(f"{name:24}{setting:22}{equal}", file=sys.stderr, flush=True)
+            yield row
 
 
 def show(title: str, table: list[Row]) -> None:
@@ -186,6 +218,7 @@ def show(title: str, table: list[Row]) -> None:
         of = [row for row in table if row.setting == setting]
         if of:
             print(f"{setting:22}{sum(r.equal for r in of):>6} / {len(of):<3}{sum(r.tokens for r in of):>9}")
+    print(f"{'all':22}{sum(r.equal for r in table):>6} / {len(table):<3}{sum(r.tokens for r in table):>9}")
     for row in table:
         if not row.equal:
             margin = "not known" if row.margin is None else f"{row.margin:.2e}"
@@ -196,19 +229,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("audio", nargs="+")
+    parser.add_argument("audio", nargs="*")
+    parser.add_argument("--demo", action="store_true", help="also the embedded recordings")
     parser.add_argument("--only", choices=list(SETTINGS), nargs="+", default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
+    audio: dict[str, str | None] = {str(item.path): None for item in find_inputs(args.audio)} if args.audio else {}
+    if args.demo:
+        audio |= {str(item.path): item.language for item in [*demo_utterances(), *demo_longform()]}
     oracle, transcriber = Oracle(args.checkpoint), Transcriber.load(args.bundle)
-    pairs = list(rows(oracle, transcriber, args.audio, args.only))
-    same, own = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    show("the same features", same)
-    show("the bundle's own features, against transformers with its own", own)
+    found = list(rows(oracle, transcriber, audio, args.only))
+    for source, title in SOURCES.items():
+        show(title, [row[source] for row in found])
     if args.json:
-        result = {"same_features": [asdict(row) for row in same], "own_features": [asdict(row) for row in own]}
+        result = {source: [asdict(row[source]) for row in found] for source in SOURCES}
         args.json.write_text(json.dumps(result, indent=2, ensure_ascii=False))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from whisperkit_tools.errors import CheckpointError
 
 FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
+_NUMPY_TYPES = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}  # NumPy has no bfloat16
 _TORCH_TYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -67,20 +69,38 @@ def read_safetensors(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
 
 def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
     """Return the tensors of one file, readable for as long as the file stays."""
-    opened: Any = safe_open(file, framework="pt")
+    with safe_open(file, framework="pt") as opened:  # checks the header and that the file is whole
+        names = list(opened.keys())
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+    return {name: _in_file(file, name, header[name], 8 + size) for name in names}
 
-    def reader(name: str) -> Callable[[], Tensor]:
-        def read() -> Tensor:
-            tensor: Tensor = opened.get_tensor(name)
+
+def _in_file(file: Path, name: str, entry: dict[str, Any], data: int) -> StoredTensor:
+    """One tensor of a safetensors file, each with a mapping of its own.
+
+    The library maps the whole file, so that every page that was ever read stays in memory until the last tensor goes.
+
+    Args:
+        file: The file.
+        name: The tensor's name.
+        entry: What the header says of it.
+        data: Where the header ends, in bytes.
+    """
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+
+    def read() -> Tensor:
+        if dtype not in _NUMPY_TYPES or 0 in shape:
+            with safe_open(file, framework="pt") as opened:
+                tensor: Tensor = opened.get_tensor(name)
             return tensor
+        # Private: what is written to the tensor does not reach the file.
+        mapped = np.memmap(file, _NUMPY_TYPES[dtype], "c", data + entry["data_offsets"][0], shape or (1,))
+        tensor = torch.from_numpy(mapped).view(shape)
+        return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
 
-        return read
-
-    table = {}
-    for name in opened.keys():  # noqa: SIM118 - not iterable itself
-        header = opened.get_slice(name)
-        table[name] = StoredTensor(tuple(header.get_shape()), header.get_dtype(), reader(name))
-    return table
+    return StoredTensor(shape, dtype, read)
 
 
 def _size(file: Path) -> int:

@@ -19,10 +19,18 @@ COMMANDS = {
     "convert": "Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.",
     "transcribe": "Transcribe audio by running a bundle's packages.",
     "demo": "Convert the embedded model, transcribe its audio, compare.",
+    "palettize": "Compress a bundle to the smallest that still transcribes as well.",
     "info": "Show what a bundle holds.",
     "verify": "Check a bundle's hashes, contract and parity again.",
     "lint": "Say what will not run on the Neural Engine, and why.",
     "estimate": "Estimate FLOPs, bytes and latency of bundles on chips.",
+    "evaluate": "Measure WER, QoI, robustness and speed; resumable.",
+    "report": "Write a run's report again, or compare runs.",
+    "publish": "Publish bundles with their reports to a model repository.",
+    "pull": "Download a published variant and check every file.",
+    "versions": "List a repository's variants and versions with their figures.",
+    "compare-published": "Compare two published variants: size, WER, QoI, speed.",
+    "unpublish": "Remove a variant from a repository, keeping its history.",
     "doctor": "Show what this machine can do.",
 }
 
@@ -40,7 +48,7 @@ class LazyGroup(click.Group):
         """Import `whisperkit_tools.cli.<name>` and return its `command`."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"whisperkit_tools.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"whisperkit_tools.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,10 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from whisperkit_tools.convert.prefill_audio import Recording
+    from whisperkit_tools.convert.prefill_stage import PrefillConfig
+
 TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
+STATEFUL_TARGETS = ["ios18", "macos15"]
 ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
 
 
@@ -20,6 +26,9 @@ ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
 @click.option("--turbo", is_flag=True,
               help="The layout for latency: --audio-encoder-attention split-heads-q, and _turbo in the name. It is not "
                    "OpenAI's model of that name, and M1's Neural Engine does not run large models so.")  # fmt: skip
+@click.option("--stateful", is_flag=True,
+              help="The decoder's caches as states (iOS 18, macOS 15 and later), and _stateful in the name: audio is "
+                   "projected once a window, not once a token. Today's open runtime does not load it.")  # fmt: skip
 @click.option("--audio-encoder-attention", type=click.Choice(ATTENTIONS),
               help="How the encoder's attention is laid out [default: cat; split-heads-q with --turbo].")  # fmt: skip
 @click.option("--text-decoder-attention", type=click.Choice(ATTENTIONS),
@@ -30,6 +39,20 @@ ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
 @click.option("--logits-chunk-size", type=int,
               help="Most logits that one product gives; 16384 is the width that older Neural Engines hold "
                    "[default: all at once].")  # fmt: skip
+@click.option("--prefill/--no-prefill", default=None,
+              help="Add TextDecoderContextPrefill: the caches after start, language and task as a table, which "
+                   "replaces the first passes of each window [default: with --turbo].")  # fmt: skip
+@click.option("--prefill-from", type=click.Choice(["speech", "noise", "mixed"]),
+              help="What the table is the mean over [default: speech].")  # fmt: skip
+@click.option("--prefill-audio", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A folder with your own speech for the table, every other file; the rest, where a NAME.txt with the "
+                   "transcript is beside it, is what the table is judged on [default: the demo's].")  # fmt: skip
+@click.option("--prefill-max-wer-delta", type=float,
+              help="Most points by which the word error rate may rise, or the table is left out [default: 0.2].",
+              )  # fmt: skip
+@click.option("--strict", is_flag=True,
+              help="Exit 3, and leave nothing behind, when the table is left out or its evidence means nothing.",
+              )  # fmt: skip
 @click.option("--no-word-timestamps", is_flag=True, help="Leave the alignment heads' output away.")
 @click.option("--no-verify", is_flag=True, help="Do not run the packages; the bundle records that it is unverified.")
 @click.option("--compile", "compile_", is_flag=True, help="Add .mlmodelc folders (macOS with Xcode).")
@@ -43,10 +66,16 @@ def command(
     deployment_target: str,
     kv_length: int | None,
     turbo: bool,
+    stateful: bool,
     audio_encoder_attention: str | None,
     text_decoder_attention: str | None,
     attention_chunk_size: int | None,
     logits_chunk_size: int | None,
+    prefill: bool | None,
+    prefill_from: str | None,
+    prefill_audio: Path | None,
+    prefill_max_wer_delta: float | None,
+    strict: bool,
     no_word_timestamps: bool,
     no_verify: bool,
     compile_: bool,
@@ -72,11 +101,17 @@ def command(
     from whisperkit_tools.convert.conversion import ConversionConfig, convert
     from whisperkit_tools.convert.speech import verification_speech
 
+    if stateful and deployment_target not in STATEFUL_TARGETS:
+        raise click.UsageError(
+            f"--stateful needs iOS 18 or macOS 15, but --deployment-target is {deployment_target}; "
+            f"choose {' or '.join(STATEFUL_TARGETS)}"
+        )
     config = ConversionConfig(
         output_dir=output_dir,
         deployment_target=deployment_target,
         kv_length=kv_length,
         turbo=turbo,
+        stateful=stateful,
         audio_encoder_attention=audio_encoder_attention,
         text_decoder_attention=text_decoder_attention,
         attention_chunk_size=attention_chunk_size,
@@ -85,6 +120,14 @@ def command(
         verify=not no_verify,
         compile=compile_,
         force=force,
+        prefill=_prefill(
+            turbo if prefill is None else prefill,
+            strict,
+            asked_for=bool(prefill),
+            source=prefill_from,
+            audio=prefill_audio,
+            max_wer_delta=prefill_max_wer_delta,
+        ),
     )
     progress = ConsoleProgress()
     with progress.stage("checkpoint", "open"):
@@ -94,8 +137,65 @@ def command(
         click.echo(json.dumps(_as_json(result), indent=2))
         return
     for name, size in result.bytes.items():
-        click.echo(f"{name:<24} {size / 1e6:9.1f} MB   {_parity_line(result, name)}")
+        click.echo(f"{name:<26} {size / 1e6:9.1f} MB   {_parity_line(result, name)}")
+    for line in result.prefill.lines() if result.prefill else ():
+        click.echo(line)
     click.echo(f"{result.path}")
+
+
+def _prefill(
+    wanted: bool,
+    strict: bool,
+    *,
+    asked_for: bool,
+    source: str | None,
+    audio: Path | None,
+    max_wer_delta: float | None,
+) -> "PrefillConfig | None":
+    """How the prefill is made, from the options.
+
+    Raises:
+        click.UsageError: There is to be none, but options ask for things of it.
+    """
+    given = {
+        "--prefill-from": source,
+        "--prefill-audio": audio,
+        "--prefill-max-wer-delta": max_wer_delta,
+        "--strict": strict or None,
+    }
+    names = [name for name, value in given.items() if value is not None]
+    if not wanted:
+        if names:
+            raise click.UsageError(f"{', '.join(names)}: there is no prefill to apply to; add --prefill or --turbo")
+        return None
+    from whisperkit_tools.convert.prefill_stage import DEFAULT_MAX_WER_DELTA, PrefillConfig
+    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
+
+    return PrefillConfig(
+        source=source or "speech",
+        recordings=_recordings(audio) if audio else (),
+        transcripts=transcripts_with,
+        max_wer_delta=DEFAULT_MAX_WER_DELTA if max_wer_delta is None else max_wer_delta,
+        strict=strict,
+        required=asked_for,
+    )
+
+
+def _recordings(folder: Path) -> "tuple[Recording, ...]":
+    """The audio of a folder, each with the transcript beside it.
+
+    Raises:
+        AudioError: There is no audio, or a file of it is broken; all are named.
+    """
+    from whisperkit_tools.convert.prefill_audio import Recording
+    from whisperkit_tools.transcribe.audio import find_inputs, load_audio
+
+    recordings = []
+    for item in find_inputs([str(folder)]):
+        beside = item.path.with_suffix(".txt") if item.path else None
+        text = beside.read_text(encoding="utf-8", errors="replace").strip() if beside and beside.is_file() else None
+        recordings.append(Recording(item.name, load_audio(item), text))
+    return tuple(recordings)
 
 
 def _parity_line(result: object, name: str) -> str:

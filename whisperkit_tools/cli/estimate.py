@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 448),
     help="Decoder passes assumed in a 30-second window, forced tokens included.",
 )
-@click.option("--function", default="main", show_default=True, help="The function of a package with several.")
+@click.option("--function", help="Only this function of a package with several [default: all].")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a roofline picture (PNG).")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(
-    paths: tuple[Path, ...], chip_names: str, tokens: int, function: str, plot: Path | None, as_json: bool
+    paths: tuple[Path, ...], chip_names: str, tokens: int, function: str | None, plot: Path | None, as_json: bool
 ) -> None:
     """Estimate FLOPs, bytes and latency of bundles (or single packages) on chips.
 
@@ -72,15 +72,16 @@ def _chips(names: str) -> tuple["ChipTable", list["Chip"]]:
 
 
 def _estimates(
-    paths: tuple[Path, ...], chips: list["Chip"], table: "ChipTable", tokens: int, function: str
+    paths: tuple[Path, ...], chips: list["Chip"], table: "ChipTable", tokens: int, function: str | None
 ) -> list["BundleEstimate"]:
-    from whisperkit_tools.cli.packages import find_packages, unique_names
+    from whisperkit_tools.cli.packages import find_functions, unique_names
     from whisperkit_tools.compile_hints.cost import estimate_bundle
     from whisperkit_tools.mil.graph import read_graph
 
     found = []
     for name, path in unique_names(paths).items():
-        programs = {part: read_graph(package, function) for part, package in find_packages(path).items()}
+        functions = find_functions(path, function)
+        programs = {part: read_graph(package, one) for part, (package, one) in functions.items()}
         found += [estimate_bundle(name, programs, chip, table, tokens) for chip in chips]
     return found
 

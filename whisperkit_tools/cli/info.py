@@ -9,6 +9,9 @@ import click
 
 if TYPE_CHECKING:
     from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.mil.graph import Graph
+
+STATEFUL_NOTE = "stateful (iOS 18, macOS 15): today's open runtime does not load it; wkt transcribe runs it"
 
 
 @click.command(short_help="Show what a bundle holds.")
@@ -30,49 +33,71 @@ def _facts(bundle: "Bundle") -> dict[str, Any]:
     from whisperkit_tools.bundle import folder_bytes
 
     manifest = {key: value for key, value in bundle.manifest.items() if key != "files"}
+    components = {name: _component(bundle, name) for name in bundle.components()}
     return {
         "name": bundle.name,
         "bytes": folder_bytes(bundle.path),
-        "components": {name: _component(bundle, name) for name in bundle.components()},
+        "loads_in_runtime": not any(component["states"] for component in components.values()),
+        "components": components,
         "manifest": manifest,
     }
 
 
 def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
     from whisperkit_tools.bundle import folder_bytes
-    from whisperkit_tools.mil.graph import read_graph
+    from whisperkit_tools.mil.graph import function_names, read_graph
 
     path = bundle.package(name)
-    graph = read_graph(path, "main")
+    names = function_names(path)
+    graph = read_graph(path, names[0])
+    others = {one: read_graph(path, one) for one in names[1:]}
     figures = bundle.manifest.get("parity", {}).get("psnr_db", {}).get(name, {})
     return {
         "bytes": folder_bytes(path),
         "opset": graph.metadata.opset,
         "license": graph.metadata.license,
+        **_program(graph),
+        "functions": {one: _program(other) for one, other in others.items()},
+        "psnr_db": figures,
+    }
+
+
+def _program(graph: "Graph") -> dict[str, Any]:
+    """Inputs, outputs, states and operations of one function."""
+    return {
         "inputs": {key: f"{spec.dtype}{list(spec.shape)}" for key, spec in graph.inputs.items()},
         "outputs": {key: f"{spec.dtype}{list(spec.shape)}" for key, spec in graph.outputs.items()},
+        "states": {key: f"{spec.dtype}{list(spec.shape)}" for key, spec in graph.states.items()},
         "operations": dict(Counter(operation.type for operation in graph.operations).most_common()),
-        "psnr_db": figures,
     }
 
 
 def _print(facts: dict[str, Any]) -> None:
     manifest = facts["manifest"]
     click.echo(f"{facts['name']}  ({facts['bytes'] / 1e6:.1f} MB)")
+    if not facts["loads_in_runtime"]:
+        click.echo(f"  {'form':<12} {STATEFUL_NOTE}")
     for title, value in _summary(manifest):
         click.echo(f"  {title:<12} {value}")
     for name, component in facts["components"].items():
         click.echo(f"\n{name}  {component['bytes'] / 1e6:.1f} MB, {component['opset']}")
-        for kind in ("inputs", "outputs"):
-            for key, value in component[kind].items():
-                click.echo(f"  {kind[:-1]:<7} {key:<26} {value}")
-        operations = component["operations"]
-        listed = ", ".join(f"{count} {kind}" for kind, count in operations.items())
-        click.echo(f"  {sum(operations.values())} operations: {listed}")
+        _print_program(component)
+        for function, program in component["functions"].items():
+            click.echo(f"  function {function}")
+            _print_program(program)
         for precision, figures in component["psnr_db"].items():
             click.echo(
                 f"  parity  {precision}: " + ", ".join(f"{key} {value:.1f} dB" for key, value in figures.items())
             )
+
+
+def _print_program(program: dict[str, Any]) -> None:
+    for kind in ("inputs", "outputs", "states"):
+        for key, value in program[kind].items():
+            click.echo(f"  {kind[:-1]:<7} {key:<26} {value}")
+    operations = program["operations"]
+    listed = ", ".join(f"{count} {kind}" for kind, count in operations.items())
+    click.echo(f"  {sum(operations.values())} operations: {listed}")
 
 
 def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
@@ -88,5 +113,36 @@ def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", f"{source.get('name', '?')} (revision {source.get('revision') or 'none, local'})"),
         ("license", source.get("license") or "not stated by the source"),
         ("options", options),
+        *(("prefill", line) for line in _prefill(manifest.get("prefill"))),
         *(("note", note) for note in conversion.get("notes", [])),
     ]
+
+
+def _prefill(recorded: dict[str, Any] | None) -> list[str]:
+    """What became of the prefill, and its evidence."""
+    if not recorded:
+        return []
+    if not recorded["tokens"]:
+        return [f"left out: {recorded['reason']}"]
+    languages = recorded["languages"]
+    pairs = f"{languages} languages x {recorded['tasks']} tasks" if languages else "English only"
+    lines = [
+        f"{'included' if recorded['included'] else 'left out'}: {recorded['tokens']} tokens, {pairs}, mean over "
+        f"{recorded['windows']} windows of {recorded['from']} ({recorded['audio']})"
+    ]
+    evidence = recorded["evidence"]
+    if evidence is None:
+        return lines
+    figures = sorted(value for tasks in evidence["psnr_db"].values() for value in tasks.values())
+    lines.append(f"caches on held-out speech: median {figures[len(figures) // 2]:.1f} dB, least {figures[0]:.1f} dB")
+    if evidence["wer_delta"] is not None:
+        lines.append(
+            f"{evidence['changed']} of {evidence['clips']} transcripts change, WER {evidence['wer_without']:.2f} % to "
+            f"{evidence['wer_with']:.2f} % ({evidence['judged_on']})"
+        )
+    nulls = evidence["nulls"].items()
+    lines += [
+        f"null test {name}: {null['psnr_db']:.1f} dB, {null['changed']} of {null['clips']} transcripts change"
+        for name, null in nulls
+    ]
+    return lines

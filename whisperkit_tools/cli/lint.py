@@ -16,7 +16,7 @@ PLACES_SHOWN = 4
 @click.command(short_help="Say what will not run on the Neural Engine, and why.")
 @click.argument("path", metavar="BUNDLE|PACKAGE", type=click.Path(path_type=Path))
 @click.option("--chip", "chip_name", default="a14", show_default=True, help="The oldest chip that is to run it.")
-@click.option("--function", default="main", show_default=True, help="The function of a package with several.")
+@click.option("--function", help="Only this function of a package with several [default: all].")
 @click.option(
     "--ignore", "ignored", multiple=True, metavar="RULE", help="Pass over the findings of a rule; repeatable."
 )
@@ -27,7 +27,7 @@ PLACES_SHOWN = 4
 def command(
     path: Path,
     chip_name: str,
-    function: str,
+    function: str | None,
     ignored: tuple[str, ...],
     list_operations: bool,
     strict: bool,
@@ -66,13 +66,13 @@ def _table(chip_name: str) -> tuple["ChipTable", "Chip"]:
 
 
 def _reports(
-    path: Path, chip_name: str, function: str, ignored: tuple[str, ...], measured: bool
+    path: Path, chip_name: str, function: str | None, ignored: tuple[str, ...], measured: bool
 ) -> dict[str, tuple["Residency", dict[str, str] | None]]:
     """Judge each package; Core ML's own devices beside it when asked."""
     from dataclasses import replace
 
     table, chip = _table(chip_name)
-    from whisperkit_tools.cli.packages import find_packages
+    from whisperkit_tools.cli.packages import find_functions
     from whisperkit_tools.compile_hints.residency import judge, rules
     from whisperkit_tools.mil.compute_plan import planned_devices, require_compute_plan
     from whisperkit_tools.mil.graph import read_graph
@@ -84,10 +84,10 @@ def _reports(
     if measured:
         require_compute_plan()
     reports: dict[str, tuple[Residency, dict[str, str] | None]] = {}
-    for name, package in find_packages(path).items():
-        report = judge(read_graph(package, function), chip, table)
+    for name, (package, part) in find_functions(path, function).items():
+        report = judge(read_graph(package, part), chip, table)
         kept = tuple(finding for finding in report.findings if finding.rule not in ignored)
-        devices = planned_devices(package, function) if measured else None
+        devices = planned_devices(package, part) if measured else None
         reports[name] = replace(report, findings=kept), devices
     return reports
 

@@ -30,6 +30,30 @@ def find_packages(path: Path) -> dict[str, Path]:
     return {name: found[name] for name in [*order, *(name for name in found if name not in order)]}
 
 
+def find_functions(path: Path, function: str | None) -> dict[str, tuple[Path, str]]:
+    """Package and function of each program, by the package's name, with the function's where it has several.
+
+    Args:
+        path: As for `find_packages`.
+        function: The only one to look at, or None for all of each package, the one that is run by default first.
+
+    Raises:
+        BundleError: Nothing is there, or no package has the function.
+    """
+    from whisperkit_tools.errors import BundleError
+    from whisperkit_tools.mil.graph import function_names
+
+    found: dict[str, tuple[Path, str]] = {}
+    for name, package in find_packages(path).items():
+        names = function_names(package)
+        for one in names if function is None else [one for one in names if one == function]:
+            found[name if one == names[0] else f"{name}:{one}"] = (package, one)
+    if not found:
+        every = sorted({one for package in find_packages(path).values() for one in function_names(package)})
+        raise BundleError(f"{path}: no package has a function {function!r}; there are {', '.join(every)}")
+    return found
+
+
 def unique_names(paths: Iterable[Path]) -> dict[str, Path]:
     """The paths by their last part, and by the whole path where two have the same."""
     listed = list(dict.fromkeys(paths))

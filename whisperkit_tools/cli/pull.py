@@ -34,4 +34,6 @@ def command(repo: str, variant: str, revision: str | None, output_dir: Path, for
         return
     if not pulled.has_manifest:
         click.echo("this variant was made by another tool: its files have no hashes of their own to compare", err=True)
+    if not pulled.runs_here:
+        click.echo("its models are compiled ones, which run on Apple's systems only; wkt cannot run them", err=True)
     click.echo(str(pulled.path))

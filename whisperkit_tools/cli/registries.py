@@ -16,6 +16,8 @@ def open_registry(word: str, *, revision: str | None = None, repo_type: str = "m
     from whisperkit_tools.publish.hub import HubRegistry
 
     if Path(word).is_dir() or word.startswith((".", "/", "~")) or word.endswith("/"):
+        if revision is not None:
+            raise click.UsageError("--revision names a branch, and a folder has none; leave it away")
         return FolderRegistry(Path(word).expanduser())
     return HubRegistry(word, revision=revision, repo_type=repo_type)
 

@@ -94,6 +94,49 @@ def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> float 
     show_default=True,
     help="Prompt each window with the text before it.",
 )
+@click.option(
+    "--long-form",
+    type=click.Choice(["sequential", "chunked", "vad"]),
+    default="sequential",
+    show_default=True,
+    help="Audio of more than 30 s: window after window, overlapping chunks that are stitched, or cut in its pauses.",
+)
+@click.option(
+    "--chunk-length",
+    "chunk_length_s",
+    type=float,
+    metavar="SECONDS",
+    help="Of a chunk; with vad, of a piece at most.  [default: 15; with vad 30]",
+)
+@click.option(
+    "--stride",
+    "stride_s",
+    type=float,
+    metavar="SECONDS",
+    default=2.5,
+    show_default=True,
+    help="What a chunk shares with its neighbour at each end, on each side of the seam.",
+)
+@click.option(
+    "--vad",
+    type=click.Choice(["energy", "silero"]),
+    default="energy",
+    show_default=True,
+    help="What finds the pauses; silero needs the package silero-vad.",
+)
+@click.option(
+    "--features",
+    type=click.Choice(["window", "file"]),
+    default="window",
+    show_default=True,
+    help="Mel features of each window by itself, as on the device, or of the whole file, as in transformers.",
+)
+@click.option(
+    "--prefill/--no-prefill",
+    default=True,
+    show_default=True,
+    help="Look the first passes of each window up in the bundle's table, where it has one and there is no prompt.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of sampling at temperatures above 0.")
 @click.option(
     "--format",

@@ -26,15 +26,18 @@ def command(bundle_path: Path, source: str | None, no_parity: bool, allow_pickle
     from dataclasses import asdict
 
     from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.cli.info import STATEFUL_NOTE
     from whisperkit_tools.cli.progress import ConsoleProgress
     from whisperkit_tools.convert.parity import ParityGate
     from whisperkit_tools.convert.speech import verification_speech
-    from whisperkit_tools.convert.verification import verify_bundle
+    from whisperkit_tools.convert.verification import bundle_is_stateful, verify_bundle
     from whisperkit_tools.errors import QualityGateError
 
     bundle = Bundle.open(bundle_path)
     checkpoint, reason = (None, "--no-parity") if no_parity else _checkpoint(bundle, source, allow_pickle)
     found = verify_bundle(bundle, checkpoint, verification_speech(), ParityGate(), ConsoleProgress())
+    if bundle_is_stateful(bundle):
+        click.echo(f"wkt: note: {bundle.name} is {STATEFUL_NOTE}", err=True)
     if as_json:
         click.echo(json.dumps({**asdict(found), "parity_skipped": reason}, indent=2))
     else:

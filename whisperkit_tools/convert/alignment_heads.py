@@ -2,7 +2,12 @@
 
 A head is good for word timestamps when, token after token, it looks at a small stretch of audio and that stretch moves
 on. So each head is scored by the attention that lies within 100 ms of the best path which advances with every token:
-one for a head that follows the speech exactly, near zero for one that looks everywhere, or always at one place.
+one for a head that follows the speech exactly, near zero for one that looks everywhere.
+
+How high a score is says little by itself: a small model's heads follow the speech with broad attention, and few tokens
+find some path in anything. So it is held against chance: the score of the same attention with its tokens in another
+order. A head that follows the speech loses most of its score then; one that looks everywhere, or always at one place,
+loses none.
 
 Source: the idea of choosing heads from their attention: k2-fsa/sherpa-onnx, pull request 2945.
 """
@@ -25,7 +30,8 @@ _REACH = 5  # positions on each side of the path that count as on it
 _ADVANCE = 2  # positions that the path moves on with each token, at least
 _MAX_TOKENS = 120  # enough to tell heads apart, and bounded for a model that repeats itself
 _MIN_TOKENS = 8
-_MIN_SCORE = 0.2
+_TIMES_CHANCE = 2.0  # heads of trained models reach 2.7 to 4.3 where they follow the speech, others 0.9 to 1.6
+_SHUFFLES = 4
 _RELATIVE_TO_BEST = 0.7
 _MAX_HEADS = 10
 _SILENCE = 1e-3
@@ -39,11 +45,13 @@ class HeadChoice:
         heads: The heads, the best first, or None when none follows the speech.
         reason: Why these, or why none, for the user.
         scores: `[layers, heads]`, each head's score; None when nothing could be measured.
+        chance: `[layers, heads]`, each head's score with the tokens in another order.
     """
 
     heads: AlignmentHeads | None
     reason: str
     scores: Tensor | None = None
+    chance: Tensor | None = None
 
 
 def choose_alignment_heads(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> HeadChoice:
@@ -63,29 +71,51 @@ def choose_alignment_heads(checkpoint: Checkpoint, windows: Sequence[NDArray[np.
             _, weights = transcribe_attention(decoder, encoded, checkpoint.generation_config)
             spoken = positions_with_sound(window)
             if weights.shape[2] >= _MIN_TOKENS and spoken > _ADVANCE * weights.shape[2]:
-                measured.append((weights.shape[2], head_scores(weights[..., :spoken])))
+                heard = weights[..., :spoken]
+                measured.append((weights.shape[2], torch.stack([head_scores(heard), chance_scores(heard)])))
     if not measured:
         return HeadChoice(
             None, "no alignment heads chosen: the model writes too little text for the speech it was given"
         )
     total = sum(tokens for tokens, _ in measured)
-    scores = torch.stack([tokens / total * of_window for tokens, of_window in measured]).sum(0)
-    return select(scores)
+    scores, chance = torch.stack([tokens / total * of_window for tokens, of_window in measured]).sum(0)
+    return select(scores, chance)
 
 
-def select(scores: Tensor) -> HeadChoice:
-    """Select heads by their scores `[layers, heads]`: the best, and those that come near it."""
-    best = float(scores.max())
-    if best < _MIN_SCORE:
+def select(scores: Tensor, chance: Tensor) -> HeadChoice:
+    """Select the heads that follow the speech: the one that beats chance by most, and those that come near it.
+
+    Args:
+        scores: `[layers, heads]`.
+        chance: `[layers, heads]`, the same with the tokens in another order.
+    """
+    times = (scores / chance.clamp(min=torch.finfo(chance.dtype).tiny)).flatten()
+    order = times.argsort(descending=True)[:_MAX_HEADS].tolist()
+    best = float(times[order[0]])
+    if best < _TIMES_CHANCE:
         return HeadChoice(
             None,
-            f"no alignment heads chosen: the cross-attention does not follow the speech "
-            f"(best score {best:.2f}, needed {_MIN_SCORE})",
+            f"no alignment heads chosen: the cross-attention does not follow the speech (at best {best:.1f} times as "
+            f"closely as with the tokens in another order, needed {_TIMES_CHANCE:g})",
             scores,
+            chance,
         )
-    order = scores.flatten().argsort(descending=True)[:_MAX_HEADS].tolist()
-    near = [divmod(index, scores.shape[1]) for index in order if scores.flatten()[index] >= _RELATIVE_TO_BEST * best]
-    return HeadChoice(tuple(near), f"{len(near)} alignment heads chosen on speech (best score {best:.2f})", scores)
+    least = max(_TIMES_CHANCE, _RELATIVE_TO_BEST * best)
+    near = tuple(divmod(index, scores.shape[1]) for index in order if times[index] >= least)
+    return HeadChoice(
+        near,
+        f"{len(near)} alignment heads chosen on speech (they follow it up to {best:.1f} times as closely as with the "
+        "tokens in another order)",
+        scores,
+        chance,
+    )
+
+
+def chance_scores(weights: Tensor) -> Tensor:
+    """Score what each head would reach with the tokens in another order, as `head_scores`."""
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(weights.shape[2], generator=generator) for _ in range(_SHUFFLES)]
+    return torch.stack([head_scores(weights[:, :, order]) for order in orders]).mean(0)
 
 
 def head_scores(weights: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from whisperkit_tools import __version__
@@ -24,13 +25,25 @@ from whisperkit_tools.bundle import (
     write_manifest,
 )
 from whisperkit_tools.checkpoint import Checkpoint
-from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.compile_hints.stateful_decoder import STATE_ALIGNMENT, aligned
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.convert.alignment_heads import choose_alignment_heads
 from whisperkit_tools.convert.components import COMPUTED_IN_FLOAT32, Components, one_window
-from whisperkit_tools.convert.export import DEPLOYMENT_TARGETS, PackageMetadata, export_package
-from whisperkit_tools.convert.interface import package_problems
+from whisperkit_tools.convert.export import (
+    DEPLOYMENT_TARGETS,
+    PackageMetadata,
+    check_stateful_target,
+    export_package,
+)
+from whisperkit_tools.convert.interface import (
+    PackageInterface,
+    package_problems,
+    stateful_interfaces,
+    stateful_problems,
+)
 from whisperkit_tools.convert.layout import PLAIN, TURBO_DECODER, TURBO_ENCODER, Layout
 from whisperkit_tools.convert.parity import ComponentParity, ParityGate, require
+from whisperkit_tools.convert.prefill_stage import PrefillConfig, PrefillOutcome, PrefillStage
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.progress import Progress, SilentProgress
 
@@ -38,7 +51,11 @@ _DESCRIPTIONS = {
     "MelSpectrogram": "Log-mel features of a 30-second window of 16 kHz audio",
     "AudioEncoder": "Whisper's audio encoder: log-mel features to audio embeddings",
     "TextDecoder": "Whisper's text decoder: one token a call, key and value caches in, their updates out",
+    "TextDecoderContextPrefill": "The text decoder's caches after start, language and task, looked up",
 }
+_STATEFUL_DESCRIPTION = (
+    "Whisper's text decoder with caches as states: project_audio once a window, main once a token, on one state"
+)
 _RECORDED_LIBRARIES = ("coremltools", "numpy", "safetensors", "torch", "transformers")
 
 
@@ -52,6 +69,8 @@ class ConversionConfig:
         kv_length: Positions of the decoder's caches, or None for all that the checkpoint has.
         word_timestamps: Whether the decoder gives out its alignment heads' weights.
         turbo: Whether the bundle is laid out for latency, and named so.
+        stateful: Whether the decoder's caches are states (iOS 18, macOS 15), and the bundle is named so; today's open
+            runtime does not load that form.
         audio_encoder_attention: Name of the encoder's attention, or None for what `turbo` says.
         text_decoder_attention: Name of the decoder's attention, or None for what `turbo` says.
         attention_chunk_size: Positions in a chunk of the attentions that work in chunks, or None for the default.
@@ -59,6 +78,8 @@ class ConversionConfig:
         verify: Whether the packages are run and compared before the bundle is put in place.
         compile: Whether `.mlmodelc` folders are added (macOS with Xcode).
         force: Whether an existing bundle is replaced.
+        prefill: How the table of caches after the forced tokens is made, or None for none. `turbo` does not imply it
+            here, as its evidence needs someone who transcribes; the command `wkt convert --turbo` hands both in.
         gate: The parity that is required.
     """
 
@@ -67,6 +88,7 @@ class ConversionConfig:
     kv_length: int | None = None
     word_timestamps: bool = True
     turbo: bool = False
+    stateful: bool = False
     audio_encoder_attention: str | None = None
     text_decoder_attention: str | None = None
     attention_chunk_size: int | None = None
@@ -74,6 +96,7 @@ class ConversionConfig:
     verify: bool = True
     compile: bool = False
     force: bool = False
+    prefill: PrefillConfig | None = None
     gate: ParityGate = field(default_factory=ParityGate)
 
     def __post_init__(self) -> None:
@@ -86,6 +109,8 @@ class ConversionConfig:
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             known = ", ".join(DEPLOYMENT_TARGETS)
             raise ConversionError(f"unknown deployment target {self.deployment_target!r}; known are {known}")
+        if self.stateful:
+            check_stateful_target(self.deployment_target)
         encoder = self.layout.audio_encoder  # raises for options that make no sense
         if self.turbo and encoder != TURBO_ENCODER:
             raise ConversionError(
@@ -119,6 +144,7 @@ class ConversionResult:
         parity: Figures of each package; empty when not verified.
         seconds: Wall time of the whole conversion.
         notes: What the user should know.
+        prefill: What became of the prefill; None when none was asked for.
     """
 
     path: Path
@@ -126,6 +152,7 @@ class ConversionResult:
     parity: tuple[ComponentParity, ...]
     seconds: float
     notes: tuple[str, ...]
+    prefill: PrefillOutcome | None = None
 
 
 def convert(
@@ -147,14 +174,15 @@ def convert(
     """
     start = time.monotonic()
     work = _Conversion(checkpoint, config, audio, progress or SilentProgress())
-    target = config.output_dir / variant_name(checkpoint.org, checkpoint.model, turbo=config.turbo)
+    name = variant_name(checkpoint.org, checkpoint.model, turbo=config.turbo, stateful=config.stateful)
+    target = config.output_dir / name
     with new_bundle(target, force=config.force) as folder:
         work.run(folder)
         parity = tuple(work.parity)
         require(list(parity), config.gate)
         sizes = {path.stem: folder_bytes(path) for path in sorted(folder.glob("*.mlpackage"))}
         write_manifest(folder, _manifest(work, target.name))
-    return ConversionResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes))
+    return ConversionResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes), work.prefill)
 
 
 class _Conversion:
@@ -172,6 +200,10 @@ class _Conversion:
         config.layout.check_length(checkpoint.dims.n_audio_ctx)
         self.audio = audio
         self.heads: AlignmentHeads | None = None
+        self.prefill: PrefillOutcome | None = None
+        self.prefill_stage = config.prefill and PrefillStage(
+            checkpoint, config.prefill, verify=config.verify, progress=progress
+        )
         for note in checkpoint.notes:
             progress.note(note)
 
@@ -187,6 +219,8 @@ class _Conversion:
             shutil.copyfile(asset, folder / asset.name)
         if self.heads != self.checkpoint.alignment_heads and self.heads is not None:
             self._ship_chosen_heads(folder / "generation_config.json")
+        if self.prefill_stage:
+            self._prefill(self.prefill_stage, folder)
 
     def _alignment_heads(self) -> AlignmentHeads | None:
         if not self.config.word_timestamps or self.checkpoint.alignment_heads:
@@ -207,15 +241,7 @@ class _Conversion:
         with self.progress.stage(name, "load"):
             module = components.load(name)
         with self.progress.stage(name, "export"):
-            export_package(
-                module,
-                components.interfaces[name],
-                path,
-                deployment_target=self.config.deployment_target,
-                metadata=self._metadata(name),
-                float32=name in COMPUTED_IN_FLOAT32,
-            )
-        problems = package_problems(name, path, components.interfaces[name])
+            problems = self._export(components, name, module, path)
         if problems:
             raise ConversionError(f"the export does not keep the runtime's contract: {'; '.join(problems)}")
         if self.config.compile:
@@ -228,11 +254,46 @@ class _Conversion:
             with self.progress.stage(name, "verify: package"):
                 self.parity.append(reference.compare(path))
 
+    def _prefill(self, stage: PrefillStage, folder: Path) -> None:
+        """Add the prefill, or a note on why there is none."""
+        self.prefill = stage.run(folder, self._export_prefill)
+        if self.prefill.parity is not None:
+            self.parity.append(self.prefill.parity)
+        if self.prefill.reason:
+            self.notes.append("prefill" + ("" if self.prefill.included else " left out") + f": {self.prefill.reason}")
+            self.progress.note(self.notes[-1])
+
+    def _export_prefill(self, module: torch.nn.Module, interface: PackageInterface, path: Path) -> None:
+        target = self.config.deployment_target
+        export_package(module, interface, path, deployment_target=target, metadata=self._metadata(path.stem))
+        if problems := package_problems(path.stem, path, interface):
+            raise ConversionError(f"the export does not keep the runtime's contract: {'; '.join(problems)}")
+        if self.config.compile:
+            compile_package(path)
+
+    def _export(self, components: Components, name: str, module: torch.nn.Module, path: Path) -> list[str]:
+        """Write one package; return where it differs from its interface."""
+        metadata, target = self._metadata(name), self.config.deployment_target
+        if self.config.stateful and isinstance(module, TextDecoder):
+            from whisperkit_tools.convert.stateful import export_stateful
+
+            functions = stateful_interfaces(
+                self.checkpoint.dims, self.kv_length, word_timestamps=self.heads is not None
+            )
+            export_stateful(module, functions, path, deployment_target=target, metadata=metadata)
+            return stateful_problems(name, path, functions)
+        interface = components.interfaces[name]
+        float32 = name in COMPUTED_IN_FLOAT32
+        export_package(module, interface, path, deployment_target=target, metadata=metadata, float32=float32)
+        return package_problems(name, path, interface)
+
     def _metadata(self, name: str) -> PackageMetadata:
         checkpoint = self.checkpoint
         revision = checkpoint.revision or next(iter(self.sha256.values()))[:12]
         return PackageMetadata(
-            description=_DESCRIPTIONS[name],
+            description=_STATEFUL_DESCRIPTION
+            if self.config.stateful and name == "TextDecoder"
+            else _DESCRIPTIONS[name],
             author=f"{checkpoint.org}, converted by whisperkit-tools {__version__}",
             license=checkpoint.license or "see the source model",
             version=revision,
@@ -249,6 +310,12 @@ def _kv_length(checkpoint: Checkpoint, config: ConversionConfig) -> int:
     length = most if config.kv_length is None else config.kv_length
     if not 8 <= length <= most:
         raise ConversionError(f"--kv-length is {length}, allowed are 8 to {most}, the positions that the decoder has")
+    if config.stateful and length % STATE_ALIGNMENT:
+        raise ConversionError(
+            f"--kv-length is {length}, but caches that are states need a multiple of {STATE_ALIGNMENT} to run on the "
+            f"Neural Engine (apple/coremltools#2631); the next are {length // STATE_ALIGNMENT * STATE_ALIGNMENT} and "
+            f"{aligned(length)}"
+        )
     return length
 
 
@@ -274,6 +341,7 @@ def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
             "word_timestamps": work.heads is not None,
             "alignment_heads": [list(pair) for pair in work.heads or ()],
             "turbo": config.turbo,
+            "stateful": config.stateful,
             **config.layout.recorded(),
             "compiled": config.compile,
             "verified": config.verify,
@@ -286,6 +354,7 @@ def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
                 for item in work.parity
             },
         },
+        **({"prefill": work.prefill.recorded()} if work.prefill else {}),
     }
 
 

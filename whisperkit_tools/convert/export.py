@@ -7,6 +7,7 @@ package's, so that large-v3 needs little more memory than its weights.
 import json
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ DEPLOYMENT_TARGETS = {
     "macos14": "macOS14",
     "macos15": "macOS15",
 }
+STATEFUL_TARGETS = ("ios18", "macos15")
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 _PACKAGE_NAMESPACE = uuid.UUID("5b9ac6de-3a0f-5e9c-8a52-4f2f4f6d3c11")
 
@@ -74,27 +76,73 @@ def export_package(
     Raises:
         ConversionError: coremltools cannot convert the module, or gives other outputs than the interface's.
     """
+    program = exported(module, interface)
+    model = converted(program, interface, path, deployment_target=deployment_target, float32=float32)
+    spec = model.get_spec()
+    declare_output_shapes(spec.description, interface)
+    describe(spec, metadata)
+    make_reproducible(path, spec)
+
+
+def check_stateful_target(deployment_target: str) -> None:
+    """Refuse a system that has no states.
+
+    Raises:
+        ConversionError: The target is older than iOS 18 and macOS 15.
+    """
+    if deployment_target not in STATEFUL_TARGETS:
+        raise ConversionError(
+            f"--stateful needs iOS 18 or macOS 15, but the deployment target is {deployment_target}; add "
+            f"--deployment-target {' or '.join(STATEFUL_TARGETS)}"
+        )
+
+
+def converted(
+    program: torch.export.ExportedProgram,
+    interface: PackageInterface,
+    path: Path,
+    *,
+    deployment_target: str,
+    float32: bool = False,
+    last_passes: Sequence[str] = (),
+) -> Any:
+    """Convert an exported program and save it.
+
+    Args:
+        program: What `exported` gave.
+        interface: Names, shapes and types to declare.
+        path: Where to save; must not exist.
+        deployment_target: A key of `DEPLOYMENT_TARGETS`.
+        float32: Compute in float32 whatever the outputs' type is.
+        last_passes: Names of registered passes to run after all others.
+
+    Returns:
+        The `coremltools.models.MLModel`.
+
+    Raises:
+        ConversionError: coremltools cannot convert the program.
+    """
     ct = import_coremltools()
-    program = _exported(module, interface)
+    pipeline = _pipeline(ct, float32)
+    pipeline.passes = [*pipeline.passes, *last_passes]
     try:
-        model = ct.convert(
+        return ct.convert(
             program,
             convert_to="mlprogram",
             minimum_deployment_target=getattr(ct.target, DEPLOYMENT_TARGETS[deployment_target]),
             compute_precision=ct.precision.FLOAT32 if float32 else ct.precision.FLOAT16,
             outputs=[ct.TensorType(name=name, dtype=np.dtype(out.dtype)) for name, out in interface.outputs.items()],
-            pass_pipeline=_pipeline(ct, float32),
+            pass_pipeline=pipeline,
             skip_model_load=True,
             package_dir=str(path),
         )
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConversionError(f"coremltools cannot convert {path.stem}: {reason}") from error
-    _describe(model, interface, metadata)
-    _make_reproducible(path, model.get_spec())
 
 
-def _exported(module: torch.nn.Module, interface: PackageInterface) -> torch.export.ExportedProgram:
+def exported(module: torch.nn.Module, interface: PackageInterface) -> torch.export.ExportedProgram:
+    """Record what a module computes, in the form that coremltools converts without float32 copies."""
     from whisperkit_tools.convert.passes import cast_quotients, cast_scalars
 
     example = tuple(_example(tensor) for tensor in interface.inputs.values())
@@ -121,6 +169,7 @@ def _pipeline(ct: Any, float32: bool) -> Any:
     names: list[str] = [name for name in pipeline.passes if name != "common::fuse_conv_scale"]
     if not float32:
         names[names.index(passes.FUSE_BATCH_NORM)] = passes.FUSE_BATCH_NORM_FLOAT16
+    names.insert(0, passes.NAME_PIECES)
     names.append(passes.NAME_WEIGHTS)
     pipeline.passes = names
     return pipeline
@@ -143,22 +192,35 @@ def _is_power_of_two(value: float) -> bool:
     return float(np.frexp(value)[0]) == 0.5
 
 
-def _describe(model: Any, interface: PackageInterface, metadata: PackageMetadata) -> None:
-    model.short_description = metadata.description
-    model.author = metadata.author
-    model.license = metadata.license
-    model.version = metadata.version
-    model.user_defined_metadata.update(metadata.user_defined)
-    declared = {feature.name: feature for feature in model.get_spec().description.output}
+def describe(spec: Any, metadata: PackageMetadata) -> None:
+    """Write what the package says of itself into its `Model` protobuf."""
+    said = spec.description.metadata
+    said.shortDescription = metadata.description
+    said.author = metadata.author
+    said.license = metadata.license
+    said.versionString = metadata.version
+    said.userDefined.update(metadata.user_defined)
+
+
+def declare_output_shapes(description: Any, interface: PackageInterface) -> None:
+    """Declare the outputs' shapes, in place: coremltools leaves them away, and the runtime reads them without a check.
+
+    Args:
+        description: A `ModelDescription` or `FunctionDescription` protobuf.
+        interface: Names and shapes.
+
+    Raises:
+        ConversionError: The outputs are others than the interface's.
+    """
+    declared = {feature.name: feature for feature in description.output}
     if declared.keys() != interface.outputs.keys():
         raise ConversionError(f"the export gave outputs {sorted(declared)}, expected {sorted(interface.outputs)}")
-    # coremltools leaves the outputs' shapes away; the runtime reads them without a check.
-    for feature in model._spec.description.output:
+    for name, feature in declared.items():
         del feature.type.multiArrayType.shape[:]
-        feature.type.multiArrayType.shape.extend(interface.outputs[feature.name].shape)
+        feature.type.multiArrayType.shape.extend(interface.outputs[name].shape)
 
 
-def _make_reproducible(path: Path, spec: Any) -> None:
+def make_reproducible(path: Path, spec: Any) -> None:
     """Write manifest and model without what differs between two equal conversions: random names, the order of maps."""
     manifest_path = path / "Manifest.json"
     manifest = json.loads(manifest_path.read_text())

@@ -4,14 +4,19 @@ Source: argmaxinc/argmax-oss-swift, read at v0.18 to v1.1.0. The runtime takes i
 of `logits`, `key_cache`, `encoder_output_embeds` and `melspectrogram_features`, and copies the caches as raw float16.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES
+from whisperkit_tools.compile_hints.stateful_decoder import state_shapes
 from whisperkit_tools.mil.quiet import import_coremltools
 
+PREFILL = "TextDecoderContextPrefill"
+STEP_FUNCTION = "main"
+WINDOW_FUNCTION = "project_audio"
 DType = Literal["float16", "float32", "int32"]
 
 
@@ -32,11 +37,12 @@ class TensorInterface:
 
 @dataclass(frozen=True, slots=True)
 class PackageInterface:
-    """Inputs and outputs of a package by name, in order; `optional` outputs may be left away."""
+    """Inputs, outputs and states of a function by name, in order; `optional` outputs may be left away."""
 
     inputs: dict[str, TensorInterface]
     outputs: dict[str, TensorInterface]
     optional: frozenset[str] = frozenset()
+    states: dict[str, TensorInterface] = field(default_factory=dict)
 
 
 def package_interfaces(dims: ModelDimensions, kv_length: int, *, word_timestamps: bool) -> dict[str, PackageInterface]:
@@ -84,9 +90,55 @@ def _decoder_interface(
     return PackageInterface(inputs, outputs, frozenset({"alignment_heads_weights"}))
 
 
+def prefill_interface(dims: ModelDimensions, forced: int) -> PackageInterface:
+    """The interface of the table of caches after the forced tokens.
+
+    Args:
+        dims: The model's sizes.
+        forced: How many tokens every answer starts with.
+    """
+    one = TensorInterface((1,), "int32", ("int32",))
+    cache = TensorInterface((1, dims.d_model * dims.decoder_layers, 1, forced))
+    outputs = {"key_cache_prefill": cache, "value_cache_prefill": cache}
+    return PackageInterface({"task": one, "language": one}, outputs)
+
+
+def stateful_interfaces(dims: ModelDimensions, kv_length: int, *, word_timestamps: bool) -> dict[str, PackageInterface]:
+    """The interfaces of the functions of a stateful `TextDecoder`; today's open runtime does not read this form.
+
+    Args:
+        dims: The model's sizes.
+        kv_length: Positions of the decoder's caches.
+        word_timestamps: Whether the decoder gives out its alignment heads' weights.
+
+    Raises:
+        ValueError: `kv_length` is no length that a state can have.
+    """
+    states = {name: TensorInterface(shape) for name, shape in state_shapes(dims, kv_length).items()}
+    contract = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)["TextDecoder"]
+    window = {"encoder_output_embeds": contract.inputs["encoder_output_embeds"]}
+    first_key = {"first_audio_key": TensorInterface((1, 1, 1, 1))}
+    token = {name: contract.inputs[name] for name in ("input_ids", "cache_length", "decoder_key_padding_mask")}
+    outputs = {name: tensor for name, tensor in contract.outputs.items() if not name.endswith("_updates")}
+    return {
+        STEP_FUNCTION: PackageInterface(token, outputs, contract.optional, states),
+        WINDOW_FUNCTION: PackageInterface(window, first_key, states=states),
+    }
+
+
 def package_problems(component: str, path: Path, interface: PackageInterface) -> list[str]:
     """Where a package on disk differs from what the runtime reads; see `interface_problems`."""
     return interface_problems(component, import_coremltools().utils.load_spec(str(path)), interface)
+
+
+def stateful_problems(component: str, path: Path, interfaces: Mapping[str, PackageInterface]) -> list[str]:
+    """Where the functions of a package on disk differ from their interfaces; one line for each difference."""
+    spec = import_coremltools().utils.load_spec(str(path))
+    found = {function.name: function for function in spec.description.functions}
+    problems = [f"{component}: function {name} is missing" for name in interfaces if name not in found]
+    for name in (name for name in interfaces if name in found):
+        problems += function_problems(f"{component}, function {name}", found[name], interfaces[name])
+    return problems
 
 
 def interface_problems(component: str, spec: Any, interface: PackageInterface) -> list[str]:
@@ -100,10 +152,16 @@ def interface_problems(component: str, spec: Any, interface: PackageInterface) -
     Returns:
         One line for each difference; empty when the contract is kept.
     """
+    return function_problems(component, spec.description, interface)
+
+
+def function_problems(component: str, description: Any, interface: PackageInterface) -> list[str]:
+    """Where a function's description differs from its interface; `description` is the protobuf of it or of a model."""
     problems: list[str] = []
     for kind, expected, declared in (
-        ("input", interface.inputs, spec.description.input),
-        ("output", interface.outputs, spec.description.output),
+        ("input", interface.inputs, description.input),
+        ("output", interface.outputs, description.output),
+        ("state", interface.states, description.state),
     ):
         found = {feature.name: feature for feature in declared}
         missing = expected.keys() - found.keys() - interface.optional
@@ -115,9 +173,10 @@ def interface_problems(component: str, spec: Any, interface: PackageInterface) -
 
 
 def _differences(feature: Any, expected: TensorInterface) -> list[str]:
-    if feature.type.WhichOneof("Type") != "multiArrayType":
-        return [f"is a {feature.type.WhichOneof('Type')}, expected a multiArrayType"]
-    array = feature.type.multiArrayType
+    kind = feature.type.WhichOneof("Type")
+    if kind not in ("multiArrayType", "stateType"):
+        return [f"is a {kind}, expected a multiArrayType"]
+    array = feature.type.multiArrayType if kind == "multiArrayType" else feature.type.stateType.arrayType
     lines = []
     if tuple(array.shape) != expected.shape:
         lines.append(f"has declared shape {list(array.shape)}, expected {list(expected.shape)}")

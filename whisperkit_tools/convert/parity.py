@@ -18,9 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whisperkit_tools.convert.interface import PackageInterface
+from whisperkit_tools.compile_hints.stateful_decoder import TEXT_STATES
+from whisperkit_tools.convert.interface import STEP_FUNCTION, WINDOW_FUNCTION, PackageInterface
 from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.mil.graph import function_names
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.mil.specs import Precision
 
 Arrays = dict[str, NDArray[Any]]
 Predict = Callable[[Arrays], Mapping[str, NDArray[Any]]]
@@ -126,8 +129,7 @@ class Reference:
         return ComponentParity(self.component, self._figures(package, "float32"), self._figures(package, "float16"))
 
     def _figures(self, package: Path, precision: Any) -> dict[str, float]:
-        program = Program.load(package, precision=precision)
-        steps = self._run(program.predict, choose_tokens=False)
+        steps = self._run(_package_predict(package, precision), choose_tokens=False)
         pairs = [
             (name, psnr_db(expected[name], found[name]))
             for expected, found in zip(self.outputs, steps, strict=True)
@@ -169,6 +171,26 @@ def _step_inputs(token: int, position: int, caches: Arrays) -> Arrays:
         "kv_cache_update_mask": (at == position).astype(np.float32),
         "decoder_key_padding_mask": np.where(at <= position, 0, MASKED).astype(np.float32),
     }
+
+
+def _package_predict(package: Path, precision: Precision) -> Predict:
+    """Return what runs a package; a stateful decoder with the inputs and outputs of the runtime's form."""
+    if WINDOW_FUNCTION not in function_names(package):
+        return Program.load(package, precision=precision).predict
+    step, window = (
+        Program.load(package, precision=precision, function=name) for name in (STEP_FUNCTION, WINDOW_FUNCTION)
+    )
+    state = step.make_state()
+
+    def predict(inputs: Arrays) -> Arrays:
+        position = int(inputs["cache_length"][0])
+        if position == 0:
+            window.predict({name: inputs[name] for name in window.inputs}, state)
+        outputs: Arrays = step.predict({name: inputs[name] for name in step.inputs}, state)
+        updates = {name: state.read_state(name)[..., position : position + 1] for name in TEXT_STATES}
+        return {**outputs, **{f"{name}_updates": update for name, update in updates.items()}}
+
+    return predict
 
 
 def _module_predict(module: torch.nn.Module, interface: PackageInterface) -> Predict:

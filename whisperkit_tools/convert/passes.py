@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 FUSE_BATCH_NORM = "common::fuse_elementwise_to_batchnorm"
 FUSE_BATCH_NORM_FLOAT16 = "wkt::fuse_scale_shift_to_batch_norm"
 NAME_WEIGHTS = "wkt::name_weights"
+NAME_PIECES = "wkt::name_pieces"
 
 _aten = torch.ops.aten
 _BINARY = (_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor, _aten.rsub.Scalar)
@@ -110,6 +111,19 @@ def _replace(block: Any, multiply: Any, add: Any, x: Any, gamma: Any, beta: Any)
     )
     block.replace_uses_of_var_after_op(anchor_op=add, old_var=add.outputs[0], new_var=fused)
     block.remove_ops([multiply, add])
+
+
+@register_pass(namespace="wkt")
+class name_pieces(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the registry's names)
+    """Pieces of a split parameter carry its name and their number, before they become constants of their own."""
+
+    def apply(self, prog: Any) -> None:
+        """Rename the pieces in every function."""
+        for function in prog.functions.values():
+            for op in function.operations:
+                if op.op_type == "split" and op.x.op is not None and op.x.op.op_type == "const":
+                    for number, piece in enumerate(op.outputs):
+                        piece.name = f"{op.x.name}_piece_{number}"
 
 
 @register_pass(namespace="wkt")

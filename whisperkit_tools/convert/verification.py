@@ -9,8 +9,15 @@ from whisperkit_tools.bundle import PACKAGES, Bundle
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.checkpoint.model import dimensions
 from whisperkit_tools.convert.components import Components
-from whisperkit_tools.convert.interface import package_interfaces, package_problems
+from whisperkit_tools.convert.interface import (
+    PREFILL,
+    package_interfaces,
+    package_problems,
+    stateful_interfaces,
+    stateful_problems,
+)
 from whisperkit_tools.convert.parity import ComponentParity, ParityGate
+from whisperkit_tools.convert.prefill_check import prefill_contract_problems, prefill_problems
 from whisperkit_tools.errors import BundleError, CheckpointError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -66,7 +73,18 @@ def verify_bundle(
     if checkpoint is not None and not files and not contract:
         measured = _measure(bundle, checkpoint, audio, listener)
     parity = [line for item in measured for line in item.shortfalls(gate)]
+    if measured and checkpoint is not None and bundle.has(PREFILL):
+        with listener.stage(PREFILL, "speech"):
+            parity += prefill_problems(bundle, checkpoint)
     return Verification(tuple(files), tuple(contract), tuple(parity), tuple(measured))
+
+
+def bundle_is_stateful(bundle: Bundle) -> bool:
+    """Say whether the decoder's caches are states, a form that today's open runtime does not load."""
+    try:
+        return bool(read_graph(bundle.package("TextDecoder"), "main").states)
+    except BundleError:  # `verify_bundle` says what is wrong with it
+        return False
 
 
 def _contract_problems(bundle: Bundle) -> list[str]:
@@ -75,17 +93,22 @@ def _contract_problems(bundle: Bundle) -> list[str]:
         decoder = read_graph(bundle.package("TextDecoder"), "main")
     except (BundleError, CheckpointError) as error:
         return [str(error)]
-    cache = decoder.inputs.get("key_cache")
+    stateful = bool(decoder.states)
+    cache = {**decoder.inputs, **decoder.states}.get("key_cache")
     kv_length = (cache.shape[3] if cache and len(cache.shape) == 4 else None) or dims.n_text_ctx
     word_timestamps = "alignment_heads_weights" in decoder.outputs
     interfaces = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)
     problems = [f"{name} is missing" for name in ("tokenizer.json",) if not (bundle.path / name).is_file()]
     for name in PACKAGES:
         try:
-            problems += package_problems(name, bundle.package(name), interfaces[name])
+            if stateful and name == "TextDecoder":
+                functions = stateful_interfaces(dims, kv_length, word_timestamps=word_timestamps)
+                problems += stateful_problems(name, bundle.package(name), functions)
+            else:
+                problems += package_problems(name, bundle.package(name), interfaces[name])
         except Exception as error:  # protobuf and coremltools raise many kinds for a damaged model file
             problems.append(f"{name}: cannot be read ({type(error).__name__}: {error})")
-    return problems
+    return problems + prefill_contract_problems(bundle, dims)
 
 
 def _measure(

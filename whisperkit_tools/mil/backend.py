@@ -22,8 +22,17 @@ class Backend(Protocol):
         """The outputs by name."""
         ...
 
-    def predict(self, data: Any) -> Any:
-        """Run on NumPy arrays by input name and return arrays by output name."""
+    @property
+    def states(self) -> Mapping[str, TensorSpec]:
+        """The states by name."""
+        ...
+
+    def make_state(self) -> Any:
+        """Return fresh states, all zero."""
+        ...
+
+    def predict(self, data: Any, state: Any = None) -> Any:
+        """Run on NumPy arrays by input name, and on states, and return arrays by output name."""
         ...
 
 
@@ -34,6 +43,7 @@ def load_backend(
     compute_units: str = "all",
     precision: Precision = "float32",
     device: str = "cpu",
+    function: str = "main",
 ) -> Backend:
     """Load a package for running.
 
@@ -43,6 +53,7 @@ def load_backend(
         compute_units: For `coreml`: `all`, `cpu_only`, `cpu_and_gpu` or `cpu_and_ne`.
         precision: For `torch`: see `Program.load`.
         device: For `torch`: `cpu`, `cuda` or `mps`.
+        function: The function of a package with several.
 
     Raises:
         BundleError: The package cannot be read, or Core ML cannot load it.
@@ -52,9 +63,9 @@ def load_backend(
     if backend == "torch":
         from whisperkit_tools.mil.program import Program
 
-        return Program.load(path, precision=precision, device=device)
+        return Program.load(path, precision=precision, device=device, function=function)
     if backend == "coreml":
         from whisperkit_tools.mil.coreml import CoreMLProgram
 
-        return CoreMLProgram.load(path, compute_units=compute_units)
+        return CoreMLProgram.load(path, compute_units=compute_units, function=function)
     raise ValueError(f"backend is {backend!r}, expected 'torch' or 'coreml'")

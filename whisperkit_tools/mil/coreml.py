@@ -23,6 +23,7 @@ class CoreMLProgram:
         self.operations = graph.operations
         self._inputs = graph.inputs
         self._outputs = graph.outputs
+        self.states: Mapping[str, TensorSpec] = graph.states
         self._model = model
 
     @property
@@ -67,7 +68,17 @@ class CoreMLProgram:
             raise BundleError(f"{path}: Core ML cannot load it ({error})") from error
         return cls(graph, model)
 
-    def predict(self, data: Any) -> Any:
-        """Run on NumPy arrays by input name (or a list of such dictionaries) and return arrays by output name."""
+    def make_state(self) -> Any:
+        """Return coremltools' `MLState`, all zero; None for a program without states."""
+        return self._model.make_state() if self.states else None
+
+    def predict(self, data: Any, state: Any = None) -> Any:
+        """Run on NumPy arrays by input name (or a list of such dictionaries) and return arrays by output name.
+
+        Args:
+            data: The inputs.
+            state: From `make_state` of this program, or of another function with the same states.
+        """
         # A copy: coremltools replaces float16 arrays in the dictionary that it is given.
-        return self._model.predict([dict(item) for item in data] if isinstance(data, list) else dict(data))
+        given = [dict(item) for item in data] if isinstance(data, list) else dict(data)
+        return self._model.predict(given) if state is None else self._model.predict(given, state=state)

@@ -1,5 +1,6 @@
 """Kernels for the combinations that `fusion` recognises. Equal to the separate operations up to rounding."""
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whisperkit_tools.mil.ops.conv import conv
+from whisperkit_tools.mil.ops.tensor_operation import StateBox
+from whisperkit_tools.mil.ops.tensor_transformation import axis_slices
 
 Packed: TypeAlias = Any
 """A matrix in float16 in FBGEMM's layout: an opaque object of torch's."""
@@ -123,6 +126,54 @@ def cached_attention(
     weights = torch.softmax(scores, dim=3)
     attended = torch.matmul(values, (weights * elsewhere).mT)
     return attended.addcmul_(value_update.reshape(column), (weights * here).sum(dim=3, keepdim=True))
+
+
+def cached_attention_at(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_update: Tensor,
+    value_update: Tensor,
+    mask: Tensor,
+    *,
+    begin: Sequence[int],
+) -> Tensor:
+    """Attention of one position to caches that were updated at `begin[-1]`, without writing the updated caches.
+
+    What the caches hold there is overlooked: its score is replaced, and its weight goes to the update instead.
+
+    Shapes: as in `cached_attention`; `begin` has an element for each axis of the caches.
+    """
+    heads, channels = query.shape[1:3]
+    column = (1, heads, channels, 1)
+    keys, values = (cache.view(1, heads, channels, -1) for cache in (key_cache, value_cache))
+    here = begin[-1] % keys.shape[3]
+    scores = torch.matmul(query.mT, keys)
+    scores[..., here] = (query * key_update.reshape(column)).sum(dim=2)
+    weights = torch.softmax(scores + mask, dim=3)
+    at_here = weights[..., here : here + 1].clone()
+    weights[..., here] = 0
+    return torch.matmul(values, weights.mT).addcmul_(value_update.reshape(column), at_here)
+
+
+def write_state_slice(
+    state: StateBox,
+    update: Tensor,
+    *,
+    begin: Sequence[int],
+    end: Sequence[int],
+    stride: Sequence[int] | None = None,
+    begin_mask: Sequence[bool] | None = None,
+    end_mask: Sequence[bool] | None = None,
+    squeeze_mask: Sequence[bool] | None = None,
+) -> tuple[()]:
+    """Replace a slice of a state in place; bounds and masks as in `slice_update`."""
+    if state.value.requires_grad:  # a run with gradients still needs what it wrote
+        state.write(state.value.detach())
+    slices = axis_slices(state.value, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
+    part = state.value[tuple(slices)]
+    part.copy_(update.reshape(part.shape))
+    return ()
 
 
 def norm_scale(variance: Tensor, gamma: Tensor | None = None, *, epsilon: float = 1e-5) -> Tensor:

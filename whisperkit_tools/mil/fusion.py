@@ -24,6 +24,8 @@ class Surroundings:
         self._specs = {**stored, **{output.name: output for node in nodes for output in node.outputs}}
         self._readers = Counter(name for node in nodes for name in node.reads)
         self._readers.update(outputs)
+        self._nodes = nodes
+        self._outputs = frozenset(outputs)
 
     def inner(self, name: str | None, *types: str) -> Node | None:
         """Return what computes `name` if it is of one of `types` and has no other reader."""
@@ -31,6 +33,22 @@ class Surroundings:
             return None
         node = self._producers.get(name)
         return node if node is not None and node.type in types else None
+
+    def is_last_reader(self, node: Node, name: str) -> bool:
+        """Say whether nobody reads a value, or a view of it, after `node`, and it is not given out."""
+        views = {name}
+        passed = False
+        for other in self._nodes:
+            if passed and not views.isdisjoint(other.reads):
+                return False
+            if other is not node and (other.kernel.exact or other.type == "cast") and not views.isdisjoint(other.reads):
+                views.update(output.name for output in other.outputs)
+            passed = passed or other is node
+        return views.isdisjoint(self._outputs)
+
+    def users(self, name: str, *types: str) -> list[Node]:
+        """Return the calls of these types that read a value."""
+        return [node for node in self._nodes if node.type in types and name in node.reads]
 
     def shape(self, name: str | None) -> tuple[int, ...] | None:
         """Return the shape of a value, if all of it is known."""
@@ -62,7 +80,14 @@ def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, Ten
     Returns:
         Calls that compute the same outputs.
     """
-    rules: tuple[Rule, ...] = (_cached_attention, _attention, _split_head_attention, _affine_layer_norm)
+    rules: tuple[Rule, ...] = (
+        _cached_attention,
+        _cached_attention_at,
+        _attention,
+        _split_head_attention,
+        _affine_layer_norm,
+        _state_slice_write,
+    )
     names = tuple(outputs)
     result = list(nodes)
     for rule in rules:
@@ -279,8 +304,8 @@ class _Update:
     elsewhere: str
 
 
-def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
-    """Replace an attention of one position, together with the update of the caches it reads."""
+def _find_single_attention(node: Node, around: Surroundings) -> tuple[_Attention, str | None, str | None] | None:
+    """Recognise an attention of one position with a mask; return it with the names of the query and the keys."""
     found = _find_attention(node, around)
     shape = _known(node.outputs[0].shape) if found is not None else None
     if found is None or found.weights_first or found.mask is None or shape is None:
@@ -289,6 +314,15 @@ def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
     transposed = (found.scores.values.get("transpose_x", False), found.scores.values.get("transpose_y", False))
     if transposed != (True, False) or node.values.get("transpose_x", False) or (shape[0], shape[-1]) != (1, 1):
         return None
+    return found, query, key
+
+
+def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
+    """Replace an attention of one position, together with the update of the caches it reads."""
+    single = _find_single_attention(node, around)
+    if single is None:
+        return None
+    found, query, key = single
     keys, values = _find_update(key, around), _find_update(node.arguments[0], around)
     if keys is None or values is None or (keys.here, keys.elsewhere) != (values.here, values.elsewhere):
         return None
@@ -315,6 +349,58 @@ def _find_update(name: str | None, around: Surroundings) -> _Update | None:
     if not fits or cache is None or update is None or here is None or elsewhere is None:
         return None
     return _Update((kept, added, total, heads), cache, update, here, elsewhere)
+
+
+def _cached_attention_at(node: Node, around: Surroundings) -> Replacement | None:
+    """The same where the caches are updated by `slice_update`."""
+    single = _find_single_attention(node, around)
+    if single is None:
+        return None
+    found, query, key = single
+    updated = [_find_column_update(name, around) for name in (key, node.arguments[0])]
+    if updated[0] is None or updated[1] is None:
+        return None
+    (key_heads, keys), (value_heads, values) = updated[0], updated[1]
+    if keys.dynamic["begin"] != values.dynamic["begin"]:
+        return None
+    arguments = (query, keys.arguments[0], values.arguments[0], keys.arguments[1], values.arguments[1], found.mask)
+    kernel = make_kernel("fused_cached_attention_at", fused.cached_attention_at)
+    new = Node(kernel.type, node.name, kernel, arguments, node.outputs, dynamic={"begin": keys.dynamic["begin"]})
+    return Replacement((keys, values, key_heads, value_heads, *found.nodes), (new,))
+
+
+def _find_column_update(name: str | None, around: Surroundings) -> tuple[Node, Node] | None:
+    """Recognise `reshape(slice_update(cache, column))` of a cache `[1, D, 1, S]` at a place known only at run time."""
+    heads = around.inner(name, "reshape")
+    update = around.inner(heads.arguments[0], "slice_update") if heads is not None else None
+    if heads is None or update is None or set(update.dynamic) != {"begin", "end"} or len(heads.outputs[0].shape) != 4:
+        return None
+    full = around.shape(update.arguments[0])
+    open_axes = [True, True, True, False]
+    bounds = [update.values.get(mask) for mask in ("begin_mask", "end_mask")]
+    plain = not any(update.values.get("squeeze_mask") or ()) and set(update.values.get("stride") or (1,)) == {1}
+    fits = full is not None and around.shape(update.arguments[1]) == (*full[:3], 1) and full[0] == full[2] == 1
+    return (heads, update) if fits and plain and bounds == [open_axes, open_axes] else None
+
+
+# --- states ---------------------------------------------------------------------------------------------------------
+
+
+def _state_slice_write(node: Node, around: Surroundings) -> Replacement | None:
+    """Write a slice into a state in place: `write_state(s, slice_update(read_state(s), ...))`, when nobody sees it."""
+    if node.type != "write_state" or node.arguments[0] is None:
+        return None
+    state, written = node.arguments[0], node.arguments[1]
+    update = around.inner(written, "slice_update")
+    reads, writes = around.users(state, "read_state"), around.users(state, "write_state", "coreml_update_state")
+    if update is None or len(reads) != 1 or len(writes) != 1:
+        return None
+    present = reads[0].outputs[0].name
+    if update.arguments[0] != present or not around.is_last_reader(update, present):
+        return None
+    kernel = make_kernel("fused_write_state", fused.write_state_slice)
+    new = Node(kernel.type, node.name, kernel, (state, update.arguments[1]), (), update.values, update.dynamic)
+    return Replacement((update, node), (new,))
 
 
 # --- normalisation --------------------------------------------------------------------------------------------------

@@ -128,6 +128,18 @@ def read_graph(path: str | Path, function: str = "main") -> Graph:
     )
 
 
+def function_names(path: str | Path) -> tuple[str, ...]:
+    """Names of the functions of an `.mlpackage`, the one that is run by default first.
+
+    Raises:
+        BundleError: The package is missing, damaged, or not an ML Program.
+    """
+    path = Path(path)
+    spec = _read_spec(path, _model_file(path))
+    default = spec.description.defaultFunctionName or "main"
+    return tuple(sorted(spec.mlProgram.functions, key=lambda name: (name != default, name)))
+
+
 def _model_file(path: Path) -> Path:
     """Return the model specification inside the package `path`."""
     if not path.exists():

@@ -85,7 +85,8 @@ class Plan:
         self._masks = self._with_worth(masks, inputs)
         self.kept = self._boundary()
         self.output_places = tuple(self.places[name] for name in self.output_names)
-        self.shared = frozenset({*self.kept, *self.constants_needed()}.intersection(self.output_places))
+        lasting = {*self.kept, *self.constants_needed(), *self._views_of(states)}
+        self.shared = frozenset(lasting.intersection(self.output_places))
         self._variants: dict[int | None, tuple[Call, ...]] = {}
 
     def _place(self, name: str) -> int:
@@ -139,6 +140,14 @@ class Plan:
         for node, mask in zip(self.nodes, self._masks, strict=True):
             kept.update(name for name in node.reads if name in lasting and made_by[name] != mask)
         return tuple(sorted(self.places[name] for name in kept))
+
+    def _views_of(self, states: Iterable[str]) -> set[int]:
+        """Return the places of values that may share memory with a state, which a later run changes."""
+        names = set(states)
+        for node in self.nodes:
+            if (node.kernel.exact or node.type == "cast") and not names.isdisjoint(node.reads):
+                names.update(output.name for output in node.outputs)
+        return {self.places[name] for name in names}
 
     def calls(self, changed: int | None) -> tuple[Call, ...]:
         """Return the calls to run, in order, those on constants not among them.

@@ -16,12 +16,9 @@ from whisperkit_tools.mil.executor import ConstantsKey, Executor
 from whisperkit_tools.mil.feeding import Feed
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.ops.tensor_operation import StateBox
 from whisperkit_tools.mil.plan import Plan, Target, execute
 from whisperkit_tools.mil.specs import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
-
-State = dict[str, StateBox]
-"""The states of a stateful program, as made by `Program.make_state`."""
+from whisperkit_tools.mil.state import ProgramState
 
 
 class Program(nn.Module):
@@ -177,27 +174,18 @@ class Program(nn.Module):
         self._executor.forget()
         self._feed.forget()
 
-    def make_state(self) -> State:
-        """Return fresh states, all zero, for a stateful program."""
-        return {
-            name: StateBox(
-                torch.zeros(
-                    [axis or 1 for axis in spec.shape],
-                    dtype=storage_dtype(spec.dtype, self.precision),
-                    device=self._device,
-                )
-            )
-            for name, spec in self.states.items()
-        }
+    def make_state(self) -> ProgramState:
+        """Return fresh states, all zero; empty for a program without states, which takes them nevertheless."""
+        return ProgramState(self.states, self.precision, self._device)
 
     def forward(
-        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: State | None = None, **tensors: Tensor
+        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: ProgramState | None = None, **tensors: Tensor
     ) -> dict[str, Tensor]:
         """Run the program; the same as `run`."""
         return self.run(inputs, state=state, **tensors)
 
     def run(
-        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: State | None = None, **tensors: Tensor
+        self, inputs: Mapping[str, Tensor] | None = None, /, *, state: ProgramState | None = None, **tensors: Tensor
     ) -> dict[str, Tensor]:
         """Run the program on tensors.
 
@@ -207,7 +195,7 @@ class Program(nn.Module):
 
         Args:
             inputs: Tensors by input name; they may also be given as keywords.
-            state: From `make_state`, for a stateful program.
+            state: From `make_state` of this program, or of another function with the same states.
             tensors: More inputs, by name.
 
         Returns:
@@ -226,13 +214,13 @@ class Program(nn.Module):
             results = self._executor.run(given, states, self._constants, self._constants_key())
         return dict(zip(self.outputs, results, strict=True))
 
-    def predict(self, data: Mapping[str, Any] | list[Mapping[str, Any]], state: State | None = None) -> Any:
+    def predict(self, data: Mapping[str, Any] | list[Mapping[str, Any]], state: ProgramState | None = None) -> Any:
         """Run the program on NumPy arrays, as coremltools' `MLModel.predict` does.
 
         Args:
             data: Arrays (or what NumPy makes arrays of) by input name, or a list of such dictionaries. A float is
                 rounded to float16 on the way in only in float16 mode.
-            state: From `make_state`, for a stateful program.
+            state: From `make_state` of this program, or of another function with the same states.
 
         Returns:
             Arrays by output name, of the declared types, except that in float32 mode a float16 output is float32 (not
@@ -251,12 +239,19 @@ class Program(nn.Module):
             for (name, spec), tensor in zip(self.outputs.items(), results, strict=True)
         }
 
-    def _states(self, state: State | None) -> State:
-        if set(state or {}) != set(self.states):
-            raise ValueError(
-                f"the program has the states {sorted(self.states)}, got {sorted(state or {})}; use make_state()"
-            )
-        return state or {}
+    def _states(self, state: ProgramState | None) -> ProgramState:
+        given = {} if state is None else state.specs
+        if state is None and not self.states:
+            return self.make_state()
+        if set(given) != set(self.states):
+            raise ValueError(f"the program has the states {sorted(self.states)}, got {sorted(given)}; use make_state()")
+        if state is None or {name: spec.shape for name, spec in given.items()} != {
+            name: spec.shape for name, spec in self.states.items()
+        }:
+            raise ValueError("the states have other shapes than this program's; use make_state()")
+        if state.precision != self.precision:
+            raise ValueError(f"the states are held in {state.precision}, the program computes in {self.precision}")
+        return state
 
     def _constants(self) -> dict[str, Tensor]:
         """Return the present parameters and buffers by the program's names."""
@@ -269,7 +264,7 @@ class Program(nn.Module):
         """Return what tells whether a parameter was replaced or changed."""
         return tuple([(id(p), 0 if p is None or p.is_inference() else p._version) for p in self._parameters.values()])
 
-    def _run_with_gradients(self, given: Mapping[str, Tensor], states: State) -> dict[str, Tensor]:
+    def _run_with_gradients(self, given: Mapping[str, Tensor], states: ProgramState) -> dict[str, Tensor]:
         """Run every operation as it stands, so that the graph reaches each parameter and holds nothing old."""
         plan = self._plain
         values = plan.empty_values()

@@ -12,6 +12,7 @@ from torch import Tensor
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.transcribe.models import DecoderSession
 from whisperkit_tools.transcribe.options import TranscribeOptions
+from whisperkit_tools.transcribe.prefill import PrefilledCaches, usable
 from whisperkit_tools.transcribe.rules import NEVER, LogitRules
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 
@@ -28,7 +29,8 @@ class DecodedWindow:
         temperature: Of the attempt that was kept.
         avg_logprob: Mean log probability of the ids, end-of-text included.
         compression_ratio: Of the ids' bytes.
-        no_speech_prob: Probability of no speech right after the start of the transcript.
+        no_speech_prob: Probability of no speech right after the start of the transcript; None when no threshold asks
+            for it and a prefill took the place of the pass that tells it.
         has_no_speech: The window is taken for one without speech: its tokens do not count.
         attempts: Temperatures tried.
         generated: Ids generated in all attempts.
@@ -41,7 +43,7 @@ class DecodedWindow:
     temperature: float
     avg_logprob: float
     compression_ratio: float
-    no_speech_prob: float
+    no_speech_prob: float | None
     has_no_speech: bool
     attempts: int
     generated: int
@@ -87,19 +89,28 @@ class WindowDecoder:
         self._rules = LogitRules(special, timestamps=options.timestamps)
         self._generator = torch.Generator().manual_seed(options.seed)
 
-    def decode(self, embeds: Tensor, prefix: Sequence[int], start_of_transcript: int) -> DecodedWindow:
+    def decode(
+        self,
+        embeds: Tensor,
+        prefix: Sequence[int],
+        start_of_transcript: int,
+        prefilled: PrefilledCaches | None = None,
+    ) -> DecodedWindow:
         """Decode a window, falling back to the next temperature while the result looks wrong.
 
         Args:
             embeds: Audio embeddings.
             prefix: Ids that are given: prompt, start of transcript, language, task.
             start_of_transcript: Index of that id in `prefix`.
+            prefilled: Caches of the first ids of an answer, used in place of passes where `prefix` has no prompt.
 
         Raises:
             BundleError: The model gives logits that are not numbers.
         """
         self._session.begin(embeds)
-        no_speech_prob, logits, alignment = self._read_prefix(prefix, start_of_transcript)
+        looked_up = usable(prefilled, prefix, start_of_transcript)
+        self._session.fill(prefilled, looked_up)
+        no_speech_prob, logits, alignment = self._read_prefix(prefix, start_of_transcript, looked_up)
         first_token_at = time.perf_counter()
         generated = 0
         for number, temperature in enumerate(self._options.temperatures, start=1):
@@ -108,6 +119,10 @@ class WindowDecoder:
                 self._session.rewind(len(prefix))
             attempt = self._attempt(logits, alignment, len(prefix), temperature)
             generated += len(attempt.ids)
+            if no_speech_prob is None and self._options.no_speech_threshold is not None:
+                # The pass that the prefill left out is made up for here, where the first token does not wait for it.
+                no_speech_prob = self._no_speech(self._session.step(prefix[0], 0)[0])
+                self._session.fill(prefilled, looked_up)
             avg_logprob = _mean(attempt.logprobs)
             ratio = compression_ratio(attempt.ids, self._vocab_size)
             has_no_speech = self._has_no_speech(no_speech_prob, avg_logprob)
@@ -127,13 +142,19 @@ class WindowDecoder:
             first_token_at=first_token_at,
         )
 
-    def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int) -> tuple[float, Tensor, Tensor | None]:
-        """Fill the caches; return the no-speech probability and the last id's logits and alignment."""
-        no_speech_prob = 0.0
-        for position, token in enumerate(prefix):
+    def _read_prefix(
+        self, prefix: Sequence[int], start_of_transcript: int, looked_up: int
+    ) -> tuple[float | None, Tensor, Tensor | None]:
+        """Fill the caches from position `looked_up`.
+
+        Returns:
+            The no-speech probability, None when its pass was looked up, and the last id's logits and alignment.
+        """
+        no_speech_prob = None
+        for position, token in enumerate(prefix[looked_up:], start=looked_up):
             logits, alignment = self._session.step(token, position)
-            if position == start_of_transcript and self._special.no_speech is not None:
-                no_speech_prob = float(logits.softmax(dim=0)[self._special.no_speech])
+            if position == start_of_transcript:
+                no_speech_prob = self._no_speech(logits)
         if not bool(torch.isfinite(logits).all()):
             raise BundleError(
                 "the text decoder gave logits that are not finite: its numbers overflow, or its weights are damaged; "
@@ -174,14 +195,20 @@ class WindowDecoder:
         unsure = options.logprob_threshold is not None and avg_logprob < options.logprob_threshold
         return repetitive or unsure
 
-    def _has_no_speech(self, no_speech_prob: float, avg_logprob: float) -> bool:
+    def _no_speech(self, logits: Tensor) -> float:
+        """Return the probability of no speech in the logits of the start of the transcript."""
+        token = self._special.no_speech
+        return 0.0 if token is None else float(logits.softmax(dim=0)[token])
+
+    def _has_no_speech(self, no_speech_prob: float | None, avg_logprob: float) -> bool:
         """Silence is where the model says so and is not sure of what it wrote nevertheless.
 
         That is OpenAI's and transformers' rule. Beyond it, a model that is certain of silence is believed even when
         it then writes with confidence: the tokens forced on it next speak of a language and a task.
         """
         options = self._options
-        if options.no_speech_threshold is None or no_speech_prob <= options.no_speech_threshold:
+        threshold = options.no_speech_threshold
+        if threshold is None or no_speech_prob is None or no_speech_prob <= threshold:
             return False
         if no_speech_prob > CERTAIN_NO_SPEECH or options.logprob_threshold is None:
             return True

@@ -1,14 +1,19 @@
 """A bundle's packages to the models that the decoding loop calls."""
 
+from typing import Any
+
 import torch
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.errors import UnsupportedOperationError
 from whisperkit_tools.mil.backend import load_backend
+from whisperkit_tools.mil.graph import function_names, read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.specs import Precision
 from whisperkit_tools.transcribe.models import Component, Models, NumpyComponent
+from whisperkit_tools.transcribe.stateful import STEP_FUNCTION, WINDOW_FUNCTION, StatefulDecoder, StatefulSession
 
+_PREFILL = "TextDecoderContextPrefill"
 # Source: the on-device runtime's defaults.
 _DEFAULT_UNITS = {"MelSpectrogram": "cpu_and_gpu", "AudioEncoder": "cpu_and_ne", "TextDecoder": "cpu_and_ne"}
 
@@ -21,7 +26,7 @@ def load_models(
     compute_units: str | None = None,
     device: str = "cpu",
 ) -> Models:
-    """Load the three packages of a bundle.
+    """Load the packages of a bundle.
 
     Args:
         bundle: The bundle.
@@ -34,17 +39,53 @@ def load_models(
         BundleError: A package is missing or damaged, or they do not belong together.
         UnsupportedOperationError: This machine lacks the backend or the device, or a program has unknown operations.
     """
+    if is_stateful(bundle):
+        return _stateful_models(bundle, precision, backend, compute_units, device)
     if backend == "coreml":
         components = [_core_ml(bundle, name, compute_units or units) for name, units in _DEFAULT_UNITS.items()]
-        return Models(*components, dtype=torch.float16)
+        prefill: Component | None = _core_ml(bundle, _PREFILL, "cpu_only") if bundle.has(_PREFILL) else None
+        return Models(*components, prefill=prefill, dtype=torch.float16)
     _check_device(device)
     programs = [Program.load(bundle.package(name), precision=precision, device=device) for name in _DEFAULT_UNITS]
+    prefill = None
+    if bundle.has(_PREFILL):
+        prefill = Program.load(bundle.package(_PREFILL), precision=precision, device=device)
     dtype = torch.float16 if precision == "float16" else torch.float32
-    return Models(*programs, device=device, dtype=dtype)
+    return Models(*programs, prefill=prefill, device=device, dtype=dtype)
 
 
-def _core_ml(bundle: Bundle, name: str, compute_units: str) -> Component:
-    return NumpyComponent(load_backend(bundle.package(name), "coreml", compute_units=compute_units))
+def is_stateful(bundle: Bundle) -> bool:
+    """Say whether the decoder's caches are states."""
+    package = bundle.package("TextDecoder")
+    return WINDOW_FUNCTION in function_names(package) and bool(read_graph(package, STEP_FUNCTION).states)
+
+
+def _stateful_models(
+    bundle: Bundle, precision: Precision, backend: str, compute_units: str | None, device: str
+) -> Models:
+    """As `load_models`, for a bundle whose decoder has two functions on one state."""
+
+    def load(name: str, function: str = "main") -> Any:
+        if backend == "coreml":
+            return _core_ml(bundle, name, compute_units or _DEFAULT_UNITS.get(name, "cpu_only"), function)
+        return Program.load(bundle.package(name), precision=precision, device=device, function=function)
+
+    if backend != "coreml":
+        _check_device(device)
+    half = backend == "coreml" or precision == "float16"
+    return Models(
+        load("MelSpectrogram"),
+        load("AudioEncoder"),
+        StatefulDecoder(load("TextDecoder", STEP_FUNCTION), load("TextDecoder", WINDOW_FUNCTION)),
+        prefill=load(_PREFILL) if bundle.has(_PREFILL) else None,
+        session=StatefulSession,
+        device="cpu" if backend == "coreml" else device,
+        dtype=torch.float16 if half else torch.float32,
+    )
+
+
+def _core_ml(bundle: Bundle, name: str, compute_units: str, function: str = "main") -> NumpyComponent:
+    return NumpyComponent(load_backend(bundle.package(name), "coreml", compute_units=compute_units, function=function))
 
 
 def _check_device(device: str) -> None:

@@ -4,9 +4,9 @@ A component maps named tensors to named tensors. `mil.Program` is one; `NumpyCom
 Core ML's `predict`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.backend import Backend
 from whisperkit_tools.mil.specs import TensorSpec
+from whisperkit_tools.transcribe.prefill import ContextPrefill, PrefilledCaches
 
 MASKED = -10000.0  # the runtime's own value: finite in float16, and zero after the softmax
 
 
-class Component(Protocol):
-    """Something that runs one package."""
+class Interface(Protocol):
+    """What a package takes and gives."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -31,6 +32,10 @@ class Component(Protocol):
     def outputs(self) -> Mapping[str, TensorSpec]:
         """Declared outputs by name."""
         ...
+
+
+class Component(Interface, Protocol):
+    """Something that runs one package."""
 
     def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]:
         """Compute the outputs from the inputs."""
@@ -44,10 +49,15 @@ class NumpyComponent:
         self._model = model
         self.inputs = model.inputs
         self.outputs = model.outputs
+        self.states = model.states
 
-    def run(self, inputs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
+    def make_state(self) -> Any:
+        """Return fresh states, all zero."""
+        return self._model.make_state()
+
+    def run(self, inputs: Mapping[str, Tensor], /, *, state: Any = None) -> dict[str, Tensor]:
         """Predict; tensors share their memory with the arrays handed over."""
-        outputs = self._model.predict({name: value.numpy() for name, value in inputs.items()})
+        outputs = self._model.predict({name: value.numpy() for name, value in inputs.items()}, state)
         return {name: torch.from_numpy(np.asarray(value)) for name, value in outputs.items()}
 
 
@@ -63,6 +73,7 @@ class Sizes:
         vocab_size: Logits.
         kv_length: Positions of the caches.
         has_alignment: Whether the decoder gives `alignment_heads_weights`.
+        cache_channels: Channels of the caches, of all layers together.
     """
 
     n_samples: int
@@ -72,6 +83,7 @@ class Sizes:
     vocab_size: int
     kv_length: int
     has_alignment: bool
+    cache_channels: int = 0
 
     @property
     def hop_length(self) -> int:
@@ -91,8 +103,10 @@ class Models:
         self,
         mel: Component,
         encoder: Component,
-        decoder: Component,
+        decoder: Interface,
         *,
+        prefill: Component | None = None,
+        session: "SessionType | None" = None,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -102,6 +116,8 @@ class Models:
             mel: MelSpectrogram.
             encoder: AudioEncoder.
             decoder: TextDecoder.
+            prefill: TextDecoderContextPrefill, where the bundle has one.
+            session: How the decoder is run; `DecoderSession` for the runtime's form.
             device: Where their tensors live.
             dtype: Of the floating-point tensors handed in, except for `audio`.
 
@@ -111,7 +127,11 @@ class Models:
         self._mel, self._encoder, self._decoder = mel, encoder, decoder
         self.device = torch.device(device)
         self.dtype = dtype
-        self.sizes = _sizes(mel, encoder, decoder)
+        self._session: SessionType = session or DecoderSession
+        self.sizes = _sizes(mel, encoder, decoder, self._session.needed_outputs)
+        self.prefill: ContextPrefill | None = None
+        if prefill is not None:
+            self.prefill = ContextPrefill(prefill, self.sizes.cache_channels, self.device, dtype)
 
     def features(self, audio: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
         """Mel features `[1, n_mels, 1, n_frames]` of one window of `n_samples` float32 samples."""
@@ -125,9 +145,13 @@ class Models:
             outputs = self._encoder.run({"melspectrogram_features": features.to(self.device, self.dtype)})
         return outputs["encoder_output_embeds"].to(self.dtype)
 
+    def wrap_audio_side(self, wrap: Callable[[Component], Component]) -> None:
+        """Put something around MelSpectrogram and AudioEncoder, such as a memory of what they gave."""
+        self._mel, self._encoder = wrap(self._mel), wrap(self._encoder)
+
     def new_session(self) -> "DecoderSession":
         """Buffers for decoding, to be used for window after window."""
-        return DecoderSession(self._decoder, self.sizes, self.device, self.dtype)
+        return self._session(self._decoder, self.sizes, self.device, self.dtype)
 
 
 class DecoderSession:
@@ -136,12 +160,15 @@ class DecoderSession:
     All masks are rows of two tables made once, so a step makes no tensor but those of the token and its position.
     """
 
-    def __init__(self, decoder: Component, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
+    needed_outputs: ClassVar[tuple[str, ...]] = ("logits", "key_cache_updates", "value_cache_updates")
+
+    def __init__(self, decoder: Any, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         self._decoder = decoder
         length = sizes.kv_length
-        shape = [_axis(decoder.inputs["key_cache"], axis) for axis in range(4)]
-        self._keys = torch.zeros(shape, device=device, dtype=dtype)
-        self._values = torch.zeros(shape, device=device, dtype=dtype)
+        if "key_cache_updates" in self.needed_outputs:
+            shape = [_axis(decoder.inputs["key_cache"], axis) for axis in range(4)]
+            self._keys = torch.zeros(shape, device=device, dtype=dtype)
+            self._values = torch.zeros(shape, device=device, dtype=dtype)
         update = torch.eye(length, device=device, dtype=dtype)
         padding = torch.full((length, length), MASKED, device=device, dtype=dtype).triu(1)
         positions = torch.arange(length, device=device, dtype=torch.int32)
@@ -158,6 +185,13 @@ class DecoderSession:
         # The same object goes in at every step: the executor then projects it to keys and values only once.
         self._embeds = embeds
         self.rewind(0)
+
+    def fill(self, caches: PrefilledCaches | None, count: int) -> None:
+        """Take the first `count` positions from a table, if there is one, instead of decoding their tokens."""
+        if caches is None:
+            return
+        self._keys[..., :count] = caches.keys[..., :count]
+        self._values[..., :count] = caches.values[..., :count]
 
     def rewind(self, position: int) -> None:
         """Forget what was cached at `position` and after it."""
@@ -176,26 +210,34 @@ class DecoderSession:
             decoder gives them; float32, on the CPU.
         """
         with torch.no_grad():
-            outputs = self._decoder.run(
-                {
-                    "input_ids": torch.tensor([token], dtype=torch.int32, device=self.device),
-                    "cache_length": self._positions[position],
-                    "key_cache": self._keys,
-                    "value_cache": self._values,
-                    "kv_cache_update_mask": self._update_masks[position],
-                    "encoder_output_embeds": self._embeds,
-                    "decoder_key_padding_mask": self._padding_masks[position],
-                }
-            )
-            self._keys[..., position : position + 1] = outputs["key_cache_updates"]
-            self._values[..., position : position + 1] = outputs["value_cache_updates"]
+            outputs = self._decode(torch.tensor([token], dtype=torch.int32, device=self.device), position)
         self.steps += 1
         alignment = outputs.get("alignment_heads_weights")
         logits = outputs["logits"].reshape(-1).float().cpu()
         return logits, None if alignment is None else alignment.reshape(-1).float().cpu()
 
+    def _decode(self, ids: Tensor, position: int) -> Mapping[str, Tensor]:
+        """Run the decoder on one token and keep its keys and values."""
+        outputs: Mapping[str, Tensor] = self._decoder.run(
+            {
+                "input_ids": ids,
+                "cache_length": self._positions[position],
+                "key_cache": self._keys,
+                "value_cache": self._values,
+                "kv_cache_update_mask": self._update_masks[position],
+                "encoder_output_embeds": self._embeds,
+                "decoder_key_padding_mask": self._padding_masks[position],
+            }
+        )
+        self._keys[..., position : position + 1] = outputs["key_cache_updates"]
+        self._values[..., position : position + 1] = outputs["value_cache_updates"]
+        return outputs
 
-def _sizes(mel: Component, encoder: Component, decoder: Component) -> Sizes:
+
+SessionType: TypeAlias = type[DecoderSession]
+
+
+def _sizes(mel: Interface, encoder: Interface, decoder: Interface, needed_outputs: tuple[str, ...]) -> Sizes:
     """Read the sizes from the declared shapes, as the on-device runtime does."""
     missing = [
         f"{component} {direction} {name}"
@@ -205,7 +247,7 @@ def _sizes(mel: Component, encoder: Component, decoder: Component) -> Sizes:
             ("AudioEncoder", "input", encoder.inputs, ("melspectrogram_features",)),
             ("AudioEncoder", "output", encoder.outputs, ("encoder_output_embeds",)),
             ("TextDecoder", "input", decoder.inputs, ("key_cache", "value_cache", "encoder_output_embeds")),
-            ("TextDecoder", "output", decoder.outputs, ("logits", "key_cache_updates", "value_cache_updates")),
+            ("TextDecoder", "output", decoder.outputs, needed_outputs),
         )
         for name in names
         if name not in declared
@@ -229,6 +271,7 @@ def _sizes(mel: Component, encoder: Component, decoder: Component) -> Sizes:
         vocab_size=_axis(decoder.outputs["logits"], -1),
         kv_length=_axis(decoder.inputs["key_cache"], 3),
         has_alignment="alignment_heads_weights" in decoder.outputs,
+        cache_channels=_axis(decoder.inputs["key_cache"], 1),
     )
 
 

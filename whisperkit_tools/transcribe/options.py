@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from whisperkit_tools.errors import AudioError
 
 TASKS = ("transcribe", "translate")
+FEATURES = ("window", "file")
+LONG_FORMS = ("sequential", "chunked", "vad")
+DETECTORS = ("energy", "silero")
+LONGEST_CHUNK_S = 30  # a window
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,16 @@ class TranscribeOptions:
         condition_on_previous_text: Give each window the text before it as prompt. More consistent, but one
             window's repetition then spreads to the next; off by default, as in the on-device runtime.
         seed: Of the sampling at temperatures above zero.
+        prefill: Look the first passes of each window up in the bundle's table, where it has one and no prompt stands
+            before the answer.
+        features: `window` computes the mel features of each window by itself, as the device does; `file` those of the
+            whole audio, as transformers does. They differ only on audio of more than a window.
+        long_form: How audio of more than a window is gone through. `sequential`: window after window, each from where
+            the last phrase ended, as in the Whisper paper. `chunked`: overlapping chunks, stitched by their common
+            tokens. `vad`: pieces that are cut in the pauses, without those.
+        chunk_length_s: Seconds of a chunk, or of a piece at most; None for 15 and, with `vad`, 30.
+        stride_s: Seconds at each end of a chunk that its neighbour hears as well.
+        vad: What finds the pauses: `energy`, or `silero` where the package silero-vad is installed.
 
     Raises:
         AudioError: Naming all values that are out of range.
@@ -44,17 +58,49 @@ class TranscribeOptions:
     no_speech_threshold: float | None = 0.6
     condition_on_previous_text: bool = False
     seed: int = 0
+    prefill: bool = True
+    features: str = "window"
+    long_form: str = "sequential"
+    chunk_length_s: float | None = None
+    stride_s: float = 2.5
+    vad: str = "energy"
 
     def __post_init__(self) -> None:
         """Check all values at once."""
-        problems = [*self._task_problems(), *self._temperature_problems(), *self._threshold_problems()]
+        problems = [*self._choice_problems(), *self._temperature_problems(), *self._threshold_problems()]
+        problems += self._long_form_problems()
         if problems:
             raise AudioError("these options cannot be used: " + "; ".join(problems))
 
-    def _task_problems(self) -> list[str]:
-        if self.task in TASKS:
-            return []
-        return [f"task is {self.task!r}, allowed are {' and '.join(TASKS)}"]
+    def _choice_problems(self) -> list[str]:
+        choices = (
+            ("task", self.task, TASKS),
+            ("features", self.features, FEATURES),
+            ("long_form", self.long_form, LONG_FORMS),
+            ("vad", self.vad, DETECTORS),
+        )
+        return [
+            f"{name} is {value!r}, allowed are {', '.join(allowed)}"
+            for name, value, allowed in choices
+            if value not in allowed
+        ]
+
+    @property
+    def chunk_s(self) -> float:
+        """Seconds of a chunk, or of a piece at most."""
+        return self.chunk_length_s or (30.0 if self.long_form == "vad" else 15.0)
+
+    def _long_form_problems(self) -> list[str]:
+        problems = []
+        if self.chunk_length_s is not None and not 1 <= self.chunk_length_s <= LONGEST_CHUNK_S:
+            problems.append(f"chunk_length_s is {self.chunk_length_s}, allowed are 1 to {LONGEST_CHUNK_S} seconds")
+        elif self.long_form == "chunked" and not 0 <= self.stride_s < self.chunk_s / 2:
+            problems.append(f"stride_s is {self.stride_s}, allowed is 0 to below half of a chunk's {self.chunk_s:g}")
+        if self.long_form != "sequential" and self.features == "file":
+            problems.append(f"features of the whole file go with sequential windows only, not with {self.long_form}")
+        if self.long_form == "chunked" and self.condition_on_previous_text:
+            problems.append("chunks are decoded by themselves, they cannot be conditioned on the text before")
+        return problems
 
     def _temperature_problems(self) -> list[str]:
         if not self.temperatures:

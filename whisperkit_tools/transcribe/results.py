@@ -27,11 +27,11 @@ class Segment:
         start_s: Seconds from the start of the audio.
         end_s: Seconds from the start of the audio.
         text: As decoded, usually with a leading space.
-        tokens: Its ids, timestamps included, without end-of-text.
+        tokens: Its ids, timestamps included, without end-of-text; where chunks were stitched, those of text only.
         temperature: At which its window was decoded.
         avg_logprob: Mean log probability of its window's tokens, natural logarithm.
         compression_ratio: Of its window's token bytes.
-        no_speech_prob: Of its window.
+        no_speech_prob: Of its window; None when a prefill spared the pass that tells it and no threshold asked for it.
         words: Empty unless word timestamps were asked for.
     """
 
@@ -42,7 +42,7 @@ class Segment:
     temperature: float
     avg_logprob: float
     compression_ratio: float
-    no_speech_prob: float
+    no_speech_prob: float | None
     words: tuple[Word, ...] = ()
 
 
@@ -87,10 +87,12 @@ class Transcription:
         language_probability: Of the detected one among all languages; None when it was given.
         task: `transcribe` or `translate`.
         segments: In time order; those without text are left out.
-        tokens: All kept ids in order, timestamps included, as transformers' `generate` returns them.
+        tokens: All kept ids in order, timestamps included, as transformers' `generate` returns them; where chunks were
+            stitched, those of text only.
         audio_duration_s: Length of the audio.
         timings: How long it took.
         notices: What was changed about the request, such as a prompt that was cut.
+        long_form: How audio of more than a window was gone through.
     """
 
     text: str
@@ -102,6 +104,7 @@ class Transcription:
     audio_duration_s: float
     timings: Timings
     notices: tuple[str, ...] = ()
+    long_form: str = "sequential"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the value as JSON-ready dictionaries, lists, numbers and strings."""

@@ -58,6 +58,11 @@ class SpecialTokens:
         """Whether the model takes a language and a task."""
         return bool(self.languages)
 
+    @property
+    def forced(self) -> int:
+        """How many tokens an answer starts with, whatever the audio: the start, then the language and the task."""
+        return 3 if self.is_multilingual else 1
+
     def is_timestamp(self, token: int) -> bool:
         """Whether the id is a timestamp."""
         return self.timestamp_begin <= token < self.timestamp_end

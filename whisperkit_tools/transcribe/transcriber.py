@@ -13,13 +13,16 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.mil.specs import Precision
 from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ
+from whisperkit_tools.transcribe.chunked import HeardChunk, overlapping_chunks, stitched_segments
 from whisperkit_tools.transcribe.decoding import DecodedWindow, WindowDecoder
-from whisperkit_tools.transcribe.features import ArrayFeatures, AudioFeatures, FeatureSource, FloatArray
+from whisperkit_tools.transcribe.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
 from whisperkit_tools.transcribe.longform import Context, Phrase, split_window
 from whisperkit_tools.transcribe.models import Models, Sizes
-from whisperkit_tools.transcribe.options import TranscribeOptions
+from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
+from whisperkit_tools.transcribe.prefill import PrefilledCaches
 from whisperkit_tools.transcribe.results import Segment, Timings, Transcription
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
+from whisperkit_tools.transcribe.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.words import WordAligner, shifted
 
 ENGLISH = "en"
@@ -49,6 +52,31 @@ class _Start:
     ids: tuple[int, ...]
     language: str
     language_probability: float | None
+
+
+@dataclass(slots=True)
+class _Job:
+    """One transcription while it runs."""
+
+    options: TranscribeOptions
+    duration_s: float
+    progress: Progress | None
+    started: float
+    notices: tuple[str, ...]
+    context: Context
+    decoder: WindowDecoder
+    record: _Record = field(default_factory=_Record)
+    start: _Start | None = None
+
+    @property
+    def written(self) -> str:
+        """Code of the language that is written, once the first window is decoded."""
+        return ENGLISH if self.options.task == "translate" or self.start is None else self.start.language
+
+    def tell(self, done_s: float) -> None:
+        """Report how far the audio is done."""
+        if self.progress is not None:
+            self.progress(done_s, self.duration_s)
 
 
 class Transcriber:
@@ -142,8 +170,16 @@ class Transcriber:
         """
         _check_audio(audio)
         samples = np.ascontiguousarray(audio, dtype=np.float32)
-        source = AudioFeatures(self._models, samples)
-        return self._run(source, options or TranscribeOptions(), len(samples) / SAMPLE_RATE_HZ, progress)
+        options = options or TranscribeOptions()
+        job = self._begin(options, len(samples) / SAMPLE_RATE_HZ, progress)
+        # A chunk may be shorter than a window; what fits into one chunk needs no cutting.
+        if options.long_form == "chunked" and job.duration_s > options.chunk_s:
+            self._by_chunks(job, samples)
+        elif options.long_form == "vad" and job.duration_s > options.chunk_s:
+            self._by_pauses(job, samples)
+        else:
+            self._sequential(job, audio_features(self._models, samples, options.features), 0.0, job.duration_s)
+        return self._finish(job)
 
     def transcribe_features(
         self, features: Tensor | FloatArray, options: TranscribeOptions | None = None
@@ -153,11 +189,18 @@ class Transcriber:
         Args:
             features: `[n_mels, frames]`.
             options: What to do; the defaults when None.
+
+        Raises:
+            AudioError: The options do not fit the model, or want audio that can be cut.
         """
+        options = options or TranscribeOptions()
+        if options.long_form != "sequential":
+            raise AudioError(f"features that were computed elsewhere are not cut: long_form is {options.long_form!r}")
         sizes = self._models.sizes
         source = ArrayFeatures(features, sizes.n_frames)
-        duration_s = source.n_frames * sizes.hop_length / SAMPLE_RATE_HZ
-        return self._run(source, options or TranscribeOptions(), duration_s, None)
+        job = self._begin(options, source.n_frames * sizes.hop_length / SAMPLE_RATE_HZ, None)
+        self._sequential(job, source, 0.0, job.duration_s)
+        return self._finish(job)
 
     def check(self, options: TranscribeOptions) -> None:
         """Check that the options fit the model, before any audio is read.
@@ -184,29 +227,40 @@ class Transcriber:
         """Half of the context less one, as in OpenAI's code and the on-device runtime."""
         return self._max_length // 2 - 1
 
-    def _run(
-        self, source: FeatureSource, options: TranscribeOptions, duration_s: float, progress: Progress | None
-    ) -> Transcription:
-        """Decode window after window."""
+    def _begin(self, options: TranscribeOptions, duration_s: float, progress: Progress | None) -> "_Job":
+        """Make ready for one transcription."""
         started = time.perf_counter()
         self.check(options)
         self._session.steps = 0
-        record = _Record()
         prompt, notice = self._prompt(options)
         context = Context(self.special, prompt, condition=options.condition_on_previous_text, limit=self._prompt_limit)
         decoder = WindowDecoder(
             self._session, self.special, options, max_length=self._max_length, vocab_size=self.sizes.vocab_size
         )
-        start: _Start | None = None
+        notices = tuple(line for line in (notice, self._prefill_notice(options)) if line)
+        return _Job(options, duration_s, progress, started, notices, context, decoder)
+
+    def _finish(self, job: "_Job") -> Transcription:
+        if job.start is None:
+            raise AudioError("the audio holds no frames; there is nothing to transcribe")
+        return self._result(job.record, job.start, job.options, job.duration_s, job.started, job.notices)
+
+    def _window(self, job: "_Job", source: FeatureSource, frame: int, count: int) -> DecodedWindow:
+        """Decode the window of `count` frames from `frame`."""
+        embeds = self._encode(source, frame, count, job.record)
+        decoding_from = time.perf_counter()
+        job.start = job.start or self._start(embeds, job.options)
+        prefix, at = job.context.prefix(job.start.ids)
+        window = job.decoder.decode(embeds, prefix, at, self._prefilled(job.start, job.options))
+        job.record.decoder_s += time.perf_counter() - decoding_from
+        return window
+
+    def _sequential(self, job: "_Job", source: FeatureSource, offset_s: float, stop_s: float) -> None:
+        """Decode window after window of a piece of the audio that starts at `offset_s` and stops at `stop_s`."""
         frame, frame_s = 0, self.sizes.hop_length / SAMPLE_RATE_HZ
         while frame < source.n_frames:
             count = min(self.sizes.n_frames, source.n_frames - frame)
-            embeds = self._encode(source, frame, count, record)
-            decoding_from = time.perf_counter()
-            start = start or self._start(embeds, options)
-            prefix, at = context.prefix(start.ids)
-            window = decoder.decode(embeds, prefix, at)
-            record.decoder_s += time.perf_counter() - decoding_from
+            window = self._window(job, source, frame, count)
             split = split_window(
                 window.tokens,
                 self.special,
@@ -214,16 +268,40 @@ class Transcriber:
                 frames_per_position=self.sizes.frames_per_position,
             )
             phrases, advance = ((), count) if window.has_no_speech else (split.phrases, split.advance_frames)
-            context.add(window, phrases)
-            self._record(record, window, phrases)
-            written = ENGLISH if options.task == "translate" else start.language
-            record.segments += self._segments(window, phrases, options, written, frame, count, duration_s)
+            job.context.add(window, phrases)
+            self._record(job.record, window, [phrase.tokens for phrase in phrases])
+            from_s = offset_s + frame * frame_s
+            job.record.segments += self._segments(window, phrases, job.options, job.written, from_s, count, stop_s)
             frame += advance
-            if progress is not None:
-                progress(frame * frame_s if frame < source.n_frames else duration_s, duration_s)
-        if start is None:
-            raise AudioError("the audio holds no frames; there is nothing to transcribe")
-        return self._result(record, start, options, duration_s, started, (notice,) if notice else ())
+            job.tell(offset_s + frame * frame_s if frame < source.n_frames else stop_s)
+
+    def _by_pauses(self, job: "_Job", samples: FloatArray) -> None:
+        """Decode the pieces between pauses; where no speech is found the model itself judges all of it."""
+        options = job.options
+        speech = detector(options.vad).speech(samples)
+        longest = round(options.chunk_s * SAMPLE_RATE_HZ)
+        for start, stop in cut_in_pauses(samples, speech, longest) or [(0, len(samples))]:
+            source = audio_features(self._models, samples[start:stop], options.features)
+            self._sequential(job, source, start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
+        job.tell(job.duration_s)
+
+    def _by_chunks(self, job: "_Job", samples: FloatArray) -> None:
+        """Decode overlapping chunks, and stitch them at the end."""
+        options = job.options
+        length, stride = (round(seconds * SAMPLE_RATE_HZ) for seconds in (options.chunk_s, options.stride_s))
+        position_s = self.sizes.hop_length * self.sizes.frames_per_position / SAMPLE_RATE_HZ
+        heard = []
+        for chunk in overlapping_chunks(len(samples), length, stride):
+            source = audio_features(self._models, samples[chunk.start : chunk.stop], options.features)
+            window = self._window(job, source, 0, source.n_frames)
+            self._record(job.record, window, ())
+            stop_s = chunk.stop / SAMPLE_RATE_HZ
+            heard.append(HeardChunk.of(window, self.special, chunk.start / SAMPLE_RATE_HZ, stop_s, position_s))
+            job.tell(stop_s)
+        job.record.segments = stitched_segments(
+            heard, self._tokenizer.decode, job.written, timestamps=options.timestamps, words=options.word_timestamps
+        )
+        job.record.tokens = [token for segment in job.record.segments for token in segment.tokens]
 
     def _encode(self, source: FeatureSource, frame: int, count: int, record: _Record) -> Tensor:
         """Compute a window's audio embeddings, and note how long it took."""
@@ -255,6 +333,20 @@ class Transcriber:
             ids.append(special.no_timestamps)
         return _Start(tuple(ids), language, probability)
 
+    def _prefilled(self, start: _Start, options: TranscribeOptions) -> PrefilledCaches | None:
+        """Return the table's caches of the language and task, where it is to be used."""
+        table = self._models.prefill
+        if table is None or not options.prefill or table.length != self.special.forced:
+            return None
+        return table.caches(self.special.languages.get(start.language, 0), TASKS.index(options.task))
+
+    def _prefill_notice(self, options: TranscribeOptions) -> str | None:
+        """Say why a table that is there and wanted is of no use."""
+        table, forced = self._models.prefill, self.special.forced
+        if table is None or not options.prefill or table.length == forced:
+            return None
+        return f"the bundle's prefill is not used: it holds {table.length} tokens, answers here start with {forced}"
+
     def detect_language(self, embeds: Tensor) -> tuple[str, float]:
         """Return the most probable language of a window and its probability among all languages."""
         self._session.begin(embeds)
@@ -264,12 +356,12 @@ class Transcriber:
         best = int(probabilities.argmax())
         return codes[best], float(probabilities[best])
 
-    def _record(self, record: _Record, window: DecodedWindow, phrases: Sequence[Phrase]) -> None:
+    def _record(self, record: _Record, window: DecodedWindow, kept: Sequence[Sequence[int]]) -> None:
         record.windows += 1
         record.generated += window.generated
         record.fallbacks += window.attempts - 1
-        for phrase in phrases:
-            record.tokens += phrase.tokens
+        for tokens in kept:
+            record.tokens += tokens
         if record.first_token_at is None:
             record.first_token_at = window.first_token_at
 
@@ -279,14 +371,13 @@ class Transcriber:
         phrases: Sequence[Phrase],
         options: TranscribeOptions,
         language: str,
-        frame: int,
+        offset_s: float,
         count: int,
-        duration_s: float,
+        stop_s: float,
     ) -> list[Segment]:
-        """Phrases with text, in seconds of the whole audio."""
+        """Phrases with text, in seconds of the audio: the window starts at `offset_s`, its piece ends at `stop_s`."""
         frame_s = self.sizes.hop_length / SAMPLE_RATE_HZ
         position_s = frame_s * self.sizes.frames_per_position
-        offset_s = frame * frame_s
         words: list[list[tuple[str, float, float]]] = [[] for _ in phrases]
         if options.word_timestamps and window.alignment is not None:
             aligner = WordAligner(self.special, self._tokenizer.decode, language, position_s)
@@ -299,15 +390,15 @@ class Transcriber:
                 continue
             segments.append(
                 Segment(
-                    start_s=round(min(offset_s + phrase.start * position_s, duration_s), 3),
-                    end_s=round(min(offset_s + phrase.end * position_s, duration_s), 3),
+                    start_s=round(min(offset_s + phrase.start * position_s, stop_s), 3),
+                    end_s=round(min(offset_s + phrase.end * position_s, stop_s), 3),
                     text=text,
                     tokens=phrase.tokens,
                     temperature=window.temperature,
                     avg_logprob=round(window.avg_logprob, 6),
                     compression_ratio=round(window.compression_ratio, 6),
-                    no_speech_prob=round(window.no_speech_prob, 6),
-                    words=shifted(timed, offset_s, duration_s),
+                    no_speech_prob=_rounded(window.no_speech_prob),
+                    words=shifted(timed, offset_s, stop_s),
                 )
             )
         return segments
@@ -346,7 +437,12 @@ class Transcriber:
             audio_duration_s=round(duration_s, 6),
             timings=timings,
             notices=notices,
+            long_form=options.long_form,
         )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def _check_audio(audio: FloatArray) -> None:

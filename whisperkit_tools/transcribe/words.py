@@ -131,11 +131,9 @@ class WordAligner:
         Returns:
             For each phrase its words with start and end, in seconds from the window's start.
         """
-        # Timestamps attend to where they point, not to sound; only text and the end behind it are warped.
-        text = [i for i, token in enumerate(tokens) if self._special.is_text(token)]
-        starts = row_starts(alignment[[*text, len(tokens)]], n_positions) * self._position_s
-        begin = {index: float(starts[row]) for row, index in enumerate(text)}
-        end = {index: float(starts[row + 1]) for row, index in enumerate(text)}
+        times = token_times(tokens, alignment, self._special, n_positions, self._position_s)
+        begin = {index: start for index, (start, _) in times.items()}
+        end = {index: stop for index, (_, stop) in times.items()}
         return [self._phrase_words(phrase, begin, end) for phrase in phrases]
 
     def _phrase_words(
@@ -152,6 +150,27 @@ class WordAligner:
             end_s = min(max(end[indices[of[-1]]], start_s), phrase_end_s)
             words.append((text, start_s, end_s))
         return words
+
+
+def token_times(
+    tokens: Sequence[int], alignment: Tensor, special: SpecialTokens, n_positions: int, position_s: float
+) -> dict[int, tuple[float, float]]:
+    """Time the text tokens of a window.
+
+    Args:
+        tokens: The window's ids.
+        alignment: `[len(tokens) + 1, n_audio_ctx]`, see `DecodedWindow.alignment`.
+        special: The bundle's special ids.
+        n_positions: Encoder positions with audio.
+        position_s: Seconds of an encoder position.
+
+    Returns:
+        Start and end of each text token by its index, in seconds from the window's start.
+    """
+    # Timestamps attend to where they point, not to sound; only text and the end behind it are warped.
+    text = [i for i, token in enumerate(tokens) if special.is_text(token)]
+    starts = row_starts(alignment[[*text, len(tokens)]], n_positions) * position_s
+    return {index: (float(starts[row]), float(starts[row + 1])) for row, index in enumerate(text)}
 
 
 def shifted(words: Sequence[tuple[str, float, float]], offset_s: float, limit_s: float) -> tuple[Word, ...]:

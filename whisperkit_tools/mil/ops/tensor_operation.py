@@ -167,10 +167,14 @@ def topk(
 
 
 class StateBox:
-    """A state of a stateful program: a place whose tensor a call may replace."""
+    """A state of a stateful program: a place that holds a tensor which nobody else writes to."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
+
+    def write(self, value: Tensor) -> None:
+        """Take a copy of a tensor: the caller may change its own, and what was read before stays what it was."""
+        self.value = value.clone(memory_format=torch.contiguous_format)
 
 
 @operation("read_state", exact=True)
@@ -182,12 +186,12 @@ def read_state(input: StateBox) -> Tensor:
 @operation("coreml_update_state", exact=True)
 def coreml_update_state(state: StateBox, value: Tensor) -> Tensor:
     """Replace the state's tensor and return the new one."""
-    state.value = value
+    state.write(value)
     return value
 
 
 @operation("write_state", exact=True)
 def write_state(input: StateBox, data: Tensor) -> tuple[()]:
     """Replace the state's tensor."""
-    input.value = data
+    input.write(data)
     return ()

@@ -65,7 +65,7 @@ def reverse(x: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
     return torch.flip(x, list(range(x.ndim)) if axes is None else list(axes))
 
 
-def _axis_slices(
+def axis_slices(
     x: Tensor,
     begin: Sequence[int],
     end: Sequence[int],
@@ -98,7 +98,7 @@ def slice_by_index(
     squeeze_mask: Sequence[bool] | None = None,
 ) -> Tensor:
     """`x[begin:end:stride]` on each axis with Python's meaning; masks drop a bound or the whole axis."""
-    slices = _axis_slices(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
+    slices = axis_slices(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask))
     for axis, part in enumerate(slices):
         if part.step is not None and part.step < 0:  # torch has no negative steps
             chosen = list(range(*part.indices(x.shape[axis])))
@@ -132,7 +132,7 @@ def slice_update(
     squeeze_mask: Sequence[bool] | None = None,
 ) -> Tensor:
     """`x` with the part that `slice_by_index` would give replaced by `update`."""
-    slices = tuple(_axis_slices(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask)))
+    slices = tuple(axis_slices(x, begin, end, stride, (begin_mask, end_mask, squeeze_mask)))
     result = x.clone()
     result[slices] = update.reshape(result[slices].shape)
     return result

@@ -1,0 +1,139 @@
+"""From what a command line names to what is evaluated: bundles under their backends, models of other backends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from whisperkit_tools.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.eval.transcriber import Candidate
+    from whisperkit_tools.mil.specs import Precision
+
+TRANSFORMERS = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """One `--backend`: its name, and the model behind the colon if there is one."""
+
+    name: str
+    model: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "BackendChoice":
+        """Take `NAME` or `NAME:MODEL` apart."""
+        name, colon, model = text.partition(":")
+        return cls(name, model if colon else None)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateOptions:
+    """How the candidates run.
+
+    Attributes:
+        decoding: Of `TranscribeOptions`, those that were given.
+        precision: Of the executor.
+        compute_units: Of Core ML.
+        device: Of the executor and of backends that can choose; empty for their own choice.
+        endpoint: Of a service.
+        backend_options: Of backends that do not run bundles, as `NAME=VALUE` or `BACKEND:NAME=VALUE`.
+    """
+
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    precision: "Precision" = "float32"
+    compute_units: str | None = None
+    device: str = ""
+    endpoint: str = ""
+    backend_options: tuple[str, ...] = ()
+
+
+def candidates(
+    bundles: "Sequence[Bundle]", backends: Sequence[BackendChoice], options: CandidateOptions
+) -> "list[Candidate]":
+    """All bundles under all backends that run bundles, then the models of the others.
+
+    Raises:
+        WktError: A backend is unknown or not installed, or lacks a bundle or a model to run.
+    """
+    from whisperkit_tools.cli.packages import unique_names
+    from whisperkit_tools.pipeline import BUNDLE_BACKENDS
+
+    names = {path.resolve(): name for name, path in unique_names([bundle.path for bundle in bundles]).items()}
+    runs_bundles = [choice for choice in backends if choice.name in BUNDLE_BACKENDS]
+    found = []
+    for choice in runs_bundles:
+        if choice.model is not None:
+            raise EvaluationError(f"--backend {choice.name} runs bundles; name {choice.model} as BUNDLE instead")
+        suffix = f"-{choice.name}" if len(runs_bundles) > 1 else ""
+        for bundle in {bundle.path.resolve(): bundle for bundle in bundles}.values():
+            found.append(_of_bundle(bundle, choice.name, names[bundle.path.resolve()] + suffix, options))
+    for choice in backends:
+        if choice.name not in BUNDLE_BACKENDS:
+            found += _of_model(choice, bundles, options)
+    return found
+
+
+def _of_bundle(bundle: "Bundle", backend: str, name: str, options: CandidateOptions) -> "Candidate":
+    from whisperkit_tools.pipeline import LoadBundle, bundle_candidate
+    from whisperkit_tools.transcribe.options import TranscribeOptions
+
+    load = LoadBundle(
+        path=str(bundle.path.resolve()),
+        options=TranscribeOptions(**options.decoding),
+        backend=backend,
+        precision=options.precision,
+        compute_units=options.compute_units,
+        device=options.device or "cpu",
+    )
+    return bundle_candidate(bundle, load, name)
+
+
+def _of_model(choice: BackendChoice, bundles: "Sequence[Bundle]", options: CandidateOptions) -> "list[Candidate]":
+    """A backend with its model; the PyTorch original of each bundle where none is named."""
+    from whisperkit_tools.eval.backends.registry import (
+        DEFAULT_TEMPERATURES,
+        BackendSpec,
+        candidate,
+        check_available,
+    )
+    from whisperkit_tools.pipeline import original_of
+
+    check_available(choice.name)
+    models = [choice.model] if choice.model else _sources(bundles) if choice.name == TRANSFORMERS else []
+    if not models:
+        raise EvaluationError(f"--backend {choice.name} needs a model: --backend {choice.name}:MODEL")
+    found = []
+    for model in models:
+        place, identity = original_of(model) if choice.name == TRANSFORMERS else (model, "")
+        spec = BackendSpec(
+            name=choice.name,
+            model=place,
+            device=options.device,
+            endpoint=options.endpoint,
+            temperatures=tuple(options.decoding.get("temperatures", DEFAULT_TEMPERATURES)),
+            options=_own_options(choice.name, options.backend_options),
+        )
+        found.append(candidate(spec, identity=identity, name=f"{choice.name}-{Path(model).name}"))
+    return found
+
+
+def _sources(bundles: "Sequence[Bundle]") -> list[str]:
+    """Names of the checkpoints that bundles were made from, as their manifests have them."""
+    names = [bundle.manifest.get("source", {}).get("name") for bundle in bundles]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+
+
+def _own_options(backend: str, words: Sequence[str]) -> dict[str, str]:
+    """Options for a backend: those for all, and those with its name before a colon."""
+    own = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise EvaluationError(f"--backend-option {word!r} is not NAME=VALUE or BACKEND:NAME=VALUE")
+        prefix, colon, rest = name.rpartition(":")
+        if not colon or prefix == backend:
+            own[rest] = value
+    return own
