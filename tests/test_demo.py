@@ -14,8 +14,8 @@ from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utter
 
 MEGABYTE = 1_000_000
 SAMPLE_RATE_HZ = 16000
-# The committed checkpoint stands at 0.45 and 0.53; the same words over and over, or none, would be near 1.
-LONGFORM_WER_LIMIT = 0.65
+# figures.json: 0.15 in English and 0.03 in Spanish; the same words over and over, or none, would be near 1.
+LONGFORM_WER_LIMIT = 0.25
 
 
 def plain(text):

@@ -4,21 +4,11 @@
 
 It needs espeak-ng (1.51 made the committed files) beside transformers, soundfile, soxr and jiwer. DIR holds the speech
 pool (1.3 GB) and the training state; `train --resume` goes on after a kill. The same seed, steps and workers draw the
-same sentences, voices and windows.
+same sentences, voices and windows, with and without a kill.
 
-The committed checkpoint took 80 minutes on two busy cores, in these runs of `train --work DIR` (the later ones with
-`--resume`), whose figures stand in checkpoint/figures.json:
-
-1. `--short-steps 3000 --middle-steps 900 --long-steps 1500`, stopped after 200 long steps. Timestamps had random
-   embeddings until then, and accuracy stood still: `place_timestamps` dates from here, and replaced them.
-2. `--middle-steps 1050`, again from its first step; the embeddings were scaled up to TIMESTAMP_NORM after 500 steps.
-3. `--long-steps 1350 --decay-steps 550`; `Stage.between` came in after the first 200 steps.
-
-In the first run the windows also had fewer timestamps (0.7 and 0.6 of them in the middle and long stages); its first
-2,000 steps ran in one process of two threads. So those runs cannot be repeated to the bit; a new run can.
-
-The defaults are a longer run with all of that from the start. The loss on 30-second windows was still falling
-when the committed run ended.
+The committed checkpoint is what `all --work DIR` makes with the defaults; its figures stand in
+checkpoint/figures.json. Its steps took 96 minutes on two busy cores. The loss on 30-second windows
+was still falling at the end.
 """
 
 import argparse
@@ -131,10 +121,10 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--pool", type=int, default=20000, help="utterances to speak")
-    parser.add_argument("--short-steps", type=int, default=4000)
-    parser.add_argument("--middle-steps", type=int, default=2000)
-    parser.add_argument("--long-steps", type=int, default=5000)
-    parser.add_argument("--decay-steps", type=int, default=1500, help="of the long stage, at its end")
+    parser.add_argument("--short-steps", type=int, default=3000)
+    parser.add_argument("--middle-steps", type=int, default=1500)
+    parser.add_argument("--long-steps", type=int, default=3300)
+    parser.add_argument("--decay-steps", type=int, default=1100, help="of the long stage, at its end")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
