@@ -17,7 +17,6 @@ from whisperkit_tools.compile_hints.traffic import key, memory_bytes, segments
 from whisperkit_tools.mil.graph import Graph
 
 DEFAULT_DECODER_PASSES = 100
-PREFILLED_PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,7 @@ class ProgramEstimate:
         latency_s: The estimated time of one call.
         median_error: Half of the estimates are off by more than this fraction.
         uncounted: Types of operations whose FLOPs are not known and taken as 0.
+        open_inputs: Inputs with axes of open size, each of which is counted as 1.
     """
 
     component: str
@@ -55,6 +55,7 @@ class ProgramEstimate:
     latency_s: float
     median_error: float
     uncounted: tuple[str, ...]
+    open_inputs: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def estimate_program(component: str, graph: Graph, chip: Chip, table: ChipTable)
         latency_s=sum(max(time) for time in times) + terms["launch"],
         median_error=table.median_error.value,
         uncounted=tuple(sorted({count.operation.type for count in counts if not count.counted})),
+        open_inputs=tuple(name for name, spec in graph.inputs.items() if None in spec.shape),
     )
 
 
@@ -162,14 +164,15 @@ def estimate_bundle(
         programs: Its programs by package name; which is the encoder and which the decoder follows from the names.
         chip: The chip it is to run on.
         table: What holds for all chips.
-        decoder_passes: Decoder calls in a window, forced tokens included; a prefill table replaces 3 of them.
+        decoder_passes: Decoder calls in a window, forced tokens included; a prefill table replaces as many of
+            them as it has positions.
     """
     estimates = {part: estimate_program(part, graph, chip, table) for part, graph in programs.items()}
     parts: dict[str, ProgramEstimate] = {}
     for part, estimate in estimates.items():
         parts.setdefault(role(part), estimate)  # packages come in the order of the data's way: the first is the one
     encoder, decoder = parts.get("encoder"), parts.get("decoder")
-    passes = max(decoder_passes - (PREFILLED_PASSES if "prefill" in parts else 0), 0)
+    passes = max(decoder_passes - _prefilled_passes(programs), 0)
     window = None
     if encoder and decoder:
         window = sum(estimate.latency_s for estimate in estimates.values()) + (passes - 1) * decoder.latency_s
@@ -183,6 +186,12 @@ def estimate_bundle(
         decoder_passes=passes,
         median_error=table.median_error.value,
     )
+
+
+def _prefilled_passes(programs: Mapping[str, Graph]) -> int:
+    """How many positions of the caches a prefill table gives: three, or one of an English-only model."""
+    outputs = (out for part, graph in programs.items() if role(part) == "prefill" for out in graph.outputs.values())
+    return min((out.shape[3] or 0 for out in outputs if len(out.shape) == 4), default=0)
 
 
 def role(package: str) -> str:

@@ -184,11 +184,11 @@ def _share(parts: dict[bool, int]) -> float:
 
 
 def padding_bytes(spec: TensorSpec) -> int:
-    """Bytes added to a tensor when its last axis is padded to whole 64-byte rows."""
-    if not spec.shape or spec.dtype == "string":
+    """Bytes added to a tensor when its last axis is padded to whole 64-byte rows; 0 when that axis is open."""
+    if not spec.shape or not spec.shape[-1] or spec.dtype == "string":
         return 0
-    row = (spec.shape[-1] or 1) * bit_width(spec.dtype) // 8
-    return -row % ALIGNMENT_BYTES * (spec.size // (spec.shape[-1] or 1))
+    row = spec.shape[-1] * bit_width(spec.dtype) // 8
+    return -row % ALIGNMENT_BYTES * (spec.size // spec.shape[-1])
 
 
 class _Linter:

@@ -149,6 +149,35 @@ def test_what_is_no_package(wkt, tmp_path, command):
     assert "is not an .mlpackage (it has no Manifest.json)" in wkt(command, tmp_path / "Bad.mlpackage")[2]
 
 
+def test_a_package_of_the_older_kind_is_refused(wkt, tmp_path):
+    ct = import_coremltools()
+    array = ct.models.datatypes.Array(3)
+    builder = ct.models.neural_network.NeuralNetworkBuilder([("x", array)], [("y", array)])
+    builder.add_activation("relu", "RELU", "x", "y")
+    with quiet_coremltools():
+        ct.models.MLModel(builder.spec, skip_model_load=True).save(str(tmp_path / "older.mlpackage"))
+    for command in ("lint", "estimate"):
+        code, out, err = wkt(command, tmp_path / "older.mlpackage")
+        assert (code, out) == (1, "")
+        assert "holds a model that is no ML Program" in err
+
+
+def test_an_estimate_says_what_open_axes_count_as(wkt, tmp_path):
+    ct = import_coremltools()
+    import torch
+
+    layer = torch.jit.trace(torch.nn.Conv2d(32, 32, 1).eval(), torch.zeros(1, 32, 1, 64))
+    shape = ct.Shape((1, 32, 1, ct.RangeDim(1, 512, default=64)))
+    with quiet_coremltools():
+        inputs = [ct.TensorType(name="x", shape=shape, dtype=np.float16)]
+        model = ct.convert(layer, inputs=inputs, minimum_deployment_target=ct.target.iOS16, skip_model_load=True)
+        model.save(str(tmp_path / "open.mlpackage"))
+    code, out, _ = wkt("estimate", tmp_path / "open.mlpackage", "--chip", "m1")
+    assert code == 0
+    assert "too low: axes of open size count as 1, in x" in out
+    assert "open-shape (1)" in wkt("lint", tmp_path / "open.mlpackage")[1]
+
+
 def test_other_mistakes(wkt, folder, tmp_path, monkeypatch):
     code, _, err = wkt("lint", folder, "--ignore", "everything")
     assert code == 2

@@ -451,8 +451,12 @@ def test_a_window_is_every_component_once_and_the_decoder_often():
     found = estimate_bundle("theirs", programs, TABLE.chip("m1"), TABLE, decoder_passes=10)
     assert found.decoder_step_s == found.encoder_s
     assert found.window_s == pytest.approx(12 * found.encoder_s)
-    prefilled = {**programs, "TextDecoderContextPrefill": relu()}
-    assert estimate_bundle("ours", prefilled, TABLE.chip("m1"), TABLE, decoder_passes=10).decoder_passes == 7
+    for length in (1, 3):  # English-only, and with a language and a task
+        sketch = Sketch(x=(1, 64, 1, length))
+        table = sketch.graph(sketch.add("relu", (1, 64, 1, length), x=sketch.inputs["x"]))
+        prefilled = {**programs, "TextDecoderContextPrefill": table}
+        found = estimate_bundle("ours", prefilled, TABLE.chip("m1"), TABLE, decoder_passes=10)
+        assert found.decoder_passes == 10 - length
     alone = estimate_bundle("encoder", {"AudioEncoder": relu()}, TABLE.chip("m1"), TABLE)
     assert (alone.decoder_step_s, alone.window_s) == (None, None)
     assert [role(name) for name in prefilled] == ["other", "encoder", "decoder", "prefill"]

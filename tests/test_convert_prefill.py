@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -16,19 +17,15 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import open_checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.convert import prefill_stage
+from whisperkit_tools.convert.components import Components
 from whisperkit_tools.convert.export import PackageMetadata, export_package
 from whisperkit_tools.convert.parity import ParityGate, psnr_db
 from whisperkit_tools.convert.prefill import PrefillTable, encode, estimate, forced_caches, forced_tokens
 from whisperkit_tools.convert.prefill_audio import (
-    HELD_OUT_WINDOWS,
-    N_SAMPLES,
     SAMPLE_RATE_HZ,
     Clip,
     Recording,
-    coloured_noise,
-    demo_audio,
     demo_clips,
-    demo_speech_windows,
     held_out_windows,
     own_audio,
 )
@@ -211,61 +208,14 @@ def test_where_there_can_be_no_prefill_turbo_does_without_and_asking_for_it_fail
     assert "left out: there can be no prefill" in out
 
 
-# --- audio ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_demo_is_split_so_that_nothing_is_in_both():
-    audio = demo_audio("mixed")
-    assert len(audio.windows) == len(demo_audio("speech").windows) + len(demo_audio("noise").windows)
-    used = {window.tobytes() for window in audio.windows}
-    assert len(used) == len(audio.windows)
-    assert not used & {window.tobytes() for window in audio.held_out}
-    assert len(audio.held_out) == HELD_OUT_WINDOWS
-    assert {clip.language for clip in audio.clips} == {"en", "es"}
-    assert all(window.shape == (N_SAMPLES,) and window.dtype == np.float32 for window in audio.windows)
-    assert all(np.array_equal(a, b) for a, b in zip(demo_speech_windows(), audio.windows, strict=False))
-
-
-def recordings(*seconds, text="hello there"):
-    generator = np.random.default_rng(1)
-    return [
-        Recording(f"r{at}", generator.standard_normal(length * SAMPLE_RATE_HZ).astype(np.float32), text)
-        for at, length in enumerate(seconds)
-    ]
-
-
-def test_every_other_recording_of_ones_own_is_held_out():
-    audio = own_audio("speech", recordings(3, 4, 65, 31))
-    assert len(audio.windows) == 1 + 3
-    assert len(audio.held_out) == 1 + 2
-    assert [clip.name for clip in audio.clips] == ["r1", "r3"]
-    assert (audio.judged_on, audio.held_out_from) == ("recordings", "recordings")
-    assert [clip.language for clip in audio.clips] == [None, None]
-
-
-@pytest.mark.parametrize("own", [recordings(3), recordings(3, 3, text=None), recordings(3, 3, text=" ?! ")])
-def test_the_demo_judges_what_ones_own_recordings_cannot(own):
-    audio = own_audio("speech", own)
-    assert audio.judged_on == "demo"
-    assert audio.held_out_from == ("demo" if len(own) == 1 else "recordings")
-    assert audio.clips == () or audio.clips[0].name == demo_clips()[0].name
-
-
-def test_noise_has_the_power_it_says():
-    for colour in (0.0, 1.0, 2.0):
-        noise = coloured_noise(colour, np.random.default_rng(3)).astype(np.float64)
-        power = np.abs(np.fft.rfft(noise)) ** 2
-        bands = [power[at * 30 : 2 * at * 30].mean() for at in (200, 400, 800, 1600)]  # octaves from 200 Hz
-        slopes = np.diff(np.log2(bands))
-        assert np.allclose(slopes, -colour, atol=0.15)
-        assert np.sqrt(np.mean(noise**2)) == pytest.approx(1, abs=1e-3)
+# --- options -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"source": "music"}, "known are speech, noise, mixed"),
-        ({"source": "noise", "recordings": tuple(recordings(1))}, "takes no --prefill-audio"),
+        ({"source": "noise", "recordings": (Recording("r", np.zeros(16000, np.float32)),)}, "takes no --prefill-audio"),
         ({"max_wer_delta": -1.0}, "expected points of WER, 0 or more"),
         ({"max_wer_delta": math.nan}, "expected points of WER, 0 or more"),
     ],
@@ -391,6 +341,32 @@ def test_the_gate_leaves_a_harmful_prefill_out(checkpoint, bundle, monkeypatch):
         stage_of(checkpoint, strict=True).run(bundle, export)
 
 
+def test_the_gate_leaves_a_prefill_out_when_caches_without_meaning_do_as_well(bundle, tmp_path):
+    """A decoder whose self-attention adds nothing: whatever the caches hold, it writes the same."""
+    folder = variant(tmp_path, lambda folder, generation: None)
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.startswith("model.decoder") and ".self_attn.out_proj." in name:
+            weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    deaf = open_checkpoint(str(folder))
+    components = Components(deaf, 448, None, verification_speech())
+    shutil.rmtree(bundle / PACKAGE)
+    shutil.rmtree(bundle / "TextDecoder.mlpackage")
+    decoder = components.load("TextDecoder")
+    export(decoder, components.interfaces["TextDecoder"], bundle / "TextDecoder.mlpackage")
+    outcome = stage_of(deaf).run(bundle, export)
+    assert not outcome.included
+    assert not (bundle / PACKAGE).exists()
+    assert not outcome.evidence.is_harmful
+    assert outcome.evidence.alike == ("zeros", "gaussian")
+    assert outcome.evidence.changed == outcome.evidence.nulls["zeros"].changed == 0
+    assert outcome.lines()[0].startswith("prefill left out")
+    assert "caches of zeros and gaussian do not clearly worse" in outcome.reason
+    with pytest.raises(QualityGateError, match="do not clearly worse, so the figures mean nothing"):
+        stage_of(deaf, strict=True).run(bundle, export)
+
+
 @pytest.mark.slow
 def test_strict_exits_3_and_leaves_nothing_behind(wkt, tmp_path, monkeypatch):
     monkeypatch.setattr(prefill_stage, "estimate", damaged)
@@ -432,7 +408,19 @@ def test_without_a_transcriber_the_evidence_says_that_it_means_nothing(checkpoin
     assert evidence.wer_delta is None
     assert not evidence.is_harmful
     assert "nothing was transcribed" in evidence.emptiness
+    assert {name: null.clips for name, null in evidence.nulls.items()} == {"zeros": 0, "gaussian": 0}
+    assert evidence.alike == ()
     assert any("nothing was transcribed" in line for line in evidence.lines())
+
+
+def test_every_language_and_task_is_printed(prefill_bundle, forced):
+    recorded = json.loads((prefill_bundle / "wkt.json").read_text())["prefill"]["evidence"]
+    known = {**recorded, "nulls": {name: NullTest(**null) for name, null in recorded["nulls"].items()}}
+    lines = PrefillEvidence(**{name: known[name] for name in PrefillEvidence.__slots__}).lines()
+    printed = " ".join(line.removeprefix("dB") for line in lines if line.startswith("dB"))
+    assert len(printed.split()) == 2 * len(forced.languages)
+    for language, tasks in recorded["psnr_db"].items():
+        assert f" {language} {tasks['transcribe']:.1f}/{tasks['translate']:.1f}" in printed
 
 
 def evidence(*, with_, nulls, psnr=30.0, clips=20, changed=1, most=0.2):
@@ -458,11 +446,14 @@ def test_the_gate_is_the_wer():
         NullTest(psnr_db=29.0, clips=12, changed=8, changed_by_prefill=1, wer=60.0),
         NullTest(psnr_db=12.0, clips=12, changed=1, changed_by_prefill=1, wer=5.0),
         NullTest(psnr_db=12.0, clips=12, changed=2, changed_by_prefill=1, wer=5.0),
+        NullTest(psnr_db=29.0, clips=0, changed=0, changed_by_prefill=0, wer=None),
     ],
 )
 def test_null_tests_that_do_as_well_empty_the_evidence(null):
-    assert evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": WORSE}).emptiness == ""
+    good = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": WORSE})
+    assert (good.emptiness, good.alike) == ("", ())
     found = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": null})
+    assert found.alike == ("gaussian",)
     assert found.emptiness == "caches of gaussian do not clearly worse, so the figures mean nothing"
     assert found.recorded()["means_nothing"] == found.emptiness
 
@@ -489,8 +480,8 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
     assert good.problems == ()
     weights = bundle / PACKAGE / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     content = bytearray(weights.read_bytes())
-    half = len(content) // 2
-    content[half:] = content[half:][::-1]
+    behind = len(content) // 2 + 1024  # the second table's rows; its record stays
+    content[behind:] = content[behind:][::-1]
     weights.write_bytes(bytes(content))
     from whisperkit_tools.bundle import sha256
 
@@ -498,7 +489,7 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
     manifest["files"][name] = {"sha256": sha256(weights), "size_bytes": weights.stat().st_size}
     bad = verify_bundle(Bundle(bundle, manifest), checkpoint, audio, gate)
     assert bad.files == ()
-    assert any("TextDecoderContextPrefill" in line for line in bad.problems)
+    assert any("TextDecoderContextPrefill: en transcribe has" in line for line in bad.problems)
 
 
 def test_verify_misses_a_prefill_that_is_recorded(bundle):

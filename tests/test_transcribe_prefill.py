@@ -210,7 +210,7 @@ def test_a_table_of_another_length_is_not_used_and_said(prefill_bundle, speech):
     transcriber._models.prefill = ContextPrefill(table, channels, torch.device("cpu"), torch.float32)
     result, taken = steps(transcriber, speech)
     assert taken == len(result.tokens) + 4
-    assert "prefill is not used: it holds 1 tokens, this model's answers start with 3" in result.notices[0]
+    assert "prefill is not used: it holds 1 tokens, answers here start with 3" in result.notices[0]
 
 
 def test_no_prefill_on_the_command_line_decodes_all(wkt, prefill_bundle):

@@ -40,9 +40,11 @@ METADATA = PackageMetadata("decoder", "benchmark", "MIT", "1", {})
 KV_LENGTH = 448
 
 
-def decoder(name: str) -> TextDecoder:
-    """A decoder of the model's dimensions in float16, no two of whose weights are equal."""
+def decoder(name: str, most_layers: int | None = None) -> TextDecoder:
+    """A decoder of the model's dimensions in float16, no two of whose weights are equal; all layers unless limited."""
     d_model, layers, heads, vocabulary, alignment_heads = MODELS[name]
+    layers = min(layers, most_layers or layers)
+    alignment_heads = tuple(pair for pair in alignment_heads if pair[0] < layers) or ((0, 0),)
     dims = ModelDimensions(
         n_mels=80, d_model=d_model, encoder_layers=1, encoder_attention_heads=heads, encoder_ffn_dim=4 * d_model,
         decoder_layers=layers, decoder_attention_heads=heads, decoder_ffn_dim=4 * d_model, vocab_size=vocabulary,

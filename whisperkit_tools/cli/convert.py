@@ -41,7 +41,8 @@ ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
                    "[default: all at once].")  # fmt: skip
 @click.option("--prefill/--no-prefill", default=None,
               help="Add TextDecoderContextPrefill: the caches after start, language and task as a table, which "
-                   "replaces the first passes of each window [default: with --turbo].")  # fmt: skip
+                   "replaces the first passes of each window; left out where caches of zeros or noise do as well "
+                   "[default: with --turbo].")  # fmt: skip
 @click.option("--prefill-from", type=click.Choice(["speech", "noise", "mixed"]),
               help="What the table is the mean over [default: speech].")  # fmt: skip
 @click.option("--prefill-audio", type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -51,7 +52,7 @@ ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
               help="Most points by which the word error rate may rise, or the table is left out [default: 0.2].",
               )  # fmt: skip
 @click.option("--strict", is_flag=True,
-              help="Exit 3, and leave nothing behind, when the table is left out or its evidence means nothing.",
+              help="Exit 3, and leave nothing behind, when the table is left out or what it changes was not measured.",
               )  # fmt: skip
 @click.option("--no-word-timestamps", is_flag=True, help="Leave the alignment heads' output away.")
 @click.option("--no-verify", is_flag=True, help="Do not run the packages; the bundle records that it is unverified.")

@@ -118,6 +118,8 @@ def _print(estimates: list["BundleEstimate"], chips: list["Chip"], table: "ChipT
             )
             if program.uncounted:
                 click.echo(f"    not counted: {', '.join(program.uncounted)}")
+            if program.open_inputs:
+                click.echo(f"    too low: axes of open size count as 1, in {', '.join(program.open_inputs)}")
         click.echo("")
     _print_comparison(estimates, error)
     click.echo(f"\nAssumed: {_assumption(estimates)}.")

@@ -38,7 +38,7 @@ def find_functions(path: Path, function: str | None) -> dict[str, tuple[Path, st
         function: The only one to look at, or None for all of each package, the one that is run by default first.
 
     Raises:
-        BundleError: Nothing is there, or no package has the function.
+        BundleError: Nothing is there, a package is no ML Program, or no package has the function.
     """
     from whisperkit_tools.errors import BundleError
     from whisperkit_tools.mil.graph import function_names
@@ -46,6 +46,11 @@ def find_functions(path: Path, function: str | None) -> dict[str, tuple[Path, st
     found: dict[str, tuple[Path, str]] = {}
     for name, package in find_packages(path).items():
         names = function_names(package)
+        if not names:
+            raise BundleError(
+                f"{package}: holds a model that is no ML Program; convert its source anew with coremltools' "
+                "convert_to='mlprogram'"
+            )
         for one in names if function is None else [one for one in names if one == function]:
             found[name if one == names[0] else f"{name}:{one}"] = (package, one)
     if not found:

@@ -171,7 +171,7 @@ def _spread(items: Sequence[Item], count: int = HELD_OUT_WINDOWS) -> tuple[Item,
 
 def _cut(samples: Samples) -> list[Samples]:
     """Windows of a recording, one after another; a last piece of less than a second is dropped."""
-    starts = range(0, max(len(samples) - SAMPLE_RATE_HZ, 1), N_SAMPLES)
+    starts = range(0, max(len(samples) - SAMPLE_RATE_HZ + 1, 1), N_SAMPLES)
     return [one_window(samples[at : at + N_SAMPLES]) for at in starts]
 
 

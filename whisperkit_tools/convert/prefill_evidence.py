@@ -1,7 +1,8 @@
 """What a prefill costs: how near its caches come to those of other speech, and which transcripts it changes.
 
 Two null tests stand beside every figure. Caches of zeros, and Gaussian ones of the table's own mean and deviation, must
-do clearly worse; where they do not, the model does not look at these caches on this audio, and nothing is shown.
+do clearly worse; where they do not, the model does not look at these caches on this audio, nothing is shown, and the
+prefill is left out.
 """
 
 import math
@@ -29,10 +30,11 @@ Transcripts: TypeAlias = Callable[[Path, Sequence[Clip], Mapping[str, Lookup | N
 """Text of each clip by a bundle's packages, with each of several prefills (None for without)."""
 
 NULLS = ("zeros", "gaussian")
-NULL_CLIPS = 12
+NULL_CLIPS = 48
 LEAST_NULL_DB = 6.0  # half the error
 LEAST_NULL_SHARE = 0.1  # of the clips: so many more transcripts a null test must change
 ENGLISH = "en"
+PAIRS_IN_A_LINE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +43,23 @@ class NullTest:
 
     Attributes:
         psnr_db: Median over languages and tasks.
-        clips: Clips that were transcribed with them.
+        clips: Clips that were transcribed with them; 0 when nothing was transcribed.
         changed: How many of their transcripts they change.
         changed_by_prefill: How many of the same the prefill changes.
-        wer: Percent, on these clips.
+        wer: Percent, on these clips; None without any.
     """
 
     psnr_db: float
     clips: int
     changed: int
     changed_by_prefill: int
-    wer: float
+    wer: float | None
 
     def is_worse_than(self, psnr_db: float) -> bool:
         """Whether it does clearly worse than a table of that median PSNR."""
         more = self.changed - self.changed_by_prefill
-        return self.psnr_db <= psnr_db - LEAST_NULL_DB and more > LEAST_NULL_SHARE * self.clips
+        shown = more > LEAST_NULL_SHARE * self.clips or not self.clips
+        return self.psnr_db <= psnr_db - LEAST_NULL_DB and shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class PrefillEvidence:
         changed: Utterances whose transcript changes.
         wer_without: Percent; None when nothing was transcribed.
         wer_with: Percent.
-        nulls: The null tests by name; empty when nothing was transcribed.
+        nulls: The null tests by name.
         max_wer_delta: The most points by which the WER may rise.
         gap: Why nothing was transcribed, or empty.
     """
@@ -108,21 +111,26 @@ class PrefillEvidence:
         return self.wer_delta is not None and not self.wer_delta <= self.max_wer_delta + 1e-9
 
     @property
+    def alike(self) -> tuple[str, ...]:
+        """The null tests that do not clearly worse."""
+        middle = median(self.all_psnr_db)
+        return tuple(name for name, null in self.nulls.items() if not null.is_worse_than(middle))
+
+    @property
     def emptiness(self) -> str:
         """Why the figures mean nothing; empty when they mean something."""
-        if self.gap:
+        if not self.alike:
             return self.gap
-        middle = median(self.all_psnr_db)
-        alike = [name for name, null in self.nulls.items() if not null.is_worse_than(middle)]
-        return f"caches of {' and '.join(alike)} do not clearly worse, so the figures mean nothing" if alike else ""
+        return f"caches of {' and '.join(self.alike)} do not clearly worse, so the figures mean nothing"
 
     def lines(self) -> list[str]:
         """The evidence in words, a line for each measurement."""
         figures = sorted((value, language, task) for language, x in self.psnr_db.items() for task, value in x.items())
         lowest = figures[0]
         lines = [
-            f"caches  {len(figures)} pairs of language and task against {self.held_out_windows} windows of held-out "
-            f"speech: median {median(self.all_psnr_db):.1f} dB, least {lowest[0]:.1f} dB ({lowest[1]} {lowest[2]}); "
+            f"caches  {len(figures)} pair{'s' if len(figures) > 1 else ''} of language and task against "
+            f"{self.held_out_windows} windows of held-out speech: median {median(self.all_psnr_db):.1f} dB, "
+            f"least {lowest[0]:.1f} dB ({lowest[1]} {lowest[2]}); "
             + ", ".join(f"{name} {null.psnr_db:.1f} dB" for name, null in self.nulls.items())
         ]
         if self.wer_with is not None:
@@ -134,7 +142,9 @@ class PrefillEvidence:
                     for name, null in self.nulls.items()
                 )
             )
-        return [*lines, f"null    {self.emptiness or 'zeros and Gaussian caches do clearly worse'}"]
+        lines.append(f"null    {self.emptiness or 'zeros and Gaussian caches do clearly worse'}")
+        each = (f"{name} {'/'.join(f'{value:.1f}' for value in x.values())}" for name, x in self.psnr_db.items())
+        return lines + [f"dB      {line}" for line in _rows(list(each))]
 
     def recorded(self) -> dict[str, Any]:
         """What the manifest records."""
@@ -143,6 +153,12 @@ class PrefillEvidence:
             "wer_delta": None if self.wer_delta is None else round(self.wer_delta, 4),
             "means_nothing": self.emptiness,
         }
+
+
+def _rows(items: Sequence[str]) -> list[str]:
+    """Lines of `PAIRS_IN_A_LINE` items each."""
+    starts = range(0, len(items), PAIRS_IN_A_LINE)
+    return ["  ".join(items[at : at + PAIRS_IN_A_LINE]) for at in starts]
 
 
 def gather_evidence(
@@ -183,7 +199,7 @@ def gather_evidence(
         changed=measured.changed("prefill"),
         wer_without=measured.wer("without"),
         wer_with=measured.wer("prefill"),
-        nulls={name: measured.null(name, middle[name]) for name in NULLS} if measured.clips else {},
+        nulls={name: measured.null(name, middle[name]) for name in NULLS},
         max_wer_delta=max_wer_delta,
         gap=gap,
     )
@@ -305,9 +321,9 @@ class _Measured:
         return None if found is None else word_error_rate([clip.text for clip in self.clips[: len(found)]], found)
 
     def null(self, name: str, psnr_db: float) -> NullTest:
-        count = len(self.texts[name])
+        count = len(self.texts.get(name, ()))
         changed, by_prefill = self.changed(name), self.changed("prefill", count)
-        return NullTest(round(psnr_db, 2), count, changed, by_prefill, self.wer(name) or 0.0)
+        return NullTest(round(psnr_db, 2), count, changed, by_prefill, self.wer(name))
 
 
 def _transcribe(

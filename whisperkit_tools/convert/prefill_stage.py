@@ -34,7 +34,7 @@ class PrefillConfig:
         recordings: The user's own speech; the demo's when empty.
         transcripts: Transcribes with a bundle's packages, for the evidence; None leaves the transcripts unmeasured.
         max_wer_delta: The most points by which the WER may rise, or the prefill is left out.
-        strict: Whether a prefill that is left out, or whose evidence means nothing, fails the conversion.
+        strict: Whether a prefill that is left out, or whose effect could not be measured, fails the conversion.
         required: Whether a model that can have no prefill fails the conversion; otherwise it does without.
     """
 
@@ -138,10 +138,10 @@ class PrefillStage:
             self.impossible = str(error)
 
     def run(self, folder: Path, export: Export) -> PrefillOutcome:
-        """Add the package to a folder that holds all else but the manifest, and take it away again if it does harm.
+        """Add the package to a folder that holds all else but the manifest; take it away again unless it holds up.
 
         Raises:
-            QualityGateError: With `strict`, when it is left out or its evidence means nothing.
+            QualityGateError: With `strict`, when it is left out or what it changes could not be measured.
         """
         if self.forced is None:
             return PrefillOutcome(False, self.impossible)
@@ -169,7 +169,7 @@ class PrefillStage:
                 evidence = gather_evidence(
                     self.checkpoint, folder, read, audio, self.config.transcripts, self.config.max_wer_delta
                 )
-            included, reason = not evidence.is_harmful, _reason(evidence)
+            included, reason = not (evidence.is_harmful or evidence.alike), _reason(evidence)
         return PrefillOutcome(
             included=included,
             reason=reason,
@@ -188,6 +188,8 @@ def _reason(evidence: PrefillEvidence) -> str:
             f"the WER rises by {evidence.wer_delta:.2f} points, more than {evidence.max_wer_delta:g}; try other "
             "--prefill-from or --prefill-audio, or raise --prefill-max-wer-delta"
         )
+    if evidence.alike:
+        return f"{evidence.emptiness}; hand in speech that the model understands with --prefill-audio"
     return evidence.emptiness
 
 
