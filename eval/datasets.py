@@ -131,7 +131,7 @@ def open_dataset(spec: str, options: DatasetOptions | None = None, progress: Pro
         raise DatasetError(_describe(source, found.problems))
     examples = select([_in_language(item, language) for item in found.examples], options)
     if not examples:
-        raise DatasetError(_why_empty(source, len(rows), len(found.examples), options))
+        raise DatasetError(_why_empty(source, len(rows), len(found.examples), found.problems, options))
     return Dataset(
         name=name,
         source=source,
@@ -212,11 +212,12 @@ def _describe(source: str, problems: Sequence[Problem]) -> str:
     )
 
 
-def _why_empty(source: str, rows: int, usable: int, options: DatasetOptions) -> str:
+def _why_empty(source: str, rows: int, usable: int, problems: Sequence[Problem], options: DatasetOptions) -> str:
     if not rows:
         return f"{source} has no examples"
     if not usable:
-        return f"{source}: none of its {rows} examples can be evaluated"
+        first = f"; the first: {problems[0].kind}: {problems[0].message}" if problems else ""
+        return f"{source}: none of its {rows} examples can be evaluated{first}"
     asked = {name: getattr(options, name) for name in ("language", "min_duration_s", "max_duration_s")}
     wanted = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
     return f"{source}: none of its {usable} examples has {wanted}"

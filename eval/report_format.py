@@ -1,6 +1,8 @@
 """How the reports write numbers and hostile text: the same in HTML, Markdown and on the terminal."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 NOTHING = "–"
 # Embeddings, overrides and isolates would reorder what stands around them; control characters are not text.
@@ -64,6 +66,29 @@ def duration(seconds: float | None) -> str:
 def count(value: int, noun: str, plural: str = "") -> str:
     """`1 example`, `2,620 examples`."""
     return f"{value:,} {noun if value == 1 else plural or noun + 's'}"
+
+
+def fact(value: Any) -> str:
+    """A setting or a circumstance as people write it: `yes`, `20, 10, 5`, `torch 2.9, numpy 2.4`."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, Mapping):
+        parts = ((str(name).replace("_", " "), part) for name, part in value.items() if part not in (None, "", {}, []))
+        return ", ".join(
+            f"{name} ({fact(part)})" if isinstance(part, Mapping) else f"{name} {fact(part)}" for name, part in parts
+        )
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(fact, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def time_of(iso: str) -> str:
+    """An ISO 8601 time without what is finer than a second: `2026-11-21 16:09:24 UTC`."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?", iso)
+    if found is None:
+        return iso
+    day, clock, zone = found.groups()
+    return f"{day} {clock} {'UTC' if zone in (None, 'Z', '+00:00') else zone}"
 
 
 def visible(text: object) -> str:

@@ -90,7 +90,8 @@ def heading(runs: Sequence[ReadRun]) -> str:
         return runs[0].report.name
     if len(runs) == 2:
         return f"{runs[1].report.name} against {runs[0].report.name}"
-    return f"{len(runs)} runs compared"
+    models = {run.report.backend.model for run in runs}
+    return f"{len(runs)} runs" + (f" of {models.pop()}" if len(models) == 1 else " compared")
 
 
 @functools.cache
@@ -110,6 +111,8 @@ def _environment() -> Environment:
         interval=formats.interval,
         duration=formats.duration,
         count=formats.count,
+        fact=formats.fact,
+        time_of=formats.time_of,
         breakable=_breakable,
     )
     return environment

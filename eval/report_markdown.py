@@ -8,6 +8,7 @@ from whisperkit_tools.eval.comparison import Comparison
 from whisperkit_tools.eval.report_format import (
     count,
     duration,
+    fact,
     interval,
     markdown_text,
     percent,
@@ -132,16 +133,17 @@ def _measured(runs: Sequence[RunReport]) -> list[str]:
     for run in runs:
         facts = [
             f"backend {markdown_text(run.backend.name)}",
+            _facts("decoding", run.backend.options),
             _facts("machine", run.machine),
             _facts("versions", {**run.versions, **run.backend.versions}),
             _facts("options", run.options),
             f"bundle sha256 `{run.bundle.sha256[:16]}`" if run.bundle else "",
             f"on {markdown_text(run.started[:10])}",
         ]
-        lines.append(f"- {markdown_text(run.name)}: {'; '.join(fact for fact in facts if fact)}")
+        lines.append(f"- {markdown_text(run.name)}: {'; '.join(part for part in facts if part)}")
     return ["### How it was measured", "\n".join(lines)]
 
 
 def _facts(name: str, values: Mapping[str, Any]) -> str:
-    known = [f"{key} {value}" for key, value in values.items() if value not in (None, "", {}, [])]
-    return f"{name} {markdown_text(', '.join(known))}" if known else ""
+    known = fact(values)
+    return f"{name}: {markdown_text(known)}" if known else ""

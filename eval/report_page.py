@@ -119,7 +119,7 @@ def _tiles_of_two(old: RunReport, new: RunReport, comparison: Comparison) -> lis
     made.append(
         Tile("Quality of inference", percent(comparison.qoi, 1), "%", f"reverse {percent(comparison.qoi_reverse, 1)}%")
     )
-    if old.bundle and new.bundle and old.bundle.bytes:
+    if old.bundle and new.bundle and 0 < old.bundle.bytes != new.bundle.bytes:
         ratio = new.bundle.bytes / old.bundle.bytes
         detail = f"{megabytes(old.bundle.bytes)} → {megabytes(new.bundle.bytes)} MB"
         made.append(Tile("Size", f"{100 * (ratio - 1):+.0f}".replace("-", "−"), "%", detail))
@@ -136,7 +136,8 @@ def _tiles_of_many(runs: Sequence[RunReport]) -> list[Tile]:
     if rated := [run for run in runs if run.metrics.wer is not None]:
         best = min(rated, key=lambda run: run.metrics.wer or 0.0)
         made.append(Tile("Lowest word error rate", percent(best.metrics.wer), "%", best.name))
-    if sized := [(run.bundle.bytes, run.name) for run in runs if run.bundle]:
+    sized = [(run.bundle.bytes, run.name) for run in runs if run.bundle]
+    if len({size for size, _ in sized}) > 1:
         size, name = min(sized)
         made.append(Tile("Smallest", megabytes(size), "MB", name))
     if timed := [(run.speed.rtfx_corpus, run.name) for run in runs if run.speed.rtfx_corpus is not None]:
@@ -182,7 +183,7 @@ def _table_row(series: int, run: RunReport, comparison: Comparison | None, has_q
     cells += [Cell(number(speed.rtfx_corpus), order=speed.rtfx_corpus)]
     cells += [Cell(number(speed.tokens_per_s), order=speed.tokens_per_s)]
     cells += [Cell(milliseconds(speed.first_token_s), order=speed.first_token_s)]
-    detail = run.backend.name if run.backend.model in ("", run.name) else f"{run.backend.name} · {run.backend.model}"
+    detail = run.backend.name if run.backend.model in run.name else f"{run.backend.name} · {run.backend.model}"
     return TableRow(series, run.name, detail, tuple(cells))
 
 
@@ -194,7 +195,7 @@ def quality(run: RunReport, comparison: Comparison | None) -> tuple[float | None
 
 
 def scatters(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> list[tuple[str, str, Scatter]]:
-    """`(title, what is better, plot)` of size against word error rate and quality, where two runs or more have both."""
+    """`(title, what is better, plot)` of size against word error rate and quality, where sizes differ."""
     by_key = {comparison.candidate_key: comparison for comparison in comparisons}
     wers = [(run.metrics.wer, run.metrics.wer_interval) for run in runs]
     qois = [quality(run, by_key.get(run.key)) for run in runs]
@@ -215,13 +216,13 @@ def _scatter(
     *,
     less_is_better: bool,
 ) -> Scatter | None:
-    shorter = short_names([run.name for run in runs])
+    shorter = [elided(name) for name in short_names([run.name for run in runs])]
     kept = [
         (place, run.bundle.bytes / 1e6, 100 * value, bounds and (100 * bounds[0], 100 * bounds[1]))
         for place, (run, (value, bounds)) in enumerate(zip(runs, values, strict=True))
         if run.bundle is not None and value is not None
     ]
-    if len(kept) < 2:
+    if len({size for _, size, _, _ in kept}) < 2:
         return None
     labels = [
         (place, shorter[place], f"{runs[place].name}: {size:.1f} MB, {value:.2f}%") for place, size, value, _ in kept
@@ -234,10 +235,16 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Names without what all begin with, cut between words; as they are where one would be empty."""
     alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
     prefix = "".join(column[0] for column in alike) if len(names) > 1 else ""
-    cut = max(prefix.rfind(mark) for mark in "_-/ ") + 1
+    cut = max(prefix.rfind(mark) for mark in "_-/ (") + 1
     if any(not name[cut:] for name in names):
         return list(names)
-    return [name[cut:] for name in names]
+    is_within = prefix[:cut].count("(") > prefix[:cut].count(")")
+    return [name[cut:].removesuffix(")") if is_within else name[cut:] for name in names]
+
+
+def elided(name: str, longest: int = 22) -> str:
+    """A name that fits into a plot: of a longer one its beginning and its end, where variants tell what they are."""
+    return name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}"
 
 
 def breakdowns(runs: Sequence[RunReport]) -> list[Breakdown]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.report_format import fact
 from whisperkit_tools.eval.schema import (
     REPORT_FILE,
     RESULTS_FILE,
@@ -21,6 +22,7 @@ from whisperkit_tools.eval.schema import (
 
 NAMES_SHOWN = 6
 SHORT_KEY = 8
+NAMED_SETTINGS = 2
 _PIECE_TYPES = frozenset({"equal", "substitute", "delete", "insert"})
 
 
@@ -42,7 +44,7 @@ class ReadRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[ReadRun]:
-    """Read several runs and make their names unique, by the start of their keys where two are called the same.
+    """Read several runs and make their names unique: by their settings, or the start of their keys.
 
     Raises:
         DatasetError: A folder is no finished run, or two are the same run.
@@ -151,16 +153,31 @@ def _require_run(folder: Path) -> None:
 
 
 def _with_unique_names(runs: list[ReadRun]) -> list[ReadRun]:
-    names = [run.report.name for run in runs]
     unique = []
     for run in runs:
         name = run.report.name
-        if names.count(name) > 1:
-            told_apart = f"{name} ({run.report.key[:SHORT_KEY]})"
+        alike = [other.report for other in runs if other.report.name == name]
+        if len(alike) > 1:
+            settings, key = _what_is_its_own(run.report, alike), run.report.key[:SHORT_KEY]
+            told_apart = settings if settings and len(alike) == len(runs) else f"{name} ({settings or key})"
             note = f"{run.folder}: another run is called {name} too; this one is shown as {told_apart}"
-            run = replace(run, report=replace(run.report, name=told_apart), notes=(*run.notes, note))
+            notes = run.notes if settings else (*run.notes, note)
+            run = replace(run, report=replace(run.report, name=told_apart), notes=notes)
         unique.append(run)
     return unique
+
+
+def _what_is_its_own(run: RunReport, alike: Sequence[RunReport]) -> str:
+    """The settings in which runs of one name differ, such as `long form chunked`; empty where these tell too little."""
+    settings = {it.key: {"backend": it.backend.name, **it.options, **it.backend.options} for it in alike}
+    names = dict.fromkeys(name for values in settings.values() for name in values)
+    differ = [name for name in names if len({repr(values.get(name)) for values in settings.values()}) > 1]
+    described = {
+        key: ", ".join(f"{name.replace('_', ' ')} {fact(values.get(name))}" for name in differ)
+        for key, values in settings.items()
+    }
+    is_clear = len(differ) <= NAMED_SETTINGS and len(set(described.values())) == len(alike)
+    return described[run.key] if is_clear else ""
 
 
 def audio_file(run: ReadRun, row: ResultRow) -> Path | None:

@@ -8,6 +8,7 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -386,13 +387,19 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
     _expect(value, dict, where)
-    hints = get_type_hints(cls)
-    required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+    hints, required = _expected_fields(cls)
     missing = [name for name in required if name not in value]
     if missing:
         raise DatasetError(f"{where} lacks {', '.join(missing)}")
-    names = [f.name for f in fields(cls) if f.name in value]
-    return cls(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
+    return cls(**{name: _decode(kind, value[name], f"{where}.{name}") for name, kind in hints.items() if name in value})
+
+
+@cache
+def _expected_fields(cls: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """Type of each field, and the names of those without a default; a report holds thousands of the same class."""
+    hints = get_type_hints(cls)
+    required = (f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
+    return {f.name: hints[f.name] for f in fields(cls)}, tuple(required)
 
 
 def _expect(value: Any, kind: type, where: str) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import soundfile
 
-from whisperkit_tools.demo import demo_utterances
+from whisperkit_tools.demo import demo_longform, demo_utterances
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,22 @@ def test_transcripts_are_those_of_wkt_transcribe(wkt, demo_bundle, clips, out):
     assert figures["dataset"]["examples"] == 4
     assert all(row["words"] for row in _rows(folder))
     assert {"report.json", "report.md", "report.html", "run.json"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_same_goes_for_long_audio_and_its_options(wkt, demo_bundle, tmp_path):
+    chosen = ("--long-form", "vad", "--chunk-length", "12", "--temperature", "0")
+    code, stdout, stderr = wkt(
+        *("evaluate", demo_bundle, "--dataset", "demo", "--min-duration", "30", "--limit", "1", *chosen),
+        *("--no-check-silence", "-o", tmp_path, "--json"),
+    )
+    assert code == 0, stderr
+    (row,) = _rows(tmp_path / json.loads(stdout)["folders"][0])
+    recording = next(item for item in demo_longform() if item.id == row["id"])
+    code, stdout, _ = wkt(
+        "transcribe", "--bundle", demo_bundle, "--language", recording.language, *chosen, recording.path
+    )
+    assert row["hypothesis"] == stdout.strip()
+    assert row["timings"]["windows"] > 5
 
 
 def test_two_backends_are_compared_and_judged(wkt, demo_bundle, clips, out):
@@ -111,6 +127,12 @@ def test_a_broken_file_is_told_and_the_exit_code_is_1(wkt, demo_bundle, clips, t
         (("--dataset", "demo", "--noise-snr", "loud"), 2, "'loud' is not a list of numbers"),
         (("--dataset", "demo", "--noise-snr", "900"), 1, "are not ratios between"),
         (("--dataset", "demo", "--address", "auto"), 2, "add --engine ray"),
+        (("--dataset", "demo", "--endpoint", "http://localhost:1"), 2, "add --backend openai:MODEL"),
+        (("--dataset", "demo", "--backend-option", "beam_size=5"), 2, "of no chosen backend"),
+        (("--dataset", "demo", "--stride", "2"), 2, "--stride goes with --long-form chunked"),
+        (("--dataset", "demo", "--long-form", "chunked", "--vad", "energy"), 2, "--vad goes with --long-form vad"),
+        (("--dataset", "demo", "--compute-units", "all"), 2, "add --backend coreml"),
+        (("--dataset", "demo", "--long-form", "vad", "--backend", "transformers:demo"), 2, "--long-form is of bundles"),
         (("--dataset", "demo", "--normalizer", "mine"), 2, "no normalizer 'mine'"),
         (("--dataset", "demo", "--workers", "0"), 2, "--workers"),
         (("--dataset", "demo", "--language", "fi"), 1, "language fi"),
@@ -137,3 +159,40 @@ def test_two_bundles_of_one_name_are_told_apart(wkt, demo_bundle, clips, tmp_pat
     runs = json.loads(stdout)["runs"]
     assert [run["name"] for run in runs] == [str(demo_bundle), str(other)]
     assert len({run["key"] for run in runs}) == 2
+
+
+def test_without_its_reference_nothing_else_is_the_reference(wkt, demo_bundle, clips, tmp_path):
+    import shutil
+
+    places = [tmp_path / name for name in ("damaged", "good")]
+    for place in places:
+        shutil.copytree(demo_bundle, place)
+        (place / "NOTES.txt").write_text(place.name)
+    weights = next(places[0].glob("TextDecoder.mlpackage/**/weight.bin"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, stdout, stderr = wkt(
+        *("evaluate", places[1], demo_bundle, "--reference", places[0], "--dataset", clips, "--limit", "1"),
+        *("--no-check-silence", "-o", tmp_path / "out", "--json"),
+    )
+    assert code == 1
+    assert "damaged" in stderr
+    runs = json.loads(stdout)["runs"]
+    assert [run["metrics"]["qoi"] for run in runs] == [None, None]
+
+
+def test_a_service_is_asked_with_the_key_of_the_environment(wkt, clips, tmp_path, monkeypatch):
+    from evaluation_service import running_service
+
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-environment")
+    with running_service() as service:
+        code, stdout, stderr = wkt(
+            *("evaluate", "--backend", "openai:whisper-1", "--endpoint", service.address, "--dataset", clips),
+            *("--limit", "2", "--no-check-silence", "-o", tmp_path / "out"),
+        )
+    assert code == 0, stderr
+    assert len(service.requests) == 2
+    assert all(headers["Authorization"] == "Bearer key-of-the-environment" for _, headers, _ in service.requests)
+    assert stdout.splitlines()[1].startswith("openai-whisper-1")
+    files = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert not any("key-of-the-environment" in text for text in files)

@@ -1,77 +1,25 @@
 """Backends beside the executor: the PyTorch original, services over HTTP, registered ones, and those not installed."""
 
 import io
-import json
-import threading
-from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import EntryPoint
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+from evaluation_service import Service, running_service
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
 from whisperkit_tools.errors import EvaluationError
 from whisperkit_tools.eval.backends import registry
 from whisperkit_tools.eval.backends.registry import BUILT_IN, BackendSpec, LoadBackend, candidate
-from whisperkit_tools.eval.transcriber import Hypothesis, Timings
 from whisperkit_tools.pipeline import LoadBundle, read_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-
-ANSWER = {
-    "text": " Hello there. ",
-    "language": "english",
-    "segments": [{"id": 0, "start": 0.0, "end": 1.5, "text": " Hello there."}],
-    "words": [{"word": "Hello", "start": 0.1, "end": 0.5}, {"word": "there.", "start": 0.6, "end": 1.4}],
-}
-
-
-class Service(ThreadingHTTPServer):
-    """An OpenAI-compatible service that answers what it is told to, in turn, and keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[tuple[int, dict, bytes]] = []
-        self.requests: list[tuple[str, dict, dict]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        form = message_from_bytes(f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode() + body)
-        fields: dict[str, list[bytes]] = {}
-        for part in form.get_payload():
-            fields.setdefault(part.get_param("name", header="Content-Disposition"), []).append(
-                part.get_payload(decode=True)
-            )
-        self.server.requests.append((self.path, dict(self.headers), fields))
-        status, headers, content = (
-            self.server.answers.pop(0) if self.server.answers else (200, {}, json.dumps(ANSWER).encode())
-        )
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def service():
-    with Service() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with running_service() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def _endpoint(service: Service, **options: str):
@@ -128,6 +76,7 @@ def test_what_passes_is_sent_again(service):
             "answered 401: Incorrect API key; check OPENAI_API",
         ),
         ((404, {}, b"<html>"), "answered 404: <html>"),
+        ((302, {"Location": "http://127.0.0.1:9/"}, b""), "answered 302, moved to http://127.0.0.1:9/; give that"),
         ((200, {}, b"hello"), "answered no JSON: b'hello'"),
         ((200, {}, b"[]"), "answered a JSON list"),
         ((200, {}, b'{"task": "x"}'), "without a usable text"),
@@ -147,6 +96,10 @@ def test_a_service_that_is_not_there():
         LoadBackend(spec)().transcribe(_tone())
     with pytest.raises(EvaluationError, match="'localhost' is no address"):
         LoadBackend(BackendSpec("openai", "m", endpoint="localhost"))()
+    for secret in ("http://me:secret@localhost/v1", "http://localhost/v1?key=secret"):
+        with pytest.raises(EvaluationError, match="key is read from OPENAI_API_KEY") as error:
+            LoadBackend(BackendSpec("openai", "m", endpoint=secret))()
+        assert "secret" not in str(error.value)
 
 
 def test_wrong_options_are_all_named(service):
@@ -185,6 +138,16 @@ def test_a_missing_library_is_one_line_on_what_to_install(name, monkeypatch):
         candidate(BackendSpec(name, "tiny"))
 
 
+def test_a_library_that_is_broken_is_one_line_too(monkeypatch, tmp_path):
+    (tmp_path / "faster_whisper.py").write_text("import no_such_library")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faster_whisper", raising=False)
+    with pytest.raises(
+        EvaluationError, match="faster-whisper needs a library that cannot be imported: No module named"
+    ):
+        candidate(BackendSpec("faster-whisper", "tiny")).load()
+
+
 def test_the_extras_that_are_named_exist():
     import tomllib
     from pathlib import Path
@@ -194,28 +157,33 @@ def test_the_extras_that_are_named_exist():
     assert {backend.extra for backend in BUILT_IN.values() if backend.extra} <= set(extras)
 
 
-class Echo:
-    """A backend as another package would bring it."""
+ECHO = """
+from whisperkit_tools.eval.transcriber import Hypothesis, Timings
 
-    def __init__(self, spec: BackendSpec) -> None:
+
+class Echo:
+    def __init__(self, spec):
         self.spec = spec
 
-    def check(self, languages) -> None:
+    def check(self, languages):
         pass
 
     def transcribe(self, audio, *, language=None, words=False):
         return Hypothesis(f"{self.spec.model} {len(audio)}", Timings(len(audio) / 16_000, 0.0))
+"""
 
 
-def test_others_register_theirs_by_entry_point(monkeypatch):
-    points = [
-        EntryPoint("echo", f"{__name__}:Echo", registry.GROUP),
-        EntryPoint("broken", "no.such.module:load", registry.GROUP),
-    ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == registry.GROUP else [])
-    monkeypatch.setitem(__import__("sys").modules, __name__, __import__("types").SimpleNamespace(Echo=Echo))
+def test_others_register_theirs_by_entry_point(monkeypatch, tmp_path):
+    package = tmp_path / "echo_backend-2.5.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-backend\nVersion: 2.5\n")
+    points = f"[{registry.GROUP}]\necho = echo_backend:Echo\nbroken = no.such.module:load\n"
+    (package / "entry_points.txt").write_text(points)
+    (tmp_path / "echo_backend.py").write_text(ECHO)
+    monkeypatch.syspath_prepend(tmp_path)
     found = candidate(BackendSpec("echo", "m"))
     assert found.load().transcribe(_tone(1)).text == "m 16000"
+    assert found.backend.versions == {"echo-backend": "2.5"}
     with pytest.raises(EvaluationError, match=r"broken is registered as no\.such\.module:load, which cannot be"):
         candidate(BackendSpec("broken", "m")).load()
     with pytest.raises(EvaluationError, match=r"unknown backend 'ecko'; did you mean echo\? there are .*broken, echo"):

@@ -21,12 +21,14 @@ from whisperkit_tools.eval.schema import (
     Metrics,
     NoisePoint,
     NoSpeech,
+    NoSpeechClip,
     ProblemInfo,
     Report,
     Streaming,
     WordTimestampError,
     from_json,
 )
+from whisperkit_tools.eval.transcriber import BackendInfo
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 HOSTILE = [
@@ -360,6 +362,32 @@ def test_two_bundles_of_one_name_are_told_apart(write_run, tmp_path):
     assert len(written.notes) == 2
 
 
+def test_two_runs_of_one_bundle_are_told_apart_by_their_settings(write_run, tmp_path):
+    backends = [
+        BackendInfo("executor", "x", options={"long_form": form, "vad": "energy"}) for form in ("vad", "chunked")
+    ]
+    folders = [
+        write_run("org_base", [(TEXT, TEXT)], key=key * 8, backend=it) for key, it in zip("ab", backends, strict=True)
+    ]
+    written = write_report(folders, tmp_path / "out")
+    assert [run.report.name for run in written.runs] == ["long form vad", "long form chunked"]
+    assert written.notes == ()
+    other = write_run("org_tiny", [(TEXT, TEXT)], key="cccccccc")
+    written = write_report([*folders, other], tmp_path / "three")
+    names = [run.report.name for run in written.runs]
+    assert names == ["org_base (long form vad)", "org_base (long form chunked)", "org_tiny"]
+
+
+def test_what_was_heard_where_nobody_speaks_is_shown(write_run, tmp_path):
+    clips = (NoSpeechClip("white_noise", 5.0, "<b>thanks for watching", 3), NoSpeechClip("silence", 5.0, "", 0))
+    metrics = Metrics(0.0, 0.0, 0, 0, 0, 9, no_speech=NoSpeech(2, 1, 3, clips))
+    folder = write_run("org_base", [(TEXT, TEXT)], metrics=metrics)
+    write_run_pages(folder)
+    text = _page(folder).text
+    assert "Heard where nobody speaks white noise, 5.0 s: <b>thanks for watching" in text
+    assert "silence, 5.0 s" not in text
+
+
 def test_a_report_that_exists_is_kept_unless_forced(runs, tmp_path):
     target = tmp_path / "out"
     write_report(runs, target, page=PageConfig(title="first"))
@@ -433,11 +461,20 @@ def test_labels_do_not_cover_each_other():
         (["openai_whisper-base", "openai_whisper-base_74MB"], ["base", "base_74MB"]),
         (["a", "b"], ["a", "b"]),
         (["x-", "x-y"], ["x-", "x-y"]),
+        (["x (form vad)", "x (form chunked)"], ["vad", "chunked"]),
+        (["x (aaaa)", "x (bbbb)"], ["aaaa", "bbbb"]),
+        (["long form vad", "long form chunked"], ["vad", "chunked"]),
         (["only"], ["only"]),
     ],
 )
 def test_names_lose_what_all_begin_with(names, short):
     assert report_page.short_names(names) == short
+
+
+def test_long_names_fit_into_a_plot():
+    assert report_page.elided("base_74MB") == "base_74MB"
+    short = report_page.elided("some-owner_a-very-long-name-of-a-model_626MB")
+    assert (len(short), short[:4], short[-5:]) == (22, "some", "626MB")
 
 
 @pytest.mark.parametrize(
@@ -456,6 +493,11 @@ def test_names_lose_what_all_begin_with(names, short):
         (report_format.duration(19440), "5.4 h"),
         (report_format.duration(12.44), "12.4 s"),
         (report_format.visible("a\u202eb"), "a[U+202E]b"),
+        (report_format.fact({"a_b": None, "c": [20.0, 0.5], "d": {"e": True}}), "c 20, 0.5, d (e yes)"),
+        (report_format.fact(None), "none"),
+        (report_format.time_of("2026-01-02T03:04:05.678+00:00"), "2026-01-02 03:04:05 UTC"),
+        (report_format.time_of("2026-01-02T03:04:05+02:00"), "2026-01-02 03:04:05 +02:00"),
+        (report_format.time_of("long ago"), "long ago"),
     ],
 )
 def test_numbers_as_they_are_written(text, expected):

@@ -87,6 +87,22 @@ def test_a_phrase_that_the_seam_cuts_goes_on():
     assert [segment.tokens for segment in found] == [(1, 2), (3, 4, 5, 6), (7,)]
 
 
+def test_a_phrase_that_both_end_at_the_same_time_is_the_left_ones():
+    left = heard(0, 15, BEGIN, 1, 2, BEGIN + 600, BEGIN + 620, 3, BEGIN + 750)
+    right = heard(10, 25, BEGIN, 9, 2, 8, BEGIN + 105, BEGIN + 120, 3, 4, BEGIN + 400)
+    found = stitched(left, right)
+    assert [(segment.text, segment.start_s, segment.end_s) for segment in found] == [
+        (" w1 w2", 0, 12),
+        (" w3 w4", 12.4, 18),
+    ]
+
+
+def test_a_phrase_that_ends_with_its_chunk_is_not_finished():
+    left = heard(0, 15, BEGIN, 1, BEGIN + 500, BEGIN + 500, 2, 3, 4, BEGIN + 745)
+    right = heard(10, 25, BEGIN, 3, 4, 5, BEGIN + 245, BEGIN + 300, 6, BEGIN + 400)
+    assert [segment.text for segment in stitched(left, right)] == [" w1", " w2 w3 w4 w5", " w6"]
+
+
 def test_an_unfinished_phrase_counts_as_no_later_window_hears_it():
     found = stitched(heard(0, 15, BEGIN, 1, BEGIN + 500, BEGIN + 500, 2, 3), heard(10, 20))
     assert [(s.text, s.start_s, s.end_s) for s in found] == [(" w1", 0, 10), (" w2", 10, 12.5)]
@@ -142,6 +158,20 @@ def test_sentences_begin_where_they_are_said(result, recording):
     begins = [w.start_s for before, w in pairwise(words) if before.text.endswith((".", "?"))]
     assert len(begins) > 0.6 * len(said)
     assert np.median([np.abs(said - begin).min() for begin in begins]) < 0.4
+
+
+def test_no_sentence_is_lost_or_doubled_at_a_seam(result, request, recording):
+    """Each sentence of the recording has one segment, in chunks that begin and end in the middle of sentences too."""
+    if request.node.callspec.params["result"] == "chunked without timestamps":
+        pytest.skip("without timestamps a segment is no sentence")
+    said = np.array([segment.start_s for segment in recording.segments])
+    found = np.array([segment.start_s for segment in result.segments])
+    missed = [start for start in said if np.abs(found - start).min() > 0.5]
+    beside = [start for start in found if np.abs(said - start).min() > 0.5]
+    assert len(missed) <= 1
+    assert len(beside) <= 1
+    words = len(recording.text.split())
+    assert abs(len(result.text.split()) - words) <= 0.04 * words
 
 
 def test_the_text_equals_that_of_transformers_on_the_same_tokens(transcriber, audio, monkeypatch):

@@ -87,6 +87,25 @@ def test_equal_words_at_other_times_are_not_the_same():
     assert joined([left.ids, right.ids], stitch_timed([left, right], [3.5], 1.0)) == [1, 2, 5, 6, 3, 4]
 
 
+def test_the_seam_is_where_both_say_that_a_phrase_ends():
+    """Each chunk makes up what it heard only a part of, here with words that the other one has at the same time."""
+    left = Timed([1, 2, 3, 4, 5, 60, 61], [0, 1, 2, 3, 4, 5, 6], [True] * 7, [(3, 2.9), (5, 4.9)])
+    right = Timed([4, 5, 71, 6, 7, 8], [3.2, 3.9, 4.5, 5.2, 6.0, 7], [True] * 6, [(3, 5.1), (6, 8.0)])
+    assert joined([left.ids, right.ids], stitch_timed([left, right], [5.0], 1.0)) == [1, 2, 3, 4, 5, 6, 7, 8]
+    without = [replace(chunk, ends=()) for chunk in (left, right)]
+    assert joined([left.ids, right.ids], stitch_timed(without, [5.0], 1.0)) == [1, 2, 3, 4, 5, 71, 6, 7, 8]
+
+
+def test_of_several_common_ends_the_middle_one_is_taken_and_distant_ends_are_not_common():
+    speech = list(range(12))
+    ends = [(at, at - 0.2) for at in (2, 4, 6, 8, 10)]
+    left = Timed(speech[:10], list(map(float, speech[:10])), [True] * 10, ends[:4])
+    right = Timed(speech[2:], [float(at) for at in speech[2:]], [True] * 10, [(at - 2, s + 0.1) for at, s in ends[1:]])
+    assert stitch_timed([left, right], [6.0], 0.1) == [(0, 6), (4, 10)]
+    late = replace(right, ends=[(at, end_s + 0.5) for at, end_s in right.ends])
+    assert joined([left.ids, late.ids], stitch_timed([left, late], [6.0], 0.1)) == speech
+
+
 @pytest.mark.parametrize("sequences", [[], [[]], [[1, 2]], [[], [1, 2], []], [[1, 2], [], [3]]])
 def test_little_to_join(sequences):
     kept = stitch(sequences)

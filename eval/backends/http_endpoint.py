@@ -26,6 +26,7 @@ from whisperkit_tools.eval.transcriber import SAMPLE_RATE_HZ, FloatArray, Hypoth
 KEY_VARIABLE = "OPENAI_API_KEY"  # OpenAI's own clients read it from there
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_WAIT_S = 60.0
 _DEFAULTS: dict[str, Value] = {"response_format": "verbose_json", "timeout_s": 600.0, "retries": 4, "prompt": ""}
 
@@ -40,6 +41,10 @@ def load(spec: BackendSpec) -> "EndpointTranscriber":
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise EvaluationError(f"--endpoint {endpoint!r} is no address; give one such as http://localhost:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:  # it stands in reports
+        raise EvaluationError(
+            f"--endpoint of {parts.hostname} holds more than an address; its key is read from {KEY_VARIABLE}"
+        )
     options = checked(spec.name, spec.options, _DEFAULTS)
     if options["response_format"] not in ("verbose_json", "json"):
         raise EvaluationError(
@@ -49,6 +54,16 @@ def load(spec: BackendSpec) -> "EndpointTranscriber":
     if not key and endpoint == DEFAULT_ENDPOINT:
         raise EvaluationError(f"{DEFAULT_ENDPOINT} needs a key: set {KEY_VARIABLE}, or name another with --endpoint")
     return EndpointTranscriber(f"{endpoint}/audio/transcriptions", spec.model, key, spec.temperatures[0], options)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the key and the audio go to the address that was given and to no other."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Refuse, which makes it an HTTP error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class EndpointTranscriber:
@@ -108,7 +123,7 @@ class EndpointTranscriber:
         for attempt in range(attempts):
             is_last = attempt == attempts - 1
             try:
-                with urllib.request.urlopen(request, timeout=float(self._options["timeout_s"])) as response:
+                with _OPENER.open(request, timeout=float(self._options["timeout_s"])) as response:
                     return self._parsed(response.read())
             except urllib.error.HTTPError as error:
                 if is_last or error.code not in _TRY_AGAIN:
@@ -135,6 +150,8 @@ class EndpointTranscriber:
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
         """The service's own words on why, as far as it says."""
+        if error.code in _REDIRECTS:
+            return f"{self._url} answered {error.code}, moved to {error.headers.get('Location')}; give that --endpoint"
         raw = error.read()[:2000].decode("utf-8", "replace")
         try:
             said = json.loads(raw)["error"]

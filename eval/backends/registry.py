@@ -83,7 +83,13 @@ class LoadBackend:
         Raises:
             EvaluationError: Its library is missing, or the model cannot be loaded.
         """
-        return _loader(self.spec.name)(self.spec)
+        load = _loader(self.spec.name)
+        try:
+            return load(self.spec)
+        except ImportError as error:
+            raise EvaluationError(
+                f"backend {self.spec.name} needs a library that cannot be imported: {error}; install it again"
+            ) from error
 
 
 def candidate(spec: BackendSpec, *, identity: str = "", name: str = "") -> Candidate:

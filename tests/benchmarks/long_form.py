@@ -1,21 +1,25 @@
 """Word error rate of the long recordings by strategy: sequential, chunked, cut in pauses.
 
-    python tests/benchmarks/long_form.py BUNDLE [--folder DIR] [--json FILE]
+    python tests/benchmarks/long_form.py BUNDLE [--folder DIR | --made N] [--json FILE]
 
-The embedded recordings, or those of a folder with a metadata.json of entries with `audio` and `text`. Words are
-compared in lower case without punctuation.
+The embedded recordings; those of a folder with a metadata.json of entries with `audio` and `text`; or N that are made
+of the embedded utterances, in random order with pauses of 0.2 to 1.2 s, 75 s or more each, for two recordings are few
+to tell strategies apart. Words are compared in lower case without punctuation. Four or more
+words deleted in a row count as a phrase that was lost, four or more inserted ones as one that was doubled or made up.
 """
 
 import argparse
 import json
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import torch
 
-from whisperkit_tools.demo import demo_longform
-from whisperkit_tools.transcribe.audio import AudioInput, load_audio
+from whisperkit_tools.demo import demo_longform, demo_utterances
+from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ, AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -40,55 +44,91 @@ class Row:
     substitutions: int
     deletions: int
     insertions: int
+    lost: int
+    made_up: int
     windows: int
     segments: int
     seconds: float
 
 
-def recordings(folder: Path | None) -> list[tuple[Path, str, str | None]]:
-    """Path, text and language of each."""
+Recording = tuple[np.ndarray, str, str | None]
+"""Samples, text and language."""
+
+
+def read(path: Path) -> np.ndarray:
+    return load_audio(AudioInput(str(path), path))
+
+
+def recordings(folder: Path | None) -> list[Recording]:
     if folder is None:
-        return [(item.path, item.text, item.language) for item in demo_longform()]
+        return [(read(item.path), item.text, item.language) for item in demo_longform()]
     entries = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-    return [(folder / entry["audio"], entry["text"], entry.get("language")) for entry in entries]
+    return [(read(folder / entry["audio"]), entry["text"], entry.get("language")) for entry in entries]
+
+
+def made(count: int) -> list[Recording]:
+    chance = random.Random(0)
+    found = []
+    for number in range(count):
+        language = ("en", "es")[number % 2]
+        utterances = [item for item in demo_utterances() if item.language == language]
+        chance.shuffle(utterances)
+        parts, texts = [], []
+        while sum(map(len, parts)) < 75 * SAMPLE_RATE_HZ and utterances:
+            item = utterances.pop()
+            pause = np.zeros(round(chance.uniform(0.2, 1.2) * SAMPLE_RATE_HZ), dtype=np.float32)
+            parts += [read(item.path), pause]
+            texts.append(item.text)
+        found.append((np.concatenate(parts), " ".join(texts), language))
+    return found
+
+
+def lost_and_made_up(words: jiwer.WordOutput) -> tuple[int, int]:
+    """Runs of four or more deleted words, and of inserted ones."""
+    pieces = [piece for alignment in words.alignments for piece in alignment]
+    lost = sum(piece.type == "delete" and piece.ref_end_idx - piece.ref_start_idx >= 4 for piece in pieces)
+    return lost, sum(piece.type == "insert" and piece.hyp_end_idx - piece.hyp_start_idx >= 4 for piece in pieces)
 
 
 def plain(text: str) -> str:
     return " ".join("".join(letter for letter in text.lower() if letter.isalnum() or letter.isspace()).split())
 
 
-def measure(transcriber: Transcriber, name: str, audio: list[tuple[Path, str, str | None]]) -> Row:
+def measure(transcriber: Transcriber, name: str, audio: list[Recording]) -> Row:
     results = [
-        transcriber.transcribe(
-            load_audio(AudioInput(str(path), path)), TranscribeOptions(language=language, **STRATEGIES[name])
-        )
-        for path, _, language in audio
+        transcriber.transcribe(samples, TranscribeOptions(language=language, **STRATEGIES[name]))
+        for samples, _, language in audio
     ]
     words = jiwer.process_words([plain(text) for _, text, _ in audio], [plain(result.text) for result in results])
     windows = sum(result.timings.windows for result in results)
     seconds = sum(result.timings.total_s for result in results)
     segments = sum(len(result.segments) for result in results)
-    return Row(name, words.wer, words.substitutions, words.deletions, words.insertions, windows, segments, seconds)
+    errors = words.substitutions, words.deletions, words.insertions
+    return Row(name, words.wer, *errors, *lost_and_made_up(words), windows, segments, seconds)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--made", type=int)
     parser.add_argument("--only", choices=list(STRATEGIES), nargs="+", default=list(STRATEGIES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    audio, transcriber = recordings(args.folder), Transcriber.load(args.bundle)
-    print(f"{'strategy':30}{'WER %':>8}{'sub':>6}{'del':>6}{'ins':>6}{'windows':>9}{'segments':>10}{'seconds':>9}")
+    audio = made(args.made) if args.made else recordings(args.folder)
+    transcriber = Transcriber.load(args.bundle)
+    print(f"{len(audio)} recordings, {sum(len(samples) for samples, _, _ in audio) / SAMPLE_RATE_HZ:.0f} s")
+    heads = ("WER %", "sub", "del", "ins", "lost", "made up", "windows", "segments", "seconds")
+    print(f"{'strategy':30}" + "".join(f"{head:>9}" for head in heads))
     rows = []
     for name in args.only:
         row = measure(transcriber, name, audio)
         rows.append(row)
         print(
-            f"{name:30}{100 * row.wer:>8.2f}{row.substitutions:>6}{row.deletions:>6}{row.insertions:>6}"
-            f"{row.windows:>9}{row.segments:>10}{row.seconds:>9.1f}",
+            f"{name:30}{100 * row.wer:>9.2f}{row.substitutions:>9}{row.deletions:>9}{row.insertions:>9}"
+            f"{row.lost:>9}{row.made_up:>9}{row.windows:>9}{row.segments:>9}{row.seconds:>9.1f}",
             flush=True,
         )
     if args.json:

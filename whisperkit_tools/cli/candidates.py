@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from whisperkit_tools.eval.transcriber import Candidate
     from whisperkit_tools.mil.specs import Precision
 
-TRANSFORMERS = "transformers"
+TRANSFORMERS, OPENAI = "transformers", "openai"
+BUNDLE_OPTIONS = {
+    "long_form": "--long-form",
+    "chunk_length_s": "--chunk-length",
+    "stride_s": "--stride",
+    "vad": "--vad",
+    "features": "--features",
+    "condition_on_previous_text": "--condition-on-previous-text",
+}
+"""Of our own decoding, by the field of `TranscribeOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,44 @@ class CandidateOptions:
     device: str = ""
     endpoint: str = ""
     backend_options: tuple[str, ...] = ()
+
+
+def unused_options(backends: Sequence[BackendChoice], options: Mapping[str, Any]) -> list[str]:
+    """What was given on the command line and no chosen backend would take in, one line each.
+
+    Args:
+        backends: The chosen ones.
+        options: The command's, by their names.
+    """
+    from whisperkit_tools.eval.backends.registry import BUILT_IN
+    from whisperkit_tools.pipeline import BUNDLE_BACKENDS, CORE_ML, EXECUTOR
+
+    names = {choice.name for choice in backends}
+    models = names - set(BUNDLE_BACKENDS)
+    registered = models - set(BUILT_IN)  # what those know is theirs
+    wrong = []
+    if options["endpoint"] and OPENAI not in names and not registered:
+        wrong.append("--endpoint is of a service: add --backend openai:MODEL")
+    if options["precision"] != "float32" and EXECUTOR not in names:
+        wrong.append("--precision is of the executor: add --backend executor")
+    if options["compute_units"] is not None and CORE_ML not in names:
+        wrong.append("--compute-units is of Core ML: add --backend coreml")
+    wrong += [
+        f"{option} is of bundles: add --backend executor"
+        for name, option in BUNDLE_OPTIONS.items()
+        if options[name] is not None and names == models
+    ]
+    strategies = {"chunk_length_s": ("chunked", "vad"), "stride_s": ("chunked",), "vad": ("vad",)}
+    wrong += [
+        f"{BUNDLE_OPTIONS[name]} goes with --long-form {' or '.join(allowed)}"
+        for name, allowed in strategies.items()
+        if options[name] is not None and options["long_form"] not in allowed
+    ]
+    for word in options["backend_options"]:
+        prefix, colon, _ = word.partition("=")[0].rpartition(":")
+        if not models or (colon and prefix not in models):
+            wrong.append(f"--backend-option {word} is of no chosen backend that has its own options")
+    return wrong
 
 
 def candidates(

@@ -12,6 +12,7 @@ import click
 from whisperkit_tools.errors import EvaluationError, WktError
 
 if TYPE_CHECKING:
+    from whisperkit_tools.cli.candidates import BackendChoice
     from whisperkit_tools.eval.engines import Engine
     from whisperkit_tools.eval.examples import Dataset
     from whisperkit_tools.eval.plan import EvaluateConfig
@@ -189,12 +190,13 @@ def _candidates(
 ) -> "tuple[list[Candidate], Path | None]":
     """What is evaluated, a reference bundle first; and the reference that is a run already."""
     from whisperkit_tools.bundle import Bundle, find_bundle
-    from whisperkit_tools.cli.candidates import BackendChoice, CandidateOptions, candidates
+    from whisperkit_tools.cli.candidates import BUNDLE_OPTIONS, BackendChoice, CandidateOptions, candidates
     from whisperkit_tools.eval.schema import RESULTS_FILE
     from whisperkit_tools.pipeline import BUNDLE_BACKENDS
 
     backends = [BackendChoice.parse(text) for text in dict.fromkeys(options["backends"])]
     backends = backends or [BackendChoice("executor", None)]
+    _check_used(backends, options)
     is_run = reference is not None and (reference.is_file() or (reference / RESULTS_FILE).is_file())
     named = [*([str(reference)] if reference is not None and not is_run else []), *bundles]
     opened = [Bundle.open(path) for path in named]
@@ -203,9 +205,8 @@ def _candidates(
         opened.append(find_bundle(bundles_dir))
     if bundles and not needs_bundle:
         raise click.UsageError("no backend that runs bundles was named; add --backend executor")
-    names = ("temperatures", "long_form", "chunk_length_s", "stride_s", "vad", "features", "condition_on_previous_text")
     given = CandidateOptions(
-        decoding={name: options[name] for name in names if options[name] is not None},
+        decoding={name: options[name] for name in ("temperatures", *BUNDLE_OPTIONS) if options[name] is not None},
         precision=options["precision"],
         compute_units=options["compute_units"],
         device=options["device"],
@@ -213,6 +214,24 @@ def _candidates(
         backend_options=options["backend_options"],
     )
     return candidates(opened, backends, given), reference if is_run else None
+
+
+def _check_used(backends: "Sequence[BackendChoice]", options: dict[str, Any]) -> None:
+    """Refuse options that none of the backends knows; say of the others whose they are.
+
+    Raises:
+        click.UsageError: Naming the option, and the backend that has it.
+    """
+    from whisperkit_tools.cli.candidates import BUNDLE_OPTIONS, unused_options
+    from whisperkit_tools.pipeline import BUNDLE_BACKENDS
+
+    refused = unused_options(backends, options)
+    if refused:
+        raise click.UsageError("; ".join(refused))
+    others = [choice.name for choice in backends if choice.name not in BUNDLE_BACKENDS]
+    given = [option for name, option in BUNDLE_OPTIONS.items() if options[name] is not None]
+    if others and given:
+        click.echo(f"wkt: note: {', '.join(given)} of bundles only; {', '.join(others)} decodes its own way", err=True)
 
 
 def _dataset(name: str, options: dict[str, Any], progress: Any) -> "Dataset":
@@ -254,6 +273,7 @@ class _Evaluation:
         self._engine = engine
         self._page = page
         self._done: list[FinishedRun] = []
+        self._first: str | None = None
         self._stopped: list[str] = []
         self._comparison: Path | None = None
 
@@ -267,6 +287,7 @@ class _Evaluation:
         from whisperkit_tools.eval.runner import evaluate
         from whisperkit_tools.pipeline import read_audio
 
+        self._first = candidates[0].name
         for candidate in candidates:
             try:
                 with RunProgress(candidate.name) as progress:
@@ -287,13 +308,13 @@ class _Evaluation:
                 self._done.append(done)
 
     def judge(self, reference: Path | None) -> None:
-        """Measure quality of inference: against the reference run, else against the first of several."""
+        """Measure quality of inference: against the reference run, else the first of several unless it was stopped."""
         from whisperkit_tools.eval.report_reading import read_run
         from whisperkit_tools.eval.run_store import write_json
         from whisperkit_tools.eval.schema import REPORT_FILE, Report, to_json
         from whisperkit_tools.eval.summary import with_qoi
 
-        if reference is None and len(self._done) < 2:
+        if reference is None and (len(self._done) < 2 or self._done[0].report.name != self._first):
             return
         base = read_run(reference if reference is not None else self._done[0].folder)
         base_rates = {row.id: row.wer for row in base.rows}

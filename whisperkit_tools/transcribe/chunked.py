@@ -1,4 +1,4 @@
-"""Long audio as overlapping chunks of equal length, each decoded by itself, stitched by their common tokens.
+"""Long audio as overlapping chunks of equal length, each decoded by itself, stitched by what they have in common.
 
 No chunk needs another's result. The packages take one window at a time (their batch size is fixed), so the chunks are
 decoded one after the other all the same; what independence buys is that no mistake spreads and that a chunk can be
@@ -18,6 +18,7 @@ from whisperkit_tools.transcribe.stitching import Timed, stitch_timed
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.words import WITHOUT_SPACES, Decode, split_words, token_times
 
+AT_ITS_STOP_S = 0.2  # a phrase that ends so near the end of its chunk may go on behind it
 SAME_TIME_S = 1.0  # two chunks time the same token up to this far apart: attention is broad, chunk ends pull at it
 
 
@@ -178,7 +179,13 @@ def _timed(chunk: HeardChunk, decode: Decode, language: str) -> Timed:
     """The chunk's tokens, with what is known of their words."""
     ids = [token.id for token in chunk.tokens]
     starts_word = [language in WITHOUT_SPACES or decode([token]).startswith(" ") for token in ids]
-    return Timed(ids, [token.start_s for token in chunk.tokens], starts_word)
+    behind = {token.phrase: index for index, token in enumerate(chunk.tokens, 1)}
+    ends = [
+        (behind[number], end_s)
+        for number, (_, end_s) in enumerate(chunk.phrases)
+        if end_s < chunk.stop_s - AT_ITS_STOP_S
+    ]
+    return Timed(ids, [token.start_s for token in chunk.tokens], starts_word, ends)
 
 
 def _add_runs(runs: list[_Run], chunk: HeardChunk, first: int, stop: int, *, joins: bool) -> None:

@@ -8,6 +8,10 @@ Source: transformers' speech recognition pipeline, `_find_longest_common_sequenc
 equals when it is given no times. With times, tokens agree only if they were also said at the same time, the seam is at
 a token that agrees, and chunks that share nothing are cut between words in the middle of their overlap, where
 transformers keeps all of both.
+
+Where both chunks also say that a phrase ends at the same time, the seam is there and needs no common token: the phrase
+before it is whole in the left chunk and the one after it in the right, while a chunk that begins or ends within a
+phrase often makes up the rest of it.
 """
 
 from collections.abc import Sequence
@@ -17,6 +21,7 @@ from itertools import pairwise
 import numpy as np
 
 _LEAST_COMMON = 2  # a single common token is a coincidence
+SAME_END_S = 0.3  # two chunks time the end of the same phrase up to this far apart
 _PREFER_LONG = 1e-4  # for each token of overlap: of two equal agreements the longer one counts
 
 
@@ -38,11 +43,13 @@ class Timed:
         ids: Text tokens.
         times_s: When each is said, in seconds of the file; rising.
         starts_word: Whether a word starts with it, or might.
+        ends: Of each phrase that was heard to its end, the index behind its last token and its end in seconds.
     """
 
     ids: Sequence[int]
     times_s: Sequence[float]
     starts_word: Sequence[bool]
+    ends: Sequence[tuple[int, float]] = ()
 
     def word_after(self, time_s: float) -> int:
         """Return the index of the first word said at a time or later; behind the last token when there is none."""
@@ -113,6 +120,11 @@ def stitch_timed(chunks: Sequence[Timed], middles_s: Sequence[float], tolerance_
     kept = []
     start = 0
     for (left, right), middle_s in zip(pairwise(chunks), middles_s, strict=True):
+        common_end = _common_end(left, right, start, middle_s)
+        if common_end is not None:
+            kept.append((start, common_end[0]))
+            start = common_end[1]
+            continue
         far = np.subtract.outer(np.asarray(left.times_s[start:], float), np.asarray(right.times_s, float))
         near = np.abs(far) <= tolerance_s
         overlap = find_overlap(left.ids[start:], right.ids, near)
@@ -124,6 +136,17 @@ def stitch_timed(chunks: Sequence[Timed], middles_s: Sequence[float], tolerance_
         kept.append((start, stop))
         start = following
     return [*kept, (start, len(chunks[-1].ids))] if chunks else []
+
+
+def _common_end(left: Timed, right: Timed, start: int, middle_s: float) -> tuple[int, int] | None:
+    """Return the indices behind the phrase end that both have nearest to the middle of the overlap."""
+    common = [
+        (abs((left_s + right_s) / 2 - middle_s), left_at, right_at)
+        for left_at, left_s in left.ends
+        for right_at, right_s in right.ends
+        if left_at > start and abs(left_s - right_s) <= SAME_END_S
+    ]
+    return min(common)[1:] if common else None
 
 
 def _common_token(overlap: Overlap, left: Sequence[int], right: Sequence[int], near: np.ndarray) -> tuple[int, int]:
