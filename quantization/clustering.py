@@ -24,6 +24,7 @@ Real = NDArray[Any]
 _SORTING_PAYS_BELOW = 16384  # elements; above, a table of all 65,536 counts is the cheaper histogram
 _SAMPLE, _SEED_SAMPLE, _CHUNK = 65536, 16384, 65536  # vectors
 _STARTS, _START_STEPS, _LLOYD_STEPS, _LAST_STEPS = 6, 6, 25, 3
+_QUICK_SAMPLE, _QUICK_STARTS, _QUICK_LLOYD_STEPS = 16384, 1, 6
 _QUICK_BINS, _QUICK_STEPS = 256, 40
 
 
@@ -180,13 +181,16 @@ def nearest(points: Histogram, lut: NDArray[np.float16], half: NDArray[np.float1
 # --- vectors ---------------------------------------------------------------------------------------------------------
 
 
-def vector_palette(vectors: Real, mass: Real, entries: int) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+def vector_palette(
+    vectors: Real, mass: Real, entries: int, *, quick: bool = False
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
     """A palette of vectors and each vector's entry, by k-means++ and Lloyd's steps with a fixed seed.
 
     Args:
         vectors: `[n, d]` float32.
         mass: `[n, d]` float32, what the squared error of each element counts.
         entries: Size of the palette.
+        quick: From fewer vectors, with fewer starts and steps: for planning.
 
     Returns:
         `[entries, d]` float16 and `[n]` uint8.
@@ -195,20 +199,23 @@ def vector_palette(vectors: Real, mass: Real, entries: int) -> tuple[NDArray[np.
     if len(distinct) <= entries:
         centers = np.concatenate([distinct, np.repeat(distinct[-1:], entries - len(distinct), axis=0)])
     else:
-        chosen = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
-        centers = _best_start(vectors[chosen], mass[chosen], entries)
-        for _ in range(_LLOYD_STEPS):
+        sample, starts, steps = (
+            (_QUICK_SAMPLE, _QUICK_STARTS, _QUICK_LLOYD_STEPS) if quick else (_SAMPLE, _STARTS, _LLOYD_STEPS)
+        )
+        chosen = np.random.default_rng(0).permutation(len(vectors))[:sample]
+        centers = _best_start(vectors[chosen], mass[chosen], entries, starts)
+        for _ in range(steps):
             centers = _lloyd(vectors[chosen], mass[chosen], centers)
-        for _ in range(_LAST_STEPS if len(vectors) > _SAMPLE else 0):
+        for _ in range(_LAST_STEPS if len(vectors) > sample and not quick else 0):
             centers = _lloyd(vectors, mass, centers)
     rounded = centers.astype(np.float16)
     return rounded, _assigned(vectors, mass, rounded.astype(np.float32))[0].astype(np.uint8)
 
 
-def _best_start(vectors: Real, mass: Real, entries: int) -> Real:
+def _best_start(vectors: Real, mass: Real, entries: int, starts: int) -> Real:
     """The best of several random starts after a few steps each."""
     found = []
-    for start in range(_STARTS):
+    for start in range(starts):
         random = np.random.default_rng(start)
         centers = _seeds(vectors[:_SEED_SAMPLE], mass[:_SEED_SAMPLE], entries, random)
         for _ in range(_START_STEPS):

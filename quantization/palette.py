@@ -93,7 +93,7 @@ def palettize(
         option: How.
         importance: Of `weight`'s shape, not negative: the squared error of each element counts so much. None for all 1.
         name: The weight's name, for messages and the package.
-        exact: False finds nearly the best palettes of numbers in a fraction of the time, for comparing many options.
+        exact: False finds nearly the best palettes in a fraction of the time, for comparing many options.
 
     Raises:
         BundleError: The weight holds NaN or infinity.
@@ -207,7 +207,7 @@ def _fit_group(half: Half, importance: Real | None, option: Compression, exact: 
     mass = np.ones_like(vectors) if importance is None else _vectors(importance, option.cluster_dim)
     if not mass.any():
         mass = np.ones_like(mass)
-    lut, indices = vector_palette(vectors, mass, option.entries)
+    lut, indices = vector_palette(vectors, mass, option.entries, quick=not exact)
     before, channels, behind = half.shape
     return lut, indices.reshape(before, channels // option.cluster_dim, behind)
 

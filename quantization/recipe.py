@@ -219,7 +219,8 @@ def options_for(shape: Sequence[int], wishes: Wishes, spec_version: int, *, outl
         if outliers and nbits <= 4:
             found += [Compression(nbits, outlier_share=share) for share in wishes.outlier_shares]
         group = wishes.group_size or DEFAULT_GROUP_SIZE
-        found.append(Compression(nbits, "per_grouped_channel", group_size=group))
+        if nbits <= 6 or wishes.group_size:  # at 8 bits tables cost more than groups gain
+            found.append(Compression(nbits, "per_grouped_channel", group_size=group))
         if nbits in (4, 6, 8):
             found.append(Compression(nbits, cluster_dim=2))
     return [option for option in found if option.spec_version <= spec_version and not option.misfit(shape)]

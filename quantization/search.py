@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from whisperkit_tools.quantization.gate import Verdict
 
+_STRIDE = 1.15  # the first; each further one is the square of the last
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -83,7 +85,7 @@ def search(
     options: SearchOptions | None = None,
     start_bytes: int | None = None,
 ) -> Search:
-    """Bisect the size, on a logarithmic scale, for the smallest candidate that passes.
+    """Look for the smallest candidate that passes: stride from the start to the border, then bisect, by ratios.
 
     Passing is taken to grow with size. Where chance decides near the border that is not strictly so; what is returned
     has passed itself in any case.
@@ -98,23 +100,21 @@ def search(
     options = options or SearchOptions()
     trials: list[Trial] = []
     low, high = float(smallest_bytes), float(largest_bytes)
-    at = min(max(float(start_bytes or largest_bytes), low), high)
-    largest_failed = False
+    at, stride = min(max(float(start_bytes or largest_bytes), low), high), _STRIDE
     while len(trials) < options.trials:
         trial = attempt(int(at))
         trials.append(trial)
+        ended = at <= low if trial.verdict.passed else at >= high
         if trial.verdict.passed:
             high = float(min(trial.nbytes, at))
         else:
-            largest_failed = largest_failed or at >= high
             low = float(at)
-        if largest_failed or high <= low * (1 + options.tolerance):
+        if ended or high <= low * (1 + options.tolerance):
             break
-        at = _next(low, high, passed=any(t.verdict.passed for t in trials))
+        outcomes = {made.verdict.passed for made in trials}
+        if len(outcomes) == 2:
+            at = (low * high) ** 0.5
+        else:
+            at = max(low, high / stride) if trial.verdict.passed else min(high, low * stride)
+            stride *= stride
     return Search(tuple(trials))
-
-
-def _next(low: float, high: float, *, passed: bool) -> float:
-    """Halfway by ratio; the upper end itself once it is near and nothing has passed yet."""
-    middle = (low * high) ** 0.5
-    return high if not passed and high / middle < 1.2 else middle

@@ -48,7 +48,7 @@ class FisherOptions:
 
     samples: int = 1
     seed: int = 0
-    budget_bytes: int = 1 << 30
+    budget_bytes: int = 2 << 30
 
     def __post_init__(self) -> None:
         """Check the values.

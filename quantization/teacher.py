@@ -20,9 +20,11 @@ from torch import Tensor
 
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.short_decoder import ShortDecoder
 
 MASKED = -10000.0
 _CHUNK_BYTES = 1 << 30  # of the caches' copies, one a position, that a chunk's graph holds
+_SAME = 1e-3  # of the largest logit; other orders of sums differ by a thousandth of that
 
 ENCODER = "AudioEncoder"
 DECODER = "TextDecoder"
@@ -97,14 +99,16 @@ class TeacherForcing:
         self._here = torch.eye(self.length, device=device)[:, None]
         self._padding = torch.full((self.length, self.length), MASKED, device=device).triu(1)[:, None]
         self._positions = torch.arange(self.length, dtype=torch.int32, device=device)[:, None]
+        self._short: ShortDecoder | None = ShortDecoder(decoder, self.length)
 
-    def _inputs(self, ids: Tensor, at: int | slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ids[at], self._positions[at], self._here[at], self._padding[at]
+    def _inputs(self, ids: Tensor, at: int | slice, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return ids[at], self._positions[at], self._here[at][..., :length], self._padding[at][..., :length]
 
     def _call(
         self, ids: Tensor, position: Tensor, here: Tensor, padding: Tensor, keys: Tensor, values: Tensor, embeds: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = self.program.run(
+        run = self.program.run if self._short is None or keys.shape[3] == self.length else self._short.run
+        outputs = run(
             {
                 "input_ids": ids,
                 "cache_length": position,
@@ -140,7 +144,7 @@ class TeacherForcing:
         ids, rows = self.ids(window), list[Tensor]()
         with torch.no_grad():
             for at in range(len(ids)):
-                row, key, value = self._call(*self._inputs(ids, at), keys, values, embeds)
+                row, key, value = self._call(*self._inputs(ids, at, self.length), keys, values, embeds)
                 keys[..., at : at + 1], values[..., at : at + 1] = key, value
                 if at >= window.first - 1:
                     rows.append(row.clone())
@@ -159,15 +163,34 @@ class TeacherForcing:
             The gradient for the embeddings.
         """
         ids = self.ids(window)
+        length = len(ids) if self._computes_short(window, forced, embeds) else self.length
+        finished = Forced(forced.logits, forced.keys[..., :length], forced.values[..., :length])
         padded = torch.cat([cotangent.new_zeros(window.first - 1, cotangent.shape[1]), cotangent])
-        adjoint = [torch.zeros_like(forced.keys), torch.zeros_like(forced.values)]
+        adjoint = [torch.zeros_like(finished.keys), torch.zeros_like(finished.values)]
         audio = embeds.detach().clone().requires_grad_(True)
-        for chunk in reversed(self._chunks(len(ids))):
-            self._backward_chunk(ids, chunk, forced, audio, padded[chunk], adjoint)
+        for chunk in reversed(self._chunks(len(ids), length)):
+            self._backward_chunk(ids, chunk, finished, audio, padded[chunk], adjoint)
         return audio.grad if audio.grad is not None else torch.zeros_like(audio)
 
-    def _chunks(self, count: int) -> list[slice]:
-        size = max(8, _CHUNK_BYTES // (16 * self._cache_shape[1] * self.length))
+    def _computes_short(self, window: Window, forced: Forced, embeds: Tensor) -> bool:
+        """Whether the last logits come out the same on caches as long as the transcript; if not, never again."""
+        if self._short is None:
+            return False
+        ids = self.ids(window)
+        length, last = len(ids), forced.logits[-1]
+        keys, values = forced.keys[..., :length], forced.values[..., :length]
+        try:
+            with torch.no_grad():
+                found = self._call(*self._inputs(ids, length - 1, length), keys, values, embeds)[0]
+        except (RuntimeError, ValueError):  # an operation that insists on the caches' own length
+            self._short = None
+            return False
+        if not float((found - last).abs().max()) <= _SAME * float(last.abs().max()):
+            self._short = None
+        return self._short is not None
+
+    def _chunks(self, count: int, length: int) -> list[slice]:
+        size = max(8, _CHUNK_BYTES // (16 * self._cache_shape[1] * length))
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _backward_chunk(
@@ -177,13 +200,14 @@ class TeacherForcing:
         caches = [cache.detach().clone().requires_grad_(True) for cache in (forced.keys, forced.values)]
         batched = torch.vmap(self._call, in_dims=(0, 0, 0, 0, None, None, None))
         with torch.enable_grad():
-            outputs = batched(*self._inputs(ids, chunk), caches[0], caches[1], audio)
-        later = [_by_position(part, chunk) for part in adjoint]
-        own = later
-        for _ in range(min(self.layers, chunk.stop - chunk.start - 1)):
-            found = torch.autograd.grad(outputs, caches, (cotangent, *own), retain_graph=True)
-            own = [base + _by_position(part, chunk) for base, part in zip(later, found, strict=True)]
-        torch.autograd.backward(outputs, (cotangent, *own), inputs=[*self._wanted(), audio, *caches])
+            logits, *updates = batched(*self._inputs(ids, chunk, forced.keys.shape[3]), caches[0], caches[1], audio)
+        seen = torch.autograd.grad(logits, caches, cotangent, retain_graph=True)
+        base = [_by_position(part + more, chunk) for part, more in zip(adjoint, seen, strict=True)]
+        own = base
+        for _ in range(min(self.layers, chunk.stop - chunk.start) - 1):
+            found = torch.autograd.grad(updates, caches, own, retain_graph=True)
+            own = [first + _by_position(part, chunk) for first, part in zip(base, found, strict=True)]
+        torch.autograd.backward((logits, *updates), (cotangent, *own), inputs=[*self._wanted(), audio, *caches])
         for total, cache in zip(adjoint, caches, strict=True):
             if cache.grad is not None:
                 total.add_(cache.grad)

@@ -24,6 +24,7 @@ from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing, Window, divergence
 
 _BETAS = (0.9, 0.99)
+_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class TuningOptions:
     """
 
     steps: int
-    rate: float = 0.15
+    rate: float = 0.03
     seed: int = 0
     budget_bytes: int = 1 << 30
 
@@ -155,6 +156,9 @@ class Tuning:
         """
         self._options = options
         self._windows, self._references = windows, references
+        every = range(len(windows))
+        self._judging = [at for at in every if at % _HELD_OUT == 0] if len(windows) >= _HELD_OUT else list(every)
+        self._tuning = [at for at in every if at not in self._judging] or self._judging
         encoder, decoder = Program.load(packages[ENCODER]), Program.load(packages[DECODER])
         self._encoder, self._forcing = encoder, TeacherForcing(decoder)
         self._tuned = {
@@ -177,16 +181,20 @@ class Tuning:
         return embeds
 
     def divergence(self) -> float:
-        """Mean over the windows of their tokens' mean with the present tables, in nats."""
+        """Mean over the windows that judge of their tokens' mean with the present tables, in nats."""
         with torch.no_grad():
             rows = [
-                divergence(reference, self._forcing.forward(window, self._encode(at)).logits).mean()
-                for at, (window, reference) in enumerate(zip(self._windows, self._references, strict=True))
+                divergence(
+                    self._references[at], self._forcing.forward(self._windows[at], self._encode(at)).logits
+                ).mean()
+                for at in self._judging
             ]
         return float(torch.stack(rows).mean())
 
     def run(self, progress: Callable[[int, float], None] | None = None) -> tuple[float, float]:
         """Take all steps, and keep the tables of the start if the end is no better.
+
+        Every fourth window is not tuned on and judges; where there are fewer, all do both.
 
         Args:
             progress: Told after each step its number and its window's divergence before it.
@@ -196,7 +204,7 @@ class Tuning:
         """
         before = self.divergence()
         first = {key: tuned.table.entries.clone() for key, tuned in self._tuned.items()}
-        order = _order(len(self._windows), self._options)
+        order = _order(self._tuning, self._options)
         for number, at in enumerate(order, start=1):
             rate = self._options.rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / len(order)))
             found = self._step(at, rate, number)
@@ -249,7 +257,7 @@ def _prepared(palettized: Palettized, parameter: nn.Parameter) -> _Tuned:
     return tuned
 
 
-def _order(windows: int, options: TuningOptions) -> list[int]:
+def _order(windows: Sequence[int], options: TuningOptions) -> list[int]:
     """Which window each step takes: all of them in a new order, again and again."""
     rng = np.random.default_rng(options.seed)
     order: list[int] = []

@@ -1,5 +1,7 @@
 """The gate opens and closes where it should, and its figures are what can be worked out by hand or by SciPy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_figures_by_hand():
 def test_the_gate_opens_for_an_equal_bundle():
     verdict = Gate().judge(GOOD)
     assert verdict.passed
-    assert (verdict.qoi.low, verdict.qoi.high) == (100, 100)
+    assert (verdict.wer_delta.low, verdict.wer_delta.high) == (0, 0)
 
 
 def test_the_gate_closes_and_says_why():
@@ -44,7 +46,19 @@ def test_a_confident_gate_judges_by_the_pessimistic_end():
     verdict = Gate(confident=True).judge(mixed)
     assert not verdict.passed
     assert "pessimistic end" in verdict.shortfalls[0]
-    assert Gate(confident=True).judge(GOOD).passed
+    assert not Gate(confident=True).judge(GOOD).passed
+    assert Gate(confident=True).judge(GOOD * 2).passed
+
+
+@pytest.mark.parametrize("count", [1, 20, 72, 73, 500])
+def test_few_examples_are_never_sure_even_when_none_is_worse(count):
+    from scipy.stats import binomtest
+
+    verdict = Gate(confident=True).judge(GOOD[:1] * count)
+    interval = binomtest(count, count).proportion_ci(method="wilson")
+    assert verdict.qoi.low == pytest.approx(100 * interval.low)
+    assert verdict.qoi.high == 100
+    assert verdict.passed == (count >= 73)
 
 
 def test_what_is_not_a_number_closes_the_gate():
@@ -57,8 +71,8 @@ def test_no_examples_close_the_gate():
         Gate().judge([])
 
 
-def test_intervals_are_those_of_scipys_bootstrap_and_repeat_with_the_seed():
-    from scipy.stats import bootstrap
+def test_intervals_hold_scipys_and_repeat_with_the_seed():
+    from scipy.stats import binomtest, bootstrap
 
     rng = np.random.default_rng(3)
     examples = [
@@ -66,9 +80,13 @@ def test_intervals_are_those_of_scipys_bootstrap_and_repeat_with_the_seed():
     ]
     better = np.array([e.errors <= e.reference_errors for e in examples], float)
     oracle = bootstrap((better,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
+    score = binomtest(int(better.sum()), 60).proportion_ci(method="wilson")
     found = Gate().judge(examples).qoi
-    assert found.low == pytest.approx(100 * oracle.low, abs=2)
-    assert found.high == pytest.approx(100 * oracle.high, abs=2)
+    assert found.low == pytest.approx(100 * min(oracle.low, score.low), abs=2)
+    assert found.high == pytest.approx(100 * max(oracle.high, score.high), abs=2)
+    agreeing = Gate().judge([replace(e, agreeing=20 * int(b)) for e, b in zip(examples, better, strict=True)])
+    assert agreeing.token_agreement.low == pytest.approx(100 * oracle.low, abs=2)
+    assert agreeing.token_agreement.high == pytest.approx(100 * oracle.high, abs=2)
     assert Gate().judge(examples) == Gate().judge(examples)
     assert Gate(seed=1).judge(examples).wer_delta != Gate().judge(examples).wer_delta
 

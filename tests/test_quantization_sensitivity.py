@@ -73,7 +73,9 @@ def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(packages
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
     if chunk:
         monkeypatch.setattr(
-            forcing, "_chunks", lambda count: [slice(at, min(at + chunk, count)) for at in range(0, count, chunk)]
+            forcing,
+            "_chunks",
+            lambda count, length: [slice(at, min(at + chunk, count)) for at in range(0, count, chunk)],
         )
     forced = forcing.forward(window, embeds)
     wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
@@ -88,6 +90,31 @@ def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(packages
     for name, weight in forcing.program.weights.items():
         scale = float(weight.grad.abs().max())
         torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-4 * scale + 1e-6)
+
+
+@pytest.mark.parametrize("failure", ["wrong", "raises"])
+def test_short_caches_are_given_up_where_they_do_not_compute_the_same(packages, window, embeds, failure, monkeypatch):
+    found = []
+    for broken in (False, True):
+        forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+        forced = forcing.forward(window, embeds)
+        weight = forcing.program.weights["layers_0_self_attn_k_proj_weight"]
+        weight.requires_grad_(True)
+        run = forcing._short.run
+
+        def fails(inputs, run=run):
+            if failure == "raises":
+                raise RuntimeError("operation reshape 'x' failed")
+            return {name: value * 1.1 for name, value in run(inputs).items()}
+
+        if broken:
+            monkeypatch.setattr(forcing._short, "run", fails)
+        wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
+        arrived = forcing.backward(window, forced, embeds, wanted)
+        assert (forcing._short is None) == broken
+        found.append((arrived, weight.grad))
+    for short, whole in zip(*found, strict=True):
+        torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
 def test_a_program_in_pieces_has_the_same_gradients(packages, window):
@@ -236,3 +263,37 @@ def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
     assert again.candidate(NAME, Compression(4)) is None
     again.add_candidates(NAME, rows[1:])
     assert Profile(tmp_path, KEY).candidate(NAME, Compression(4)) == rows[1]
+
+
+def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
+    from whisperkit_tools import palettization_plan
+    from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.palettization_plan import Aim, Model, Planner
+    from whisperkit_tools.quantization.recipe import Wishes
+
+    model, wishes, made = Model(Bundle.open(demo_bundle)), Wishes(nbits=(2, 4), outlier_shares=()), []
+    real = palettization_plan.palettize
+
+    def planner():
+        profile = Profile(tmp_path, ProfileKey(model.weights_sha256(), []))
+        if not profile.has_curvature("AudioEncoder"):
+            for component in COMPONENTS:
+                ones = {n: np.ones(s, np.float32) for (c, n), s in model.shapes.items() if c == component}
+                profile.save_curvature(component, ones)
+        return Planner(model, profile, wishes, lambda what, done, total: None)
+
+    def counted(weight, option, importance, name, **kwargs):
+        made.append((name, option))
+        if len(made) == kill_at:
+            raise KeyboardInterrupt
+        return real(weight, option, importance, name, **kwargs)
+
+    monkeypatch.setattr(palettization_plan, "palettize", counted)
+    kill_at = 11
+    with pytest.raises(KeyboardInterrupt):
+        planner().recipe(Aim(target_bits=3))
+    kill_at = -1
+    whole, _ = planner().recipe(Aim(target_bits=3))
+    assert len(made) <= 2 * len(model.shapes) + 2  # what was lost is one weight under its two options
+    assert planner().recipe(Aim(target_bits=3))[0] == whole
+    assert len(made) <= 2 * len(model.shapes) + 2

@@ -4,7 +4,8 @@ Both come from the demo's recordings, which any Whisper understands, or from a f
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whisperkit_tools.bundle import PACKAGES, Bundle
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.demo import demo_longform, demo_utterances
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.eval.datasets import DatasetOptions, open_dataset
+from whisperkit_tools.eval.examples import Example as DatasetExample
 from whisperkit_tools.eval.normalize import Normalization
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.gate import Example
-from whisperkit_tools.quantization.teacher import TeacherForcing, Window, divergence
+from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, Window, divergence
 from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ, find_inputs, load_audio
-from whisperkit_tools.transcribe.models import Models
+from whisperkit_tools.transcribe.models import Component, Models
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
+from whisperkit_tools.transcribe.vad import cut_in_pauses, detector
 
 FloatArray = NDArray[np.float32]
+_SENTENCE = 0.15  # of a window
+PREFILL = "TextDecoderContextPrefill"
 _LEAST_S = 1.0
-_SHARES = (1.0, 0.1, 0.4, 0.15)  # of a window: the lengths of calibration speech in turn
+_SHARES = (1.0, 0.1, 0.4, 0.15, 0.2)  # of a window: the most that calibration windows hold in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +57,81 @@ class Clip:
         return hashlib.sha256(np.ascontiguousarray(self.audio).tobytes()).hexdigest()
 
 
-def calibration_clips(folder: Path | None, windows: int, window_samples: int) -> list[Clip]:
-    """Stretches of at most a window, short and long in turn, taken evenly from all of the audio.
+def calibration_clips(source: str | Path | None, windows: int, window_samples: int) -> list[Clip]:
+    """Stretches of at most a window, short and long in turn and cut in pauses, taken evenly from all of the audio.
 
-    Weights matter differently where little is said and the rest of a window is silence.
+    Weights matter differently where little is said and the rest of a window is silence, and half words are heard with
+    doubts that whole ones do not raise.
 
     Args:
-        folder: Where the audio is; None for the demo's long recordings.
+        source: A folder with audio, or a dataset as `wkt evaluate` takes it; None for the demo's long recordings.
         windows: At most so many.
         window_samples: Samples of a window.
 
     Raises:
         AudioError: There is no audio, or it is too short.
+        DatasetError: There is no such dataset.
     """
-    paths = [item.path for item in demo_longform()] if folder is None else _audio_files(folder)
     lengths = tuple(int(window_samples * share) for share in _SHARES)
-    clips = [clip for path in paths for clip in _cut(path, lengths)]
+    clips = [clip for name, audio in _recordings(source, windows) for clip in _cut_in_pauses(name, audio, lengths)]
     if not clips:
-        raise AudioError(f"{folder}: the audio is shorter than {_LEAST_S:g} s; name a folder with speech")
+        raise AudioError(f"{source}: the audio is shorter than {_LEAST_S:g} s; name a folder with speech")
     return [clips[at] for at in _evenly(len(clips), windows)]
 
 
-def gate_clips(folder: Path | None, limit: int | None, languages: Sequence[str], window_samples: int) -> list[Clip]:
+def tuning_clips(source: str | Path | None, limit: int, window_samples: int) -> list[Clip]:
+    """Sentences for tuning, which takes in more speech than sensitivity needs: stretches of a sixth of a window.
+
+    Args:
+        source: As for `calibration_clips`.
+        limit: At most so many, taken evenly.
+        window_samples: Samples of a window.
+    """
+    length = int(window_samples * _SENTENCE)
+    clips = [clip for name, audio in _recordings(source, limit) for clip in _cut_in_pauses(name, audio, (length,))]
+    return [clips[at] for at in _evenly(len(clips), limit)]
+
+
+def _recordings(source: str | Path | None, windows: int) -> Iterator[tuple[str, FloatArray]]:
+    if source is None or Path(source).is_dir():
+        paths = [item.path for item in demo_longform()] if source is None else _audio_files(Path(source))
+        yield from ((path.name, _load(path)) for path in paths)
+    else:
+        yield from ((item.id, item.samples(_load)) for item in _examples(source, windows))
+
+
+def _examples(source: str | Path, limit: int | None) -> Sequence[DatasetExample]:
+    return open_dataset(str(source), DatasetOptions(limit=limit, skip_bad=True)).examples
+
+
+def gate_clips(
+    source: str | Path | None, limit: int | None, languages: Sequence[str], window_samples: int
+) -> list[Clip]:
     """The examples of the gate.
 
     Args:
-        folder: Audio files, each with what is said in a `.txt` of the same name beside it; without that the
-            uncompressed bundle's own transcript is taken for true. None for the demo's utterances.
+        source: A folder of audio files, each with what is said in a `.txt` of the same name beside it; without that the
+            uncompressed bundle's own transcript is taken for true. Or a dataset as `wkt evaluate` takes it, of which
+            what is longer than a window is left out. None for the demo's utterances.
         limit: At most so many, taken evenly; None for all.
         languages: Codes that the model knows; the demo's utterances in others are left out.
         window_samples: Samples of a window; a longer file counts as several examples, and has no text.
 
     Raises:
         AudioError: There is no audio.
+        DatasetError: There is no such dataset.
     """
-    if folder is None:
+    if source is None:
         chosen = [item for item in demo_utterances() if item.language in languages]
         clips = [Clip(item.id, _load(item.path), item.text, item.language) for item in chosen]
+    elif Path(source).is_dir():
+        paths = _audio_files(Path(source))
+        clips = [clip for path in paths for clip in _with_text(path, _cut(path, (window_samples,)))]
     else:
-        clips = [clip for path in _audio_files(folder) for clip in _with_text(path, _cut(path, (window_samples,)))]
+        found = [Clip(i.id, i.samples(_load), i.reference, i.language) for i in _examples(source, limit)]
+        clips = [clip for clip in found if len(clip.audio) <= window_samples]
     if not clips:
-        raise AudioError(f"{folder or 'the demo'} holds no example for the gate; name a folder with --gate-audio")
+        raise AudioError(f"{source or 'the demo'} holds no example for the gate; name a folder with --gate-audio")
     return [clips[at] for at in _evenly(len(clips), limit or len(clips))]
 
 
@@ -122,6 +162,20 @@ def _cut(path: Path, lengths: Sequence[int]) -> list[Clip]:
     return [Clip(f"{path.name}#{at}", piece) for at, piece in enumerate(pieces) if len(piece) >= least]
 
 
+def _cut_in_pauses(name: str, audio: FloatArray, lengths: Sequence[int]) -> list[Clip]:
+    """Cut audio in its pauses into pieces of at most these lengths in turn."""
+    # Where no pauses are to be found the model itself has to judge.
+    left = detector("energy").speech(audio) or [(0, len(audio))]
+    least, clips, count = int(_LEAST_S * SAMPLE_RATE_HZ), list[Clip](), 0
+    while left:
+        start, stop = cut_in_pauses(audio, left, lengths[count % len(lengths)])[0]
+        left = [(max(begin, stop), end) for begin, end in left if end > stop]
+        if stop - start >= least:
+            clips.append(Clip(f"{name}#{len(clips)}", audio[start:stop]))
+        count += 1
+    return clips
+
+
 def _evenly(count: int, wanted: int) -> list[int]:
     if count <= wanted:
         return list(range(count))
@@ -146,7 +200,8 @@ class Listener:
             bundle: The uncompressed bundle.
             max_tokens: Most predicted tokens that count of one window.
         """
-        self.models, self.forcing = _load_bundle(bundle)
+        self.mel = _Remembering(Program.load(bundle.package("MelSpectrogram")))
+        self.models, self.forcing = _load_bundle(bundle, self.mel)
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens
 
@@ -165,9 +220,7 @@ class Listener:
 
     def features(self, clip: Clip) -> Tensor:
         """Mel features of a clip, filled up with silence."""
-        samples = np.zeros(self.models.sizes.n_samples, np.float32)
-        samples[: len(clip.audio)] = clip.audio
-        return self.models.features(samples)
+        return _features(clip, self.models)
 
 
 def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Window]:
@@ -187,7 +240,8 @@ def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Windo
 
 
 def _options(clip: Clip) -> TranscribeOptions:
-    return TranscribeOptions(language=clip.language, timestamps=False)
+    # Greedy: the same words from the same logits, and a candidate that only stammers costs no five more attempts.
+    return TranscribeOptions(language=clip.language, timestamps=False, temperatures=(0.0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +255,28 @@ class _Reference:
 class Examination:
     """Measures compressed bundles against the uncompressed one on the gate's clips; what the gate calls."""
 
-    def __init__(self, listener: Listener, clips: Sequence[Clip]) -> None:
+    def __init__(self, listener: Listener, clips: Sequence[Clip], compressed_from: Listener | None = None) -> None:
         """Hear every clip once.
 
         Args:
-            listener: The uncompressed bundle.
+            listener: The bundle to compare with.
             clips: The gate's examples.
+            compressed_from: The uncompressed bundle, where that is another one.
+
+        Raises:
+            BundleError: The two do not have the same sizes, so that their features and tokens mean different things.
         """
+        measured = compressed_from or listener
+        if differing := [
+            f"{field} {getattr(measured.models.sizes, field)}, the reference {getattr(listener.models.sizes, field)}"
+            for field in ("vocab_size", "n_frames", "n_samples")
+            if getattr(measured.models.sizes, field) != getattr(listener.models.sizes, field)
+        ]:
+            raise BundleError(
+                f"the bundles cannot be compared: it has {'; '.join(differing)}; name another --reference"
+            )
         self._normalization = Normalization()
+        self._mel = measured.mel
         self._references = [self._refer(listener, clip) for clip in clips]
         self.without_text = sum(clip.text is None for clip in clips)
 
@@ -223,7 +291,7 @@ class Examination:
     def measure(self, folder: Path) -> list[Example]:
         """Transcribe every clip with the bundle in a folder, and force the reference's transcripts on it."""
         bundle = Bundle.open(folder)
-        models, forcing = _load_bundle(bundle)
+        models, forcing = _load_bundle(bundle, self._mel)
         transcriber = Transcriber.from_models(models, bundle)
         return [self._example(reference, models, forcing, transcriber) for reference in self._references]
 
@@ -237,7 +305,8 @@ class Examination:
         tokens, agreeing, total = 0, 0, 0.0
         if reference.heard is not None and reference.logits is not None:
             window = reference.heard.window
-            logits = forcing.forward(window, models.encode(window.features)).logits
+            features = _features(reference.clip, models)
+            logits = forcing.forward(window, models.encode(features)).logits
             tokens = window.predicted
             agreeing = int((logits.argmax(-1) == reference.logits.argmax(-1)).sum())
             total = float(divergence(reference.logits, logits).sum())
@@ -255,6 +324,36 @@ class Examination:
         return count, int(measured.substitutions + measured.deletions + measured.insertions)
 
 
-def _load_bundle(bundle: Bundle) -> tuple[Models, TeacherForcing]:
-    mel, encoder, decoder = (Program.load(bundle.package(name)) for name in PACKAGES)
-    return Models(mel, encoder, decoder), TeacherForcing(decoder)
+def _features(clip: Clip, models: Models) -> Tensor:
+    samples = np.zeros(models.sizes.n_samples, np.float32)
+    samples[: len(clip.audio)] = clip.audio
+    return models.features(samples)
+
+
+class _Remembering:
+    """A component that computes the same as another, but not again what it has just computed."""
+
+    def __init__(self, component: Component, most: int | None = None) -> None:
+        """Remember the results of the `most` last inputs; of all when None."""
+        self.inputs, self.outputs = component.inputs, component.outputs
+        self._component, self._most = component, most
+        self._known: OrderedDict[bytes, Mapping[str, Tensor]] = OrderedDict()
+
+    def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]:
+        """Compute, or remember."""
+        digest = hashlib.sha256()
+        for value in inputs.values():
+            digest.update(value.contiguous().numpy().tobytes())
+        key = digest.digest()
+        if key not in self._known:
+            self._known[key] = self._component.run(inputs)
+            if self._most is not None and len(self._known) > self._most:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+
+def _load_bundle(bundle: Bundle, mel: Component) -> tuple[Models, TeacherForcing]:
+    """A bundle's models, its prefill too, but for the spectrogram, which compression leaves as it is."""
+    encoder, decoder = (Program.load(bundle.package(name)) for name in COMPONENTS)
+    prefill = Program.load(bundle.package(PREFILL)) if bundle.has(PREFILL) else None
+    return Models(mel, _Remembering(encoder, most=1), decoder, prefill=prefill), TeacherForcing(decoder)

@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from whisperkit_tools.bundle import MANIFEST, Bundle, folder_bytes, new_bundle, sha256, variant_name, write_manifest
-from whisperkit_tools.calibration import Clip, Examination, Listener, calibration_clips, calibration_windows, gate_clips
+from whisperkit_tools.calibration import (
+    Clip,
+    Examination,
+    Listener,
+    calibration_clips,
+    calibration_windows,
+    gate_clips,
+    tuning_clips,
+)
 from whisperkit_tools.errors import BundleError, QualityGateError, RecipeError
 from whisperkit_tools.palettization_build import verify_packages, write_packages
 from whisperkit_tools.palettization_plan import Aim, Model, Planner, Ticks
@@ -31,6 +39,7 @@ PROFILES = ".profiles"
 REJECTED = ".rejected"
 _START_BITS = 4.5
 _MARGIN = 0.9
+_MOST_TUNING_WINDOWS = 64
 _SCRATCH = "candidates-"
 _LARGE = 1 << 26  # elements
 
@@ -44,8 +53,9 @@ class PalettizeConfig:
         wishes: What is allowed.
         gate: What the result must reach.
         output_dir: The folder that holds bundles; None for that of the bundle.
-        calibration: Folder with calibration audio; None for the demo's.
-        gate_audio: Folder with the gate's examples; None for the demo's utterances.
+        calibration: Folder or dataset with calibration audio; None for the demo's.
+        gate_audio: Folder or dataset with the gate's examples; None for the demo's utterances.
+        reference: The bundle that the gate compares with; None for the uncompressed one.
         windows: Most calibration windows.
         max_tokens: Most predicted tokens that count of a window.
         gate_examples: Most examples of the gate; None for all.
@@ -62,8 +72,9 @@ class PalettizeConfig:
     wishes: Wishes = field(default_factory=Wishes)
     gate: Gate = field(default_factory=Gate)
     output_dir: Path | None = None
-    calibration: Path | None = None
-    gate_audio: Path | None = None
+    calibration: str | Path | None = None
+    gate_audio: str | Path | None = None
+    reference: Path | None = None
     windows: int = 8
     max_tokens: int = 128
     gate_examples: int | None = None
@@ -194,8 +205,15 @@ class Palettizer:
             return calibration_windows(self._listener, self._clips)
 
     @cached_property
+    def tuning_windows(self) -> list[Window]:
+        """More calibration windows, of a sentence each."""
+        samples, most = self._listener.models.sizes.n_samples, min(self.config.tune_steps, _MOST_TUNING_WINDOWS)
+        with self.progress.stage("tuning", "transcribe"):
+            return calibration_windows(self._listener, tuning_clips(self.config.calibration, most, samples))
+
+    @cached_property
     def _references(self) -> list[Tensor]:
-        return reference_logits(self.model.packages, self.windows)
+        return reference_logits(self.model.packages, self.tuning_windows)
 
     @cached_property
     def _examination(self) -> Examination:
@@ -203,8 +221,11 @@ class Palettizer:
         clips = gate_clips(
             self.config.gate_audio, self.config.gate_examples, languages, self._listener.models.sizes.n_samples
         )
+        reference = self._listener
+        if self.config.reference is not None:
+            reference = Listener(Bundle.open(self.config.reference), self.config.max_tokens)
         with self.progress.stage("gate", "reference"):
-            examination = Examination(self._listener, clips)
+            examination = Examination(reference, clips, self._listener)
         if examination.without_text:
             self.progress.note(
                 f"{examination.without_text} of the gate's examples have no text beside them; the uncompressed "
@@ -258,7 +279,7 @@ class Palettizer:
         if not steps or not any(palettes.values()):
             return palettes, None
         options = TuningOptions(steps, seed=self.config.seed)
-        tuning = Tuning(self.model.packages, palettes, self.windows, self._references, options)
+        tuning = Tuning(self.model.packages, palettes, self.tuning_windows, self._references, options)
         figures = tuning.run(lambda number, _: self._ticks("tuning", number, steps))
         found = tuning.result()
         return {name: found.get(name, {}) for name in COMPONENTS}, figures

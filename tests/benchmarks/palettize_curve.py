@@ -101,7 +101,7 @@ def recipe_palettes(work, recipe):
 
 def tuned(work, palettes, steps):
     nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in COMPONENTS}
-    tuning = Tuning(work.model.packages, nested, work.windows, work._references, TuningOptions(steps))
+    tuning = Tuning(work.model.packages, nested, work.tuning_windows, work._references, TuningOptions(steps))
     tuning.run()
     return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
 
@@ -111,14 +111,15 @@ def main():
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--bits", default="3,4,5")
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--tuned-bits", default="3,3.5,4,5")
     parser.add_argument("--examples", type=int, default=16)
-    parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
     parser.add_argument("--per-tensor-only", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config = PalettizeConfig(
-        aim=Aim(target_bits=4), windows=args.windows, profile_dir=args.profile, wishes=Wishes(), samples=2
+        aim=Aim(target_bits=4), windows=args.windows, profile_dir=args.profile, wishes=Wishes(), tune_steps=args.steps
     )
     work = Palettizer(Bundle.open(args.bundle), config)
     started = time.perf_counter()
@@ -157,7 +158,7 @@ def main():
             recipe, _ = work.planner.recipe(aim)
             palettes = recipe_palettes(work, recipe)
             report(bits, name, palettes, recipe.nbytes, recipe.divergence)
-        if args.steps:
+        if args.steps and bits in [float(part) for part in args.tuned_bits.split(",")]:
             report(bits, "tuned", tuned(work, palettes, args.steps), recipe.nbytes)
     if args.json:
         args.json.write_text(json.dumps({"steps": args.steps, "rows": rows}, indent=1) + "\n")

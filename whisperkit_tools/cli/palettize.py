@@ -39,10 +39,13 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 @click.option("--wer-delta-max", type=float, default=1.0, show_default=True,
               help="Gate: most that the word error rate may rise, in percentage points.")  # fmt: skip
 @click.option("--confident", is_flag=True, help="Gate: judge by the pessimistic end of each 95 % interval.")
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="DIR",
+@click.option("--calibration", metavar="DIR|DATASET",
               help="Speech on which sensitivity is measured [default: the demo's].")  # fmt: skip
-@click.option("--gate-audio", type=click.Path(path_type=Path), metavar="DIR",
-              help="The gate's examples, each with a .txt beside it [default: the demo's].")  # fmt: skip
+@click.option("--gate-audio", metavar="DIR|DATASET",
+              help="The gate's examples: audio, each with a .txt beside it, or what `wkt evaluate` takes "
+                   "[default: the demo's].")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path), metavar="BUNDLE",
+              help="The gate: what to be no worse than [default: the uncompressed bundle].")  # fmt: skip
 @click.option("--gate-examples", type=click.IntRange(min=1), help="Most examples of the gate [default: all].")
 @click.option("--windows", type=click.IntRange(min=1), default=8, show_default=True, help="Most calibration windows.")
 @click.option("--trials", type=click.IntRange(min=1), default=8, show_default=True, help="Most candidates of a search.")
@@ -111,7 +114,7 @@ def _config(options: dict[str, Any]) -> "PalettizeConfig":
     from whisperkit_tools.quantization.recipe import Wishes
     from whisperkit_tools.quantization.search import SearchOptions
 
-    taken = ["output_dir", "calibration", "gate_audio", "gate_examples", "windows", "seed"]
+    taken = ["output_dir", "calibration", "gate_audio", "reference", "gate_examples", "windows", "seed"]
     taken += ["tune_steps", "profile_dir", "force", "keep_rejected"]
     try:
         gate = Gate(
