@@ -204,10 +204,36 @@ def test_verify_refuses_another_model_as_the_source(wkt, demo_bundle, checkpoint
     assert "holds other weights than demo" in error_line(err)
 
 
-def test_demo_transcribes_its_own_audio(wkt, tmp_path):
-    code, out, _ = wkt("demo", "-o", tmp_path, "--limit", "3", "--json")
-    assert code == 0
-    rates = json.loads(out)["wer"]
-    assert rates["transcribe en"] < 0.1
-    # Its figures.json: 0.15 in English and 0.03 in Spanish with whole-file features; a model that is lost has 1.0.
-    assert max(rates["long-form en"], rates["long-form es"]) < 0.25
+def test_demo_goes_the_whole_way(wkt, tmp_path):
+    code, out, err = wkt("demo", "-o", tmp_path, "--limit", "1", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [line.split("]")[0] for line in err.splitlines() if line.startswith("[")] == [f"[{n}/5" for n in range(1, 6)]
+    sizes = {row["variant"]: row["size_bytes"] for row in found["variants"]}
+    names = list(sizes)
+    assert len(names) == 3
+    assert all("_turbo" in name for name in names)
+    assert sizes[names[2]] < sizes[names[1]] < sizes[names[0]]
+    assert all(row["wer"] <= 0.2 for row in found["variants"])
+    assert [row["qoi"] is None for row in found["variants"]] == [True, False, False]
+
+    published, pulled = Path(found["published"]), Path(found["pulled"])
+    assert {path.name for path in published.iterdir() if path.is_dir()} >= set(names)
+    card = (published / "README.md").read_text()
+    assert all(f"| `{name}` |" in card for name in names)
+    assert "size-quality.svg" in card
+    assert pulled.name == names[2]
+    for path in pulled.rglob("*"):
+        assert path.is_dir() or path.read_bytes() == (published / names[2] / path.relative_to(pulled)).read_bytes()
+    assert all(name in Path(found["report"]).read_text() for name in names)
+
+    rates = found["wer"]
+    assert rates["transcribe en"] < 0.2
+    # Its figures.json: 0.15 in English and 0.04 in Spanish with whole-file features; a model that is lost has 1.0.
+    assert max(rates["long-form en"], rates["long-form es"]) < 0.5
+    tasks = [line["task"] for line in found["lines"]]
+    assert tasks == ["transcribe en", "transcribe es", "translate es", "long-form en", "long-form es"]
+
+    code, _, err = wkt("demo", "-o", tmp_path, "--limit", "1")
+    assert code == 1
+    assert "already exists; replace it with --force" in error_line(err)

@@ -1,6 +1,8 @@
 """What every registry does, and what the Hub's faults lead to; the Hub is a real server, the client the real one."""
 
 import os
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
 from hub_server import PART_BYTES, Fault, TestHub
@@ -178,11 +180,47 @@ def test_a_cut_upload_goes_on(hub, on_hub, tmp_path):
     assert hub.uploads() < 5 * PART_BYTES
 
 
+def test_a_cut_download_goes_on(hub, on_hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)  # usually 10 MB: whole chunks are kept
+    on_hub.create(private=False)
+    weights = tmp_path / "weight.bin"
+    weights.write_bytes(os.urandom(PART_BYTES))
+    publish(on_hub, {"weight.bin": weights})
+    hub.faults = [Fault("GET", "/objects/", send_only=600_000)]
+    snapshot = on_hub.snapshot()
+    on_hub.fetch("weight.bin", snapshot, tmp_path / "down")
+    assert (tmp_path / "down").read_bytes() == weights.read_bytes()
+    asked = [item.headers.get("Range") for item in hub.log if item.method == "GET" and "/objects/" in item.path]
+    assert asked == [None, "bytes=600000-"]  # what had come was not asked for again
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("HEAD", "/resolve/"), ("GET", "/tree/"), ("GET", "^/api/models/[^/]+/[^/]+$")]
+)
+def test_a_rate_limit_on_reading_is_waited_for(hub, on_hub, waits, method, path):
+    on_hub.create(private=False)
+    publish(on_hub, {"a": b"1"})
+    hub.faults = [Fault(method, path, status=429, headers={"Retry-After": "0"})]
+    assert on_hub.read("a", on_hub.snapshot()) == b"1"
+    assert [fault.times for fault in hub.faults] == [0]
+
+
 def test_a_rate_limit_is_waited_for(hub, on_hub, waits):
     on_hub.create(private=False)
     hub.faults = [Fault("POST", "/commit/", status=429, headers={"Retry-After": "7"})]
     publish(on_hub, {"a": b"1"})
     assert waits == [7.0]
+
+
+def test_a_rate_limit_that_names_a_time_is_waited_for(hub, on_hub, waits):
+    on_hub.create(private=False)
+    later = datetime.now(UTC) + timedelta(seconds=30)
+    hub.faults = [Fault("POST", "/commit/", status=429, headers={"Retry-After": format_datetime(later, usegmt=True)})]
+    publish(on_hub, {"a": b"1"})
+    assert len(waits) == 1
+    assert 15 < waits[0] <= 30
 
 
 def test_errors_of_the_server_are_tried_again(hub, on_hub, waits):

@@ -18,7 +18,7 @@ from whisperkit_tools.errors import WktError
 COMMANDS = {
     "convert": "Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.",
     "transcribe": "Transcribe audio by running a bundle's packages.",
-    "demo": "Convert the embedded model, transcribe its audio, compare.",
+    "demo": "The whole way on the embedded model: convert to publish, pull, transcribe.",
     "palettize": "Compress a bundle to the smallest that still transcribes as well.",
     "info": "Show what a bundle holds.",
     "verify": "Check a bundle's hashes, contract and parity again.",

@@ -18,12 +18,14 @@ def command(repo: str, first: str, second: str, revision: str | None, as_json: b
     """
     from whisperkit_tools.cli.registries import open_registry
     from whisperkit_tools.publish.listing import compare
+    from whisperkit_tools.publish.registry import printable
 
     rows = compare(open_registry(repo), first, second, revision)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'':<32} {first[:24]:>24} {second[:24]:>24} {'difference':>12}")
+    wide = max(12, len(first)), max(12, len(second))
+    click.echo(f"{'':<32}  {first:>{wide[0]}}  {second:>{wide[1]}}  {'difference':>12}")
     for row in rows:
         cells = ["-" if row[key] is None else f"{row[key]:.2f}" for key in ("first", "second", "difference")]
-        click.echo(f"{row['figure']:<32} {cells[0]:>24} {cells[1]:>24} {cells[2]:>12}")
+        click.echo(f"{printable(row['figure']):<32}  {cells[0]:>{wide[0]}}  {cells[1]:>{wide[1]}}  {cells[2]:>12}")

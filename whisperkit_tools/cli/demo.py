@@ -1,104 +1,69 @@
-"""`wkt demo`: the whole way on the embedded model, with its text beside the reference."""
+"""`wkt demo`: the whole way on the embedded model, from its checkpoint to texts made by a published variant."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.demo import DemoLongform, DemoUtterance
-    from whisperkit_tools.transcribe.transcriber import Transcriber
+    from whisperkit_tools.cli.demo_stages import Line, Places
+    from whisperkit_tools.eval.schema import RunReport
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One utterance of the demo, and what the bundle made of it."""
-
-    id: str
-    task: str
-    reference: str
-    hypothesis: str
-
-
-@click.command(short_help="Convert the embedded model, transcribe its audio, compare.")
-@click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True,
-              help="The folder that holds bundles.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), help="Transcribe only so many utterances of each language.")
-@click.option("--force", is_flag=True, help="Replace the bundle of an earlier run.")
+@click.command(short_help="The whole way on the embedded model: convert to publish, pull, transcribe.")
+@click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True,
+              help="The folder for everything that is made.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(min=1), help="Take only so many utterances of each language.")
+@click.option("--force", is_flag=True, help="Replace what an earlier run made.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(output_dir: Path, limit: int | None, force: bool, as_json: bool) -> None:
-    """Convert the embedded model, transcribe its audio, compare.
+    """The whole way on the embedded model: convert to publish, pull, transcribe.
+
+    Converts it with --turbo, compresses it twice behind the quality gate, evaluates the three sizes, publishes them to
+    a plain folder, pulls the smallest back and transcribes with that, beside the references.
 
     Everything is real: the model is a trained Whisper of 1.7 M parameters for a closed grammar of household English
-    and Spanish, its packages are verified, and the transcripts are made by running those packages.
+    and Spanish, its packages are verified, and every figure and text is made by running those packages.
     """
-    from whisperkit_tools.checkpoint import open_checkpoint
+    from whisperkit_tools.cli import demo_stages as stages
     from whisperkit_tools.cli.progress import ConsoleProgress
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.speech import verification_speech
-    from whisperkit_tools.demo import demo_longform, demo_utterances
-    from whisperkit_tools.transcribe.transcriber import Transcriber
 
-    progress = ConsoleProgress()
-    config = ConversionConfig(output_dir=output_dir, force=force)
-    result = convert(open_checkpoint("demo"), config, verification_speech(), progress)
-    transcriber = Transcriber.load(result.path)
+    places, progress = stages.Places(output_dir), ConsoleProgress()
+    _say(1, "convert the embedded checkpoint")
+    original = stages.convert_model(places, progress, force=force)
+    _say(2, "compress it: the encoder alone at 8 bits, then the smallest that passes the quality gate")
+    bundles = [original, *stages.palettize(original, progress, limit=limit, force=force)]
+    _say(3, "evaluate the three sizes on the demo's audio")
+    runs = stages.evaluate_bundles(bundles, stages.demo_dataset(limit), places)
+    page = stages.write_pages(runs, places)
+    _say(4, "publish them to a folder")
+    with progress.stage("publish", "prove and commit"):
+        registry = stages.publish(bundles, places)
+    _say(5, "pull the smallest back, and transcribe with it")
+    with progress.stage("pull", "check every file"):
+        pulled = stages.pull_back(registry, bundles[-1].name, places, force=force)
     with progress.stage("demo audio", "transcribe"):
-        lines = [
-            *_transcribe(transcriber, _first(demo_utterances(), limit)),
-            *_transcribe(transcriber, demo_longform()),
-        ]
-    rates = _error_rates(lines)
+        lines = stages.transcribe(pulled, limit)
+    rates, reports = stages.error_rates(lines), [run.report for run in runs]
     if as_json:
-        click.echo(json.dumps({"bundle": str(result.path), "wer": rates, "lines": [asdict(line) for line in lines]}))
+        found = {"bundles": str(places.bundles), "published": str(places.published), "pulled": str(pulled),
+                 "report": str(page), "wer": rates, "variants": [stages.as_row(report) for report in reports],
+                 "lines": [asdict(line) for line in lines]}  # fmt: skip
+        click.echo(json.dumps(found))
         return
-    _print(lines, rates)
-    click.echo(f"bundle: {result.path}")
+    _print_texts(lines, rates)
+    _print_sizes(reports)
+    _print_places(places, pulled, page)
 
 
-def _first(utterances: "list[DemoUtterance]", limit: int | None) -> "list[DemoUtterance]":
-    if limit is None:
-        return utterances
-    languages = dict.fromkeys(utterance.language for utterance in utterances)
-    return [u for language in languages for u in [x for x in utterances if x.language == language][:limit]]
+def _say(number: int, what: str) -> None:
+    click.echo(f"[{number}/5] {what}", err=True)
 
 
-def _transcribe(transcriber: "Transcriber", utterances: "Sequence[DemoUtterance | DemoLongform]") -> list[Line]:
-    from whisperkit_tools.transcribe.audio import find_inputs, load_audio
-    from whisperkit_tools.transcribe.options import TranscribeOptions
-
-    lines = []
-    inputs = find_inputs([str(utterance.path) for utterance in utterances])
-    for utterance, item in zip(utterances, inputs, strict=True):
-        audio = load_audio(item)
-        kind = "long-form" if utterance.duration_s > 30 else "transcribe"
-        text = transcriber.transcribe(audio, TranscribeOptions(language=utterance.language)).text
-        lines.append(Line(utterance.id, f"{kind} {utterance.language}", utterance.text, text))
-        if kind == "transcribe" and utterance.language != "en":
-            translate = TranscribeOptions(language=utterance.language, task="translate")
-            text = transcriber.transcribe(audio, translate).text
-            lines.append(Line(utterance.id, f"translate {utterance.language}", utterance.translation, text))
-    return lines
-
-
-def _error_rates(lines: list[Line]) -> dict[str, float]:
-    """Word error rate of each task over its corpus, after Whisper's basic normalisation."""
-    import jiwer
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
-
-    normalise = BasicTextNormalizer()
-    rates = {}
-    for task in dict.fromkeys(line.task for line in lines):
-        chosen = [line for line in lines if line.task == task]
-        references = [normalise(line.reference) for line in chosen]
-        rates[task] = float(jiwer.wer(references, [normalise(line.hypothesis) for line in chosen]))
-    return rates
-
-
-def _print(lines: list[Line], rates: dict[str, float]) -> None:
+def _print_texts(lines: "Sequence[Line]", rates: dict[str, float]) -> None:
     for line in lines:
         if line.task.startswith("long-form"):
             continue
@@ -109,6 +74,29 @@ def _print(lines: list[Line], rates: dict[str, float]) -> None:
     for line in lines:
         if line.task.startswith("long-form"):
             click.echo(f"\n{line.id}  {line.task}\n  text       {line.hypothesis}\n  reference  {line.reference}")
-    click.echo("\nWER")
+    click.echo("\nWER of the pulled variant")
     for task, rate in rates.items():
         click.echo(f"  {task:<14} {100 * rate:6.2f} %")
+
+
+def _print_sizes(reports: "Sequence[RunReport]") -> None:
+    """A line for each variant; QoI is against the first."""
+    width = max(len(report.name) for report in reports)
+    click.echo(f"\n{'variant':<{width}}     MB  WER %  QoI %")
+    for report in reports:
+        size = "-" if report.bundle is None else f"{report.bundle.bytes / 1e6:.2f}"
+        wer, qoi = ("-" if rate is None else f"{100 * rate:.2f}" for rate in (report.metrics.wer, report.metrics.qoi))
+        click.echo(f"{report.name:<{width}}  {size:>5}  {wer:>5}  {qoi:>5}")
+
+
+def _print_places(places: "Places", pulled: Path, page: Path) -> None:
+    from whisperkit_tools.publish.card import CARD
+    from whisperkit_tools.publish.picture import PICTURE
+
+    click.echo(f"\nbundles    {places.bundles}")
+    click.echo(f"published  {places.published}, its card {places.published / CARD}")
+    picture = places.published / PICTURE
+    if picture.is_file():
+        click.echo(f"picture    {picture}")
+    click.echo(f"pulled     {pulled}")
+    click.echo(f"report     {page}")

@@ -22,11 +22,11 @@ def command(repo: str, variant: str, revision: str | None, output_dir: Path, for
     """
     from dataclasses import asdict
 
-    from whisperkit_tools.cli.registries import open_registry
+    from whisperkit_tools.cli.registries import open_registry, shown_size
     from whisperkit_tools.publish.pull import pull
 
     def report(path: str, size_bytes: int) -> None:
-        click.echo(f"{path}  {size_bytes / 1e6:.2f} MB", err=True)
+        click.echo(f"{shown_size(size_bytes):>10}  {path}", err=True)
 
     pulled = pull(open_registry(repo), variant, output_dir, revision=revision, force=force, progress=report)
     if as_json:

@@ -39,13 +39,14 @@ def show_plan(plan: "Plan") -> None:
     """A plan for people, file by file."""
     for sign, files in (("+", plan.added), ("~", plan.changed), ("-", plan.deleted)):
         for path, size in files.items():
-            click.echo(f"{sign} {_size(size):>10}  {path}")
+            click.echo(f"{sign} {shown_size(size):>10}  {path}")
     sizes = [sum(files.values()) for files in (plan.added, plan.changed, plan.deleted)]
     click.echo(
-        f"{len(plan.added)} added ({_size(sizes[0])}), {len(plan.changed)} changed ({_size(sizes[1])}), "
-        f"{len(plan.deleted)} deleted ({_size(sizes[2])}), {plan.unchanged} unchanged"
+        f"{len(plan.added)} added ({shown_size(sizes[0])}), {len(plan.changed)} changed ({shown_size(sizes[1])}), "
+        f"{len(plan.deleted)} deleted ({shown_size(sizes[2])}), {plan.unchanged} unchanged"
     )
 
 
-def _size(size_bytes: int) -> str:
+def shown_size(size_bytes: int) -> str:
+    """A size for people."""
     return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"

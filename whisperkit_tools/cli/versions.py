@@ -17,6 +17,7 @@ def command(repo: str, revision: str | None, as_json: bool) -> None:
     """
     from whisperkit_tools.cli.registries import open_registry
     from whisperkit_tools.publish.listing import list_variants
+    from whisperkit_tools.publish.registry import printable
 
     rows = list_variants(open_registry(repo), revision)
     if as_json:
@@ -25,9 +26,9 @@ def command(repo: str, revision: str | None, as_json: bool) -> None:
     if not rows:
         click.echo(f"{repo} holds no variants")
     for row in rows:
-        click.echo(f"{row['variant']:<48} {row['size_bytes'] / 1e6:9.1f} MB  {row['state']}")
+        click.echo(f"{printable(row['variant']):<48} {row['size_bytes'] / 1e6:9.1f} MB  {row['state']}")
         for item in row["versions"]:
-            click.echo(f"    {item['created'][:10]}  {item['content'][:12]}  {_figures(item)}")
+            click.echo(printable(f"    {item['created'][:10]}  {item['content'][:12]}  {_figures(item)}"))
 
 
 def _figures(item: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ _LEGEND = (
     "WER: word error rate. QoI: share of examples on which the variant is no worse than its reference. In parentheses: "
     "95% intervals. Speed is that of the machine that measured, not of a phone."
 )
+_COLUMNS = (("wer", "WER {} (%)", 2), ("qoi", "QoI {} (%)", 1), ("rtfx", "Speed {} (x real time)", 1))
+_SYSTEMS = {"ios16": "iOS 16, macOS 13", "ios17": "iOS 17, macOS 14", "ios18": "iOS 18, macOS 15"}
 _OURS = ("coreml", "whisper", "asr", "quantized")  # tags
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -205,26 +207,22 @@ def _source(source: Source) -> str:
 
 
 def _table(model: CardModel, variants: Sequence[CardVariant]) -> str:
-    datasets = sorted(
-        {name for item in variants for kind in ("wer", "qoi") for name in item.version.metrics.get(kind, {})}
-    )
-    headings = ["Variant", "Size (MB)"]
-    for name in map(markdown_text, datasets):
-        headings += [f"WER {name} (%)", f"QoI {name} (%)", f"Speed {name} (x real time)"]
+    columns = _columns(variants)
+    headings = ["Variant", "Size (MB)", *(heading.format(markdown_text(name)) for name, _, heading, _ in columns)]
     rule = ["---", *["---:"] * (len(headings) - 1), "---", "---"]
     rows = [
         [
             f"`{_code(item.version.variant)}`",
             f"{item.version.size_bytes / 1e6:.1f}",
-            *_figures(item, datasets),
-            markdown_text(item.deployment_target),
+            *(_figure(item.version.metrics, kind, name, digits) for name, kind, _, digits in columns),
+            markdown_text(_SYSTEMS.get(item.deployment_target, item.deployment_target)),
             markdown_text(", ".join(item.chips) or "-"),
         ]
         for item in variants
     ]
-    lines = ["## Variants", "", _row([*headings, "Needs", "Recommended for"]), _row(rule), *map(_row, rows)]
+    lines = ["## Variants", "", _row([*headings, "Needs", "Chips"]), _row(rule), *map(_row, rows)]
     lines += _notes(variants)
-    if datasets:
+    if columns:
         lines += ["", _LEGEND]
     if model.picture:
         lines += ["", f"![Size and quality of the variants]({_url(model.picture)})"]
@@ -252,13 +250,16 @@ def _notes(variants: Sequence[CardVariant]) -> list[str]:
     return ["", *notes] if notes else []
 
 
-def _figures(item: CardVariant, datasets: Sequence[str]) -> list[str]:
-    metrics, cells = item.version.metrics, []
-    for name in datasets:
-        cells += [_figure(metrics, "wer", name, 2), _figure(metrics, "qoi", name, 1)]
-        speed = metrics.get("rtfx", {}).get(name)
-        cells.append("-" if speed is None else f"{speed:.1f}")
-    return cells
+def _columns(variants: Sequence[CardVariant]) -> list[tuple[str, str, str, int]]:
+    """Dataset, kind, heading and digits of each figure that some variant has."""
+    metrics = [item.version.metrics for item in variants]
+    datasets = sorted({name for item in metrics for kind, _, _ in _COLUMNS for name in item.get(kind, {})})
+    return [
+        (name, kind, heading, digits)
+        for name in datasets
+        for kind, heading, digits in _COLUMNS
+        if any(name in item.get(kind, {}) for item in metrics)
+    ]
 
 
 def _figure(metrics: Mapping[str, Any], kind: str, dataset: str, digits: int) -> str:
@@ -274,7 +275,9 @@ def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
     if not variants:
         return "## How to use\n\nThere is no variant at present; earlier revisions of this repository have some."
     runnable = [item.version.variant for item in variants if "_stateful" not in item.version.variant]
-    name = (runnable or [variants[0].version.variant])[0]
+    name, repo = _code((runnable or [variants[0].version.variant])[0]), _code(model.repo_id)
+    on_hub = _HUB_ID.fullmatch(model.repo_id) is not None
+    where = f'model: "{name}", modelRepo: "{repo}"' if on_hub else f'modelFolder: "{repo}/{name}", download: false'
     return "\n".join([
         "## How to use",
         "",
@@ -283,7 +286,7 @@ def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
         "```swift",
         "import WhisperKit",
         "",
-        f'let config = WhisperKitConfig(model: "{_code(name)}", modelRepo: "{_code(model.repo_id)}")',
+        f"let config = WhisperKitConfig({where})",
         "let pipe = try await WhisperKit(config)",
         'let results = try await pipe.transcribe(audioPath: "audio.m4a")',
         "```",
@@ -291,8 +294,8 @@ def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
         "On any machine, with whisperkit-tools:",
         "",
         "```",
-        f"wkt pull {_code(model.repo_id)} {_code(name)}",
-        f"wkt transcribe --bundle bundles/{_code(name)} audio.m4a",
+        f"wkt pull {'' if on_hub else './'}{repo} {name}",
+        f"wkt transcribe --bundle bundles/{name} audio.m4a",
         "```",
     ])  # fmt: skip
 

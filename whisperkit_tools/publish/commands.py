@@ -80,15 +80,26 @@ def _convert(manifest: Mapping[str, Any]) -> list[str]:
         if found is not None and found not in (value, default):
             words += [f"--{name.replace('_', '-')}", str(found)]
     words += [] if conversion.get("word_timestamps", True) else ["--no-word-timestamps"]
+    words += _prefill(manifest, asked_by_default=turbo)
     words += ["--compile"] if conversion.get("compiled") else []
     words += [] if conversion.get("verified", True) else ["--no-verify"]
     return words
 
 
+def _prefill(manifest: Mapping[str, Any], *, asked_by_default: bool) -> list[str]:
+    prefill = section(manifest, "prefill")
+    if not prefill.get("included"):
+        return ["--no-prefill"] if asked_by_default else []
+    words = [] if asked_by_default else ["--prefill"]
+    source = prefill.get("from")
+    return words if source in (None, "speech") else [*words, "--prefill-from", str(source)]
+
+
 def _palettize(original: str, compression: Mapping[str, Any]) -> list[str]:
     gate, tuning = section(compression, "gate"), section(compression, "tuning")
     size = compression.get("predicted_nbytes") or compression.get("nbytes") or 0
-    words = ["wkt", "palettize", f"bundles/{original}", "--target-size", str(size)]
+    aim = _uniform(section(compression, "recipe")) or ["--target-size", str(size)]
+    words = ["wkt", "palettize", f"bundles/{original}", *aim]
     for option, value in (
         ("--qoi-min", gate.get("qoi_min")),
         ("--wer-delta-max", gate.get("wer_delta_max")),
@@ -96,3 +107,19 @@ def _palettize(original: str, compression: Mapping[str, Any]) -> list[str]:
     ):
         words += [option, str(value)] if value is not None else []
     return [*words, "--confident"] if gate.get("confident") else words
+
+
+def _uniform(recipe: Mapping[str, Any]) -> list[str]:
+    """The aim of a recipe with one width for all that it compresses, and what it leaves; empty for a mixed one."""
+    parts = section(recipe, "tensors")
+    widths = {part: _widths(section(parts, part)) for part in parts}
+    found = {nbits for part in widths.values() for nbits in part if nbits is not None}
+    if len(found) != 1:
+        return []
+    left = [word for part, has in widths.items() if has == {None} for word in ("--keep", f"{part}/*")]
+    return ["--bits", str(found.pop()), *left]
+
+
+def _widths(tensors: Mapping[str, Any]) -> set[int | None]:
+    """Bits of an index, over the weights of a component; None where one is left in float16."""
+    return {section(section(tensors, name), "compression").get("nbits") for name in tensors}

@@ -1,19 +1,26 @@
 """A registry in a model repository on the Hugging Face Hub; `huggingface_hub` does everything on the wire."""
 
+import errno
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publish.registry import Change, Commit, ConflictError, RemoteFile, Snapshot, check_path
+from whisperkit_tools.publish.registry import Change, Commit, ConflictError, RemoteFile, Snapshot, check_path, printable
 
 RETRIED = (429, 500, 502, 503, 504)
 ATTEMPTS = 6
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
+_FULL = re.compile(r"quota|storage limit|storage space|exceeded|payment", re.IGNORECASE)
+_PORTS = {"http": 80, "https": 443}
 T = TypeVar("T")
 
 
@@ -208,10 +215,14 @@ class HubRegistry:
 
         for attempt in range(ATTEMPTS):
             try:
-                return call()
+                with self._token_stays():
+                    return call()
             except PublishError:
                 raise
             except Exception as error:  # also the HTTP library's own, under names that change with the client's version
+                full = _cause(error, OSError)
+                if full is not None and full.errno == errno.ENOSPC:
+                    raise full from None
                 refusal = _cause(error, HfHubHTTPError)  # uploads wrap it
                 status = refusal.response.status_code if refusal is not None else None
                 if conflict and status in (409, 412):
@@ -221,6 +232,23 @@ class HubRegistry:
                     raise PublishError(self._explain(doing, status, refusal or error)) from None
                 self._sleep(_wait(refusal, attempt))
         raise AssertionError("the last attempt returns or raises")
+
+    @contextmanager
+    def _token_stays(self) -> Iterator[None]:
+        """Take the token off every request to another place than the endpoint, wherever the server sends us."""
+        from huggingface_hub import get_session
+
+        def take_off(request: Any) -> None:
+            if _origin(str(request.url)) != home:
+                request.headers.pop("authorization", None)
+
+        home, session = _origin(self._api.endpoint), get_session()
+        hooks = session.event_hooks
+        session.event_hooks = {**hooks, "request": [*hooks.get("request", []), take_off]}
+        try:
+            yield
+        finally:
+            session.event_hooks = hooks
 
     def _explain(self, doing: str, status: int | None, error: Exception) -> str:
         where = f"{self._api.endpoint}/{self.repo_id}"
@@ -232,6 +260,11 @@ class HubRegistry:
             return f"cannot {doing}: no token for {where}; log in with `hf auth login`, or set HF_TOKEN"
         if status == 401:
             return f"cannot {doing}: {where} does not know the token; log in again with `hf auth login`"
+        if status in (402, 403, 413) and _FULL.search(_server_says(error)):
+            return self._scrub(
+                f"cannot {doing}: {where} has no room for it ({_server_says(error)}); remove what is not needed, or "
+                "ask for more storage, then run the same command again"
+            )
         if status == 403:
             return self._scrub(
                 f"cannot {doing}: the token has no write access to {where} ({_server_says(error)}); make one with the "
@@ -244,7 +277,8 @@ class HubRegistry:
         return self._scrub(f"cannot {doing}: {where} answers HTTP {status} ({_server_says(error)})")
 
     def _scrub(self, text: str) -> str:
-        """The text without the token, whoever put it there."""
+        """The text without the token and without what a terminal would obey, whoever put it there."""
+        text = printable(text)
         text = text if not self._token else text.replace(self._token, "***")
         return re.sub(r"\bhf_[A-Za-z0-9]{8,}\b", "***", text)
 
@@ -254,11 +288,26 @@ def _describe(item: Any) -> RemoteFile:
     return RemoteFile(int(item.size), sha256=sha256, blob_id=None if sha256 else item.blob_id)
 
 
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port."""
+    split = urlsplit(url)
+    return split.scheme, split.hostname, split.port or _PORTS.get(split.scheme)
+
+
 def _wait(error: Any, attempt: int) -> float:
     """Seconds to wait: what the server asks for, else twice as long each time."""
-    asked = error.response.headers.get("Retry-After", "") if error is not None else ""
-    wait = float(asked) if asked.isdigit() else FIRST_WAIT_S * 2**attempt
-    return min(wait, LONGEST_WAIT_S)
+    asked = _seconds(error.response.headers.get("Retry-After", "")) if error is not None else None
+    return min(FIRST_WAIT_S * 2**attempt if asked is None else asked, LONGEST_WAIT_S)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """What the header asks for: a number of seconds, or a time. Source: RFC 9110, section 10.2.3."""
+    if retry_after.isdigit():
+        return float(retry_after)
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
 
 
 def _cause(error: BaseException | None, kind: type[T]) -> T | None:

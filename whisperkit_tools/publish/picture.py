@@ -3,6 +3,7 @@
 It stands in a page of either background and loads nothing: colours that both carry, system fonts.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +17,7 @@ PICTURE = "size-quality.svg"
 _LEFT, _TOP, _WIDTH, _HEIGHT = 64, 44, 660, 280  # the plot's, in pixels; labels are spread for this height
 _WHOLE = (760, 372)
 _INK, _GRID, _ACCENT = "#59636e", "#8b949e", "#2f6feb"
+_COMPRESSED = re.compile(r"_\d+MB$")
 _KINDS = (("wer", "Word error rate", "lower left is better"), ("qoi", "Quality of inference", "upper left is better"))
 
 
@@ -44,15 +46,15 @@ def render_picture(variants: Sequence[Measured]) -> bytes | None:
         )
     ]
     plot = scatter(labels, [item.size_bytes / 1e6 for item in shown], values, bounds, less_is_better=kind == "wer")
-    return _svg(plot, f"{title} on {dataset} (%) by size (MB): {better}").encode()
+    return _svg(plot, f"{title} on {dataset} (%) by size (MB): {better}", falling=kind == "wer").encode()
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """What tells the variants apart; where all begin with the shortest name, that one stands in full."""
+    """What tells the variants apart; where all begin with the name of the uncompressed one, what they add to it."""
     base = min(names, key=len)
-    if not all(name.startswith(base) for name in names):
+    if _COMPRESSED.search(base) or not all(name.startswith(base) for name in names):
         return short_names(names)
-    return [name.removeprefix(base).strip("_-") or name for name in names]
+    return [name.removeprefix(base) or "float16" for name in names]
 
 
 def _shared(variants: Sequence[Measured]) -> tuple[str, str]:
@@ -74,7 +76,7 @@ def _bounds(interval: Any) -> tuple[float, float] | None:
     return None if not isinstance(interval, list | tuple) else (float(interval[0]), float(interval[1]))
 
 
-def _svg(plot: Scatter, title: str) -> str:
+def _svg(plot: Scatter, title: str, *, falling: bool) -> str:
     width, height = _WHOLE
     path = " ".join(f"{_x(left)},{_y(top)}" for left, top in plot.frontier)
     parts = [
@@ -85,7 +87,7 @@ def _svg(plot: Scatter, title: str) -> str:
         f'<text x="{_LEFT}" y="22" font-size="14" font-weight="600">{_text(title)}</text>',
         *_axes(plot.x, plot.y),
         f'<polyline points="{path}" fill="none" stroke="{_ACCENT}" stroke-width="1.5" stroke-dasharray="4 4"/>',
-        *(_point(item) for item in plot.points),
+        *(_point(item, falling=falling) for item in plot.points),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -109,7 +111,8 @@ def _axes(x: Axis, y: Axis) -> list[str]:
     return lines
 
 
-def _point(item: Point) -> str:
+def _point(item: Point, *, falling: bool) -> str:
+    """A point, its whisker, and its label on that side of the curve where the curve does not run."""
     x, y = _x(item.x), _y(item.y)
     whisker = ""
     if item.y_low is not None and item.y_high is not None:
@@ -118,10 +121,11 @@ def _point(item: Point) -> str:
             'stroke-opacity="0.5" stroke-width="2"/>'
         )
     side = f'x="{round(x - 10, 1)}" text-anchor="end"' if item.flipped else f'x="{round(x + 10, 1)}"'
+    drop = -7 if falling != item.flipped else 15
     return (
         f"<g><title>{_text(item.title)}</title>{whisker}"
         f'<circle cx="{x}" cy="{y}" r="5" fill="{_ACCENT}"/>'
-        f'<text {side} y="{_y(item.label_y)}" dy="4">{_text(item.label)}</text></g>'
+        f'<text {side} y="{_y(item.label_y)}" dy="{drop}">{_text(item.label)}</text></g>'
     )
 
 

@@ -21,7 +21,7 @@ from whisperkit_tools.publish.index import INDEX, Index, Version
 from whisperkit_tools.publish.names import check_globs, check_together, variants_of
 from whisperkit_tools.publish.picture import PICTURE, Measured, render_picture
 from whisperkit_tools.publish.proof import Evidence
-from whisperkit_tools.publish.registry import Change, Commit, ConflictError, Content, Registry, Snapshot
+from whisperkit_tools.publish.registry import Change, Commit, ConflictError, Content, Registry, Snapshot, printable
 from whisperkit_tools.publish.reports import REPORTS, report_files, split_reports
 
 REBASES = 4
@@ -166,7 +166,9 @@ def plan_withdrawal(registry: Registry, variant: str, now: str) -> Plan:
     if snapshot.commit is None:
         raise PublishError(registry.absent)
     _check_owner(registry, snapshot, adopt=False)
-    index = Index.parse(registry.read(INDEX, snapshot)).without(variant, now)
+    index = Index.parse(registry.read(INDEX, snapshot))
+    if index.current(variant) is not None or variant not in variants_of(snapshot.files):
+        index = index.without(variant, now)  # an adopted variant of another tool is in no index
     state = _State(registry, snapshot, index, gone=frozenset({variant}))
     return _plan(state, PublishOptions(), f"Withdraw {variant}")
 
@@ -230,10 +232,10 @@ def _check_owner(registry: Registry, snapshot: Snapshot, *, adopt: bool) -> None
         return
     foreign = sorted(variants_of(snapshot.files)) or [name for name in (TABLE, CARD) if name in snapshot.files]
     if foreign:
-        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        shown = printable(", ".join(foreign[:3])) + (", ..." if len(foreign) > 3 else "")
         raise PublishError(
-            f"{registry.label} was not laid out by wkt (it holds {shown} and no {INDEX}); to add to it and keep its "
-            "card, table and variants in order from now on, pass --adopt"
+            f"{registry.label} was not laid out by wkt (it holds {shown} and no {INDEX}); to add to it and keep "
+            "its card, table and variants in order from now on, publish with --adopt"
         )
 
 

@@ -15,7 +15,7 @@ from whisperkit_tools.errors import PublishError
 from whisperkit_tools.publish.index import INDEX, Index
 from whisperkit_tools.publish.names import check_variant, variants_of
 from whisperkit_tools.publish.proof import content_digest
-from whisperkit_tools.publish.registry import Registry, RemoteFile, Snapshot, check_path, digest
+from whisperkit_tools.publish.registry import Registry, RemoteFile, Snapshot, check_path, digest, printable
 
 Progress = Callable[[str, int], None]
 """Called with the path and the bytes of a file that is there."""
@@ -71,7 +71,8 @@ def pull(
         raise PublishError(registry.absent)
     known = variants_of(snapshot.files)
     if variant not in known:
-        raise PublishError(f"{registry.label} has no variant {variant!r}; there are: {', '.join(known) or 'none'}")
+        there = printable(", ".join(known)) or "none"
+        raise PublishError(f"{registry.label} has no variant {variant!r}; there are: {there}")
     names = {path.removeprefix(f"{variant}/"): path for path in known[variant]}
     for name in names:
         check_path(name)

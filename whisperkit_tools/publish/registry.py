@@ -197,6 +197,11 @@ class Registry(Protocol):
         ...
 
 
+def printable(text: str) -> str:
+    """Text from outside for a terminal: what would move it, or is not seen, is written out."""
+    return "".join(one if one.isprintable() else f"[U+{ord(one):04X}]" for one in text)
+
+
 def check_path(path: str) -> None:
     """Check that a registry's path stays inside, and says what it names.
 
