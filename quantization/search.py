@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from whisperkit_tools.quantization.gate import Verdict
 
-_STRIDE = 1.15  # the first; each further one is the square of the last
+_STRIDE, _LONGER = 1.15, 1.1  # the first, and how much longer each further one is
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class SearchOptions:
         trials: Most candidates to measure.
     """
 
-    tolerance: float = 0.03
+    tolerance: float = 0.05
     trials: int = 8
 
     def __post_init__(self) -> None:
@@ -109,12 +109,13 @@ def search(
             high = float(min(trial.nbytes, at))
         else:
             low = float(at)
-        if ended or high <= low * (1 + options.tolerance):
-            break
         outcomes = {made.verdict.passed for made in trials}
+        if ended or (True in outcomes and high <= low * (1 + options.tolerance)):
+            break
         if len(outcomes) == 2:
             at = (low * high) ** 0.5
         else:
-            at = max(low, high / stride) if trial.verdict.passed else min(high, low * stride)
-            stride *= stride
+            at = max(low, high / stride) if trial.verdict.passed else low * stride
+            at = high if at * _STRIDE > high and not trial.verdict.passed else at
+            stride *= _LONGER
     return Search(tuple(trials))

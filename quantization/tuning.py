@@ -39,7 +39,7 @@ class TuningOptions:
     """
 
     steps: int
-    rate: float = 0.03
+    rate: float = 0.015
     seed: int = 0
     budget_bytes: int = 1 << 30
 

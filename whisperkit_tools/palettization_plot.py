@@ -76,7 +76,7 @@ def _draw(figure: Any, found: dict[str, Any], planner: Planner, path: Path) -> N
     axes.set(xscale="log", yscale="log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="x", which="minor", labelsize=8)
+    axes.tick_params(axis="x", which="both", labelsize=9)
     axes.legend(frameon=False)
     axes.grid(True, which="major", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,84 @@
+"""Where calibration speech and the gate's examples come from, and that bundles that do not compare are refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from whisperkit_tools.calibration import Examination, _Remembering, calibration_clips, gate_clips, tuning_clips
+from whisperkit_tools.errors import AudioError, BundleError, DatasetError
+
+WINDOW = 480_000
+
+
+def test_the_demos_calibration_speech_is_short_and_long_and_never_half_a_window_of_nothing():
+    clips = calibration_clips(None, 8, WINDOW)
+    lengths = [len(clip.audio) for clip in clips]
+    assert len(clips) == 8
+    assert max(lengths) <= WINDOW
+    assert max(lengths) > 3 * min(lengths)
+    assert {clip.name.split("#")[0] for clip in clips} == {"longform_en.ogg", "longform_es.ogg"}
+    assert all(float(np.abs(clip.audio).max()) > 0.01 for clip in clips)
+
+
+def test_tuning_takes_sentences():
+    clips = tuning_clips(None, 20, WINDOW)
+    assert len(clips) == 20
+    assert all(16_000 <= len(clip.audio) <= 0.15 * WINDOW for clip in clips)
+
+
+def test_speech_without_pauses_is_cut_all_the_same(tmp_path):
+    tone = 0.3 * np.sin(np.arange(16_000 * 40) * 0.05).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", tone, 16_000)
+    clips = calibration_clips(tmp_path, 20, WINDOW)
+    assert all(len(clip.audio) <= WINDOW for clip in clips)
+    assert sum(len(clip.audio) for clip in clips) > 16_000 * 35
+
+
+def test_a_data_set_is_taken_by_its_name():
+    clips = gate_clips("demo", 4, ("en",), WINDOW)
+    assert len(clips) == 4
+    assert all(clip.text and clip.language for clip in clips)
+    assert len(calibration_clips("demo", 3, WINDOW)) == 3
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match="no dataset 'demp': did you mean demo"):
+        calibration_clips("demp", 3, WINDOW)
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000, np.float32), 16_000)
+    with pytest.raises(AudioError, match="shorter than 1 s"):
+        calibration_clips(tmp_path, 3, WINDOW)
+
+
+def test_a_reference_of_other_sizes_is_refused():
+    def listener(vocabulary):
+        return SimpleNamespace(
+            models=SimpleNamespace(sizes=SimpleNamespace(vocab_size=vocabulary, n_frames=3000, n_samples=WINDOW)),
+            mel=None,
+        )
+
+    with pytest.raises(BundleError, match="vocab_size 51865, the reference 51864"):
+        Examination(listener(51864), [], listener(51865))
+
+
+def test_a_component_is_not_run_twice_on_what_it_remembers():
+    runs = []
+
+    class Component:
+        inputs = outputs = ()
+
+        def run(self, inputs, /):
+            runs.append(1)
+            return {"y": inputs["x"] * 2}
+
+    one, two = {"x": torch.ones(2)}, {"x": torch.zeros(2)}
+    last = _Remembering(Component(), most=1)
+    for inputs in (one, one, two, one):
+        assert torch.equal(last.run(inputs)["y"], inputs["x"] * 2)
+    assert len(runs) == 3
+    every = _Remembering(Component())
+    for inputs in (one, two, one, two):
+        assert torch.equal(every.run(inputs)["y"], inputs["x"] * 2)
+    assert len(runs) == 5
