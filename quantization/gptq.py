@@ -4,6 +4,9 @@ The error that counts is that of the layer's output over speech, `|(W - Q) X|**2
 `X X'` gives. Inputs are rounded one after another; what one rounds off is compensated in those not yet rounded, along
 the inverse of that matrix. Table, scales and size stay the same, only indices change.
 
+Each layer's error falls to a third, but the divergence at the logits only at 3 bits (to two thirds), not at 4 with
+palettes that know what matters (`tests/benchmarks/compensation.py`), so plans do not use it.
+
 Source: Frantar et al., "GPTQ", arXiv 2210.17323, algorithm 1.
 """
 

@@ -7,7 +7,15 @@ import pytest
 import soundfile
 import torch
 
-from whisperkit_tools.calibration import Examination, _Remembering, calibration_clips, gate_clips, tuning_clips
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.calibration import (
+    Examination,
+    Listener,
+    _Remembering,
+    calibration_clips,
+    gate_clips,
+    tuning_clips,
+)
 from whisperkit_tools.errors import AudioError, BundleError, DatasetError
 
 WINDOW = 480_000
@@ -42,6 +50,26 @@ def test_a_data_set_is_taken_by_its_name():
     assert len(clips) == 4
     assert all(clip.text and clip.language for clip in clips)
     assert len(calibration_clips("demo", 3, WINDOW)) == 3
+
+
+def test_the_gate_hears_long_recordings_whole_where_what_is_said_is_known(tmp_path):
+    demo = gate_clips(None, None, ("en", "es"), WINDOW)
+    assert [clip.name for clip in demo if len(clip.audio) > WINDOW] == ["longform_en", "longform_es"]
+    assert all(clip.text for clip in demo)
+    tone = 0.3 * np.sin(np.arange(16_000 * 70) * 0.05).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", tone, 16_000)
+    assert [len(clip.audio) for clip in gate_clips(tmp_path, None, (), WINDOW)] == [WINDOW, WINDOW, 160_000]
+    (tmp_path / "a.txt").write_text("a tone\n")
+    assert [(clip.text, len(clip.audio)) for clip in gate_clips(tmp_path, None, (), WINDOW)] == [("a tone", len(tone))]
+
+
+def test_a_long_recording_is_judged_by_its_words(demo_bundle):
+    listener = Listener(Bundle.open(demo_bundle), 200)
+    clip = next(clip for clip in gate_clips(None, None, ("es",), WINDOW) if clip.name == "longform_es")
+    (example,) = Examination(listener, [clip]).measure(demo_bundle)
+    assert example.words == len(clip.text.split())
+    assert example.errors == example.reference_errors < 0.3 * example.words
+    assert (example.tokens, example.divergence) == (0, 0)
 
 
 def test_what_is_refused(tmp_path):

@@ -167,6 +167,12 @@ def test_nothing_unproved_is_published(tmp_path):
         examine(no_gate, None)
 
 
+def test_the_size_in_a_name_is_that_of_the_models(tmp_path):
+    assert examine(make_bundle(tmp_path, "acme_w_0MB", manifest=compressed()), None).model_bytes < 1_000_000
+    with pytest.raises(PublishError, match="says 2 MB, but its encoder and decoder have 0 MB"):
+        examine(make_bundle(tmp_path, "acme_w_2MB", manifest=compressed()), None)
+
+
 def test_a_rejected_bundle_is_refused_whatever_the_reason(tmp_path):
     rejected = make_bundle(tmp_path / "a", "acme_w_0MB", manifest=compressed(rejected=True))
     with pytest.raises(PublishError, match="rejected by its quality gate"):

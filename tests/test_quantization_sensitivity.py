@@ -156,7 +156,7 @@ def test_divergence_is_that_of_torch():
 @pytest.fixture(scope="module")
 def curvature(packages, window):
     found = {}
-    curvatures(packages, [window], FisherOptions(samples=6), lambda name, value: found.update({name: value}))
+    curvatures(packages, [window], FisherOptions(samples=24), lambda name, value: found.update({name: value}))
     return found
 
 

@@ -68,7 +68,7 @@ def test_tuning_lowers_the_divergence_and_leaves_indices_alone(packages, window)
     names = [f"layers_{layer}_{part}_weight" for layer in (0, 1) for part in ("fc1", "fc2", "self_attn_v_proj")]
     palettes = _palettes(packages, "TextDecoder", names, 2)
     references = reference_logits(packages, [window])
-    tuning = Tuning(packages, palettes, [window], references, TuningOptions(steps=12))
+    tuning = Tuning(packages, palettes, [window], references, TuningOptions(steps=12, rate=0.15))
     before, after = tuning.run()
     assert after < 0.6 * before
     assert tuning.divergence() == pytest.approx(after, rel=1e-6)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.demo import demo_longform, demo_utterances
+from whisperkit_tools.demo import DemoLongform, DemoUtterance, demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.eval.datasets import DatasetOptions, open_dataset
 from whisperkit_tools.eval.examples import Example as DatasetExample
@@ -37,7 +37,7 @@ _SHARES = (1.0, 0.1, 0.4, 0.15, 0.2)  # of a window: the most that calibration w
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One stretch of audio that fits a window.
+    """A stretch of audio; longer than a window only among the gate's examples, and then with a text.
 
     Attributes:
         name: For messages.
@@ -111,35 +111,36 @@ def gate_clips(
 
     Args:
         source: A folder of audio files, each with what is said in a `.txt` of the same name beside it; without that the
-            uncompressed bundle's own transcript is taken for true. Or a dataset as `wkt evaluate` takes it, of which
-            what is longer than a window is left out. None for the demo's utterances.
+            uncompressed bundle's own transcript is taken for true. Or a dataset as `wkt evaluate` takes it. None for
+            the demo's recordings, the long ones too: where timestamps lead from window to window, a small loss of
+            quality costs more words than in single sentences.
         limit: At most so many, taken evenly; None for all.
-        languages: Codes that the model knows; the demo's utterances in others are left out.
-        window_samples: Samples of a window; a longer file counts as several examples, and has no text.
+        languages: Codes that the model knows; the demo's recordings in others are left out.
+        window_samples: Samples of a window; a longer file without text counts as several examples.
 
     Raises:
         AudioError: There is no audio.
         DatasetError: There is no such dataset.
     """
     if source is None:
-        chosen = [item for item in demo_utterances() if item.language in languages]
+        recordings: list[DemoUtterance | DemoLongform] = [*demo_utterances(), *demo_longform()]
+        chosen = [item for item in recordings if item.language in languages]
         clips = [Clip(item.id, _load(item.path), item.text, item.language) for item in chosen]
     elif Path(source).is_dir():
         paths = _audio_files(Path(source))
-        clips = [clip for path in paths for clip in _with_text(path, _cut(path, (window_samples,)))]
+        clips = [clip for path in paths for clip in _with_text(path, window_samples)]
     else:
-        found = [Clip(i.id, i.samples(_load), i.reference, i.language) for i in _examples(source, limit)]
-        clips = [clip for clip in found if len(clip.audio) <= window_samples]
+        clips = [Clip(i.id, i.samples(_load), i.reference, i.language) for i in _examples(source, limit)]
     if not clips:
         raise AudioError(f"{source or 'the demo'} holds no example for the gate; name a folder with --gate-audio")
     return [clips[at] for at in _evenly(len(clips), limit or len(clips))]
 
 
-def _with_text(path: Path, clips: list[Clip]) -> list[Clip]:
+def _with_text(path: Path, window_samples: int) -> list[Clip]:
     text = path.with_suffix(".txt")
-    if len(clips) != 1 or not text.is_file():
-        return clips
-    return [Clip(path.name, clips[0].audio, text.read_text(encoding="utf-8").strip())]
+    if not text.is_file():
+        return _cut(path, (window_samples,))
+    return [Clip(path.name, _load(path), text.read_text(encoding="utf-8").strip())]
 
 
 def _audio_files(folder: Path) -> list[Path]:
@@ -184,9 +185,9 @@ def _evenly(count: int, wanted: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a bundle makes of one clip: the window to force on others, and the text."""
+    """What a bundle makes of one clip: the window to force on others (None of a longer clip), and the text."""
 
-    window: Window
+    window: Window | None
     text: str
 
 
@@ -207,9 +208,11 @@ class Listener:
 
     def hear(self, clip: Clip) -> Heard | None:
         """Transcribe a clip; None where nothing is said."""
-        found = self.transcriber.transcribe(clip.audio, _options(clip))
+        found = self.transcriber.transcribe(clip.audio, _options(clip, self.models))
         if not found.tokens:
             return None
+        if len(clip.audio) > self.models.sizes.n_samples:
+            return Heard(None, found.text)
         special = self.transcriber.special
         prefix = [special.start_of_transcript]
         if special.is_multilingual:
@@ -230,7 +233,7 @@ def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Windo
         AudioError: Nothing is said in any.
     """
     heard = [listener.hear(clip) for clip in clips]
-    windows = [item.window for item in heard if item is not None]
+    windows = [item.window for item in heard if item is not None and item.window is not None]
     if not windows:
         raise AudioError(
             f"the calibration audio holds no speech: the bundle hears nothing in any of {len(clips)} windows; "
@@ -239,9 +242,10 @@ def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Windo
     return windows
 
 
-def _options(clip: Clip) -> TranscribeOptions:
+def _options(clip: Clip, models: Models) -> TranscribeOptions:
     # Greedy: the same words from the same logits, and a candidate that only stammers costs no five more attempts.
-    return TranscribeOptions(language=clip.language, timestamps=False, temperatures=(0.0,))
+    is_long = len(clip.audio) > models.sizes.n_samples
+    return TranscribeOptions(language=clip.language, timestamps=is_long, temperatures=(0.0,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,7 @@ class Examination:
         heard = listener.hear(clip)
         text = heard.text if heard else ""
         logits = None
-        if heard is not None:
+        if heard is not None and heard.window is not None:
             logits = listener.forcing.forward(heard.window, listener.models.encode(heard.window.features)).logits
         return _Reference(clip, heard, clip.text if clip.text is not None else text, logits)
 
@@ -298,13 +302,13 @@ class Examination:
     def _example(
         self, reference: _Reference, models: Models, forcing: TeacherForcing, transcriber: Transcriber
     ) -> Example:
-        found = transcriber.transcribe(reference.clip.audio, _options(reference.clip)).text
+        found = transcriber.transcribe(reference.clip.audio, _options(reference.clip, models)).text
         before = reference.heard.text if reference.heard else ""
         words, reference_errors = self._errors(reference, before)
         _, errors = self._errors(reference, found)
         tokens, agreeing, total = 0, 0, 0.0
-        if reference.heard is not None and reference.logits is not None:
-            window = reference.heard.window
+        window = reference.heard.window if reference.heard else None
+        if window is not None and reference.logits is not None:
             features = _features(reference.clip, models)
             logits = forcing.forward(window, models.encode(features)).logits
             tokens = window.predicted

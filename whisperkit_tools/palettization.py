@@ -368,7 +368,7 @@ class Palettizer:
         if "org" not in source or "model" not in source:
             return root / f"{self.bundle.name}_{int(nbytes / 1e6)}MB"
         turbo = bool(self.bundle.manifest.get("conversion", {}).get("turbo"))
-        return root / variant_name(source["org"], source["model"], turbo=turbo, size_bytes=max(nbytes, 10**6))
+        return root / variant_name(source["org"], source["model"], turbo=turbo, size_bytes=nbytes)
 
     def _publish(self, chosen: "_Made", trials: Search, target: Path, *, rejected: bool = False) -> None:
         with new_bundle(target, force=self.config.force) as partial:

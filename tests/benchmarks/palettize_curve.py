@@ -1,6 +1,6 @@
 """KL divergence against size: uniform palettes, threshold recipes, this project's allocation, and that one tuned.
 
-    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 150] [--examples 16] [--json FILE]
+    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 240] [--examples 16] [--json FILE]
 
 Every recipe is made for the same size of weights. The divergence is measured, on utterances that calibration has not
 heard, with the weights put into the bundle's own programs.
@@ -11,7 +11,7 @@ else it stays float16; the threshold is the one that fits the size. That is whis
 every weight (the embedding too) among the candidates, and with the divergence in place of its output PSNR.
 per tensor: one palette a weight, weighted palettes and allocation of this project.
 all options: the same with grouped palettes, vectors and outliers, as far as the bundle's target has them.
-tuned: the last of these after palette tuning.
+tuned: the last of these after palette tuning, at the sizes of --tuned-bits.
 --per-tensor-only leaves all options out, which take longest to try.
 """
 
@@ -110,7 +110,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--bits", default="3,4,5")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--tuned-bits", default="3,3.5,4,5")
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--windows", type=int, default=8)

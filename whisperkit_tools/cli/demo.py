@@ -33,7 +33,7 @@ def command(output_dir: Path, limit: int | None, force: bool, as_json: bool) -> 
 
     places, progress = stages.Places(output_dir), ConsoleProgress()
     _say(1, "convert the embedded checkpoint")
-    original = stages.convert_model(places, progress, force=force)
+    original = stages.convert_model(places, progress, limit=limit, force=force)
     _say(2, "compress it: the encoder alone at 8 bits, then the smallest that passes the quality gate")
     bundles = [original, *stages.palettize(original, progress, limit=limit, force=force)]
     _say(3, "evaluate the three sizes on the demo's audio")

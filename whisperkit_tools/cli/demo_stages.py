@@ -62,13 +62,16 @@ class Line:
     hypothesis: str
 
 
-def convert_model(places: Places, progress: "Progress", *, force: bool) -> Path:
-    """The embedded checkpoint as a bundle in the layout for latency."""
+def convert_model(places: Places, progress: "Progress", *, limit: int | None, force: bool) -> Path:
+    """The embedded checkpoint as a bundle in the layout for latency, with the prefill unless there is a limit."""
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.convert.conversion import ConversionConfig, convert
+    from whisperkit_tools.convert.prefill_stage import PrefillConfig
     from whisperkit_tools.convert.speech import verification_speech
+    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
 
-    config = ConversionConfig(output_dir=places.bundles, turbo=True, force=force)
+    prefill = PrefillConfig(transcripts=transcripts_with, required=False) if limit is None else None
+    config = ConversionConfig(output_dir=places.bundles, turbo=True, prefill=prefill, force=force)
     return convert(open_checkpoint("demo"), config, verification_speech(), progress).path
 
 
