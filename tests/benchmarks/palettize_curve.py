@@ -44,8 +44,11 @@ class Meter:
 
     def __init__(self, work, examples):
         listener = work._listener
-        clips = gate_clips(None, examples, ("en", "es"), listener.models.sizes.n_samples)
-        self.windows = [heard.window for clip in clips if (heard := listener.hear(clip)) is not None]
+        samples = listener.models.sizes.n_samples
+        short = [clip for clip in gate_clips(None, None, ("en", "es"), samples) if len(clip.audio) <= samples]
+        chosen = sorted({round(at) for at in np.linspace(0, len(short) - 1, min(examples, len(short)))})
+        heard = [listener.hear(short[at]) for at in chosen]
+        self.windows = [item.window for item in heard if item is not None]
         self.programs = [Program.load(work.model.packages[name]) for name in COMPONENTS]
         self.originals = {
             (component, name): program.weights[name].detach().clone()
