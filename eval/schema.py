@@ -375,7 +375,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         items = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(items) != len(value):
             raise DatasetError(f"{where} has {len(value)} values, expected {len(items)}")
-        return tuple(_decode(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(items, value)))  # noqa: B905
+        return tuple(
+            _decode(item, part, f"{where}[{i}]") for i, (item, part) in enumerate(zip(items, value, strict=True))
+        )
     if origin is not None:  # Mapping[str, X]
         _expect(value, dict, where)
         return {name: _decode(arguments[1], part, f"{where}.{name}") for name, part in value.items()}

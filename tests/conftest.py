@@ -167,3 +167,15 @@ def stateful_bundle(tmp_path_factory, worker_id) -> Path:
             config = ConversionConfig(output_dir=root, deployment_target="ios18", stateful=True)
             convert(open_checkpoint("demo"), config, verification_speech())
     return next(path for path in root.iterdir() if not path.name.startswith("."))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server that speaks the Hub's protocol, and a client that keeps its cache beside it."""
+    from hub_server import TestHub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with TestHub(tmp_path / "hub") as running:
+        yield running

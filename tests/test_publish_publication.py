@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from hub_server import Fault, TestHub
+from hub_server import Fault
 from publish_bundles import NOW, REPO, compressed, make_bundle, write_report
 
 from whisperkit_tools.bundle import MANIFEST, Bundle, write_manifest
@@ -26,16 +26,6 @@ from whisperkit_tools.publish.publication import (
 from whisperkit_tools.publish.pull import pull
 from whisperkit_tools.publish.registry import Change
 from whisperkit_tools.publish.reports import split_reports
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with TestHub(tmp_path / "hub") as running:
-        yield running
 
 
 @pytest.fixture

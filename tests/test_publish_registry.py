@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from hub_server import PART_BYTES, Fault, TestHub
+from hub_server import PART_BYTES, Fault
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.publish.folder import STATE, FolderRegistry
@@ -14,16 +14,6 @@ from whisperkit_tools.publish.registry import Change, ConflictError, RemoteFile,
 
 REPO = "acme/whisper-coreml"
 TOKEN = "hf_writer"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with TestHub(tmp_path / "hub") as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_server import PART_BYTES, Fault, HubHandler, TestHub
+from hub_server import PART_BYTES, Fault, HubHandler
 from publish_bundles import NOW, REPO, make_bundle, write_report
 
 from whisperkit_tools.bundle import MANIFEST
@@ -21,16 +21,6 @@ from whisperkit_tools.publish.pull import pull
 from whisperkit_tools.publish.registry import Change
 
 TOKEN = "hf_writer"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with TestHub(tmp_path / "hub") as running:
-        yield running
 
 
 @pytest.fixture

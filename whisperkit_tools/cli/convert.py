@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from whisperkit_tools.convert.conversion import ConversionResult
     from whisperkit_tools.convert.prefill_audio import Recording
     from whisperkit_tools.convert.prefill_stage import PrefillConfig
 
@@ -102,11 +103,8 @@ def command(
     from whisperkit_tools.convert.conversion import ConversionConfig, convert
     from whisperkit_tools.convert.speech import verification_speech
 
-    if stateful and deployment_target not in STATEFUL_TARGETS:
-        raise click.UsageError(
-            f"--stateful needs iOS 18 or macOS 15, but --deployment-target is {deployment_target}; "
-            f"choose {' or '.join(STATEFUL_TARGETS)}"
-        )
+    if stateful:
+        _check_states(deployment_target)
     config = ConversionConfig(
         output_dir=output_dir,
         deployment_target=deployment_target,
@@ -134,14 +132,16 @@ def command(
     with progress.stage("checkpoint", "open"):
         checkpoint = open_checkpoint(source, revision=revision, allow_pickle=allow_pickle)
     result = convert(checkpoint, config, verification_speech(), progress)
-    if as_json:
-        click.echo(json.dumps(_as_json(result), indent=2))
-        return
-    for name, size in result.bytes.items():
-        click.echo(f"{name:<26} {size / 1e6:9.1f} MB   {_parity_line(result, name)}")
-    for line in result.prefill.lines() if result.prefill else ():
-        click.echo(line)
-    click.echo(f"{result.path}")
+    click.echo(json.dumps(_as_json(result), indent=2) if as_json else "\n".join(_lines(result)))
+
+
+def _check_states(deployment_target: str) -> None:
+    """Raise `click.UsageError` where the target has no states."""
+    if deployment_target not in STATEFUL_TARGETS:
+        raise click.UsageError(
+            f"--stateful needs iOS 18 or macOS 15, but --deployment-target is {deployment_target}; "
+            f"choose {' or '.join(STATEFUL_TARGETS)}"
+        )
 
 
 def _prefill(
@@ -199,14 +199,20 @@ def _recordings(folder: Path) -> "tuple[Recording, ...]":
     return tuple(recordings)
 
 
-def _parity_line(result: object, name: str) -> str:
-    figures = {item.component: item for item in result.parity}.get(name)  # type: ignore[attr-defined]
+def _lines(result: "ConversionResult") -> list[str]:
+    """The result in words: components, prefill, and at last the bundle's path."""
+    sizes = [f"{name:<26} {size / 1e6:9.1f} MB   {_parity_line(result, name)}" for name, size in result.bytes.items()]
+    return [*sizes, *(result.prefill.lines() if result.prefill else ()), str(result.path)]
+
+
+def _parity_line(result: "ConversionResult", name: str) -> str:
+    figures = {item.component: item for item in result.parity}.get(name)
     if figures is None:
         return "not verified"
     return f"float32 >= {min(figures.float32_db.values()):.1f} dB, float16 >= {min(figures.float16_db.values()):.1f} dB"
 
 
-def _as_json(result: object) -> dict[str, object]:
+def _as_json(result: "ConversionResult") -> dict[str, object]:
     from dataclasses import asdict
 
-    return {**asdict(result), "path": str(result.path)}  # type: ignore[call-overload, attr-defined]
+    return {**asdict(result), "path": str(result.path)}
