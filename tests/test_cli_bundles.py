@@ -147,7 +147,12 @@ def test_a_disk_that_fills_half_way_leaves_nothing(wkt, tmp_path, monkeypatch):
 @pytest.mark.parametrize("delay_s", [0.2, 0.5, 3.0, 6.0])
 def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, delay_s):
     target = tmp_path / "out"
-    with subprocess.Popen([*WKT, "convert", "demo", "-o", str(target)], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*WKT, "convert", "demo", "-o", str(target)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as process:
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
