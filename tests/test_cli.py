@@ -83,3 +83,25 @@ def test_doctor_prints_what_this_machine_has():
     assert "core ml" in done.stdout
     assert "wav, flac" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_that_a_library_swallows_still_counts():
+    """Between its stages a command looks whether one came."""
+    program = """
+import os, signal
+from whisperkit_tools.cli.interrupts import remembered
+from whisperkit_tools.cli.progress import ConsoleProgress
+
+with remembered():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        print("swallowed", flush=True)
+    with ConsoleProgress().stage("next", "stage"):
+        print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.stdout == "swallowed\n"
+    assert done.stderr.endswith("KeyboardInterrupt\n")

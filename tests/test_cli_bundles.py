@@ -144,20 +144,16 @@ def test_a_disk_that_fills_half_way_leaves_nothing(wkt, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("delay_s", [0.2, 0.5, 3.0, 6.0])
 def test_ctrl_c_leaves_nothing_and_no_traceback(tmp_path, delay_s):
     target = tmp_path / "out"
-    with subprocess.Popen(
-        [*WKT, "convert", "demo", "-o", str(target)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as process:
+    with subprocess.Popen([*WKT, "convert", "demo", "-o", str(target)], stderr=subprocess.PIPE, text=True) as process:
         time.sleep(delay_s)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     if process.returncode != 0:  # a fast machine may have finished
-        assert process.returncode == 130
+        assert process.returncode in (130, -signal.SIGINT)  # the same to a shell
         assert "Traceback" not in err
         assert "interrupted" in err
         assert not target.exists() or list(target.iterdir()) == []

@@ -12,6 +12,7 @@ from typing import NoReturn
 import click
 
 from whisperkit_tools import __version__
+from whisperkit_tools.cli.interrupts import remembered
 from whisperkit_tools.errors import WktError
 
 # Short helps stand here so that listing the commands imports none of them; a test compares them with the commands'.
@@ -82,7 +83,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     """
     arguments = sys.argv[1:] if args is None else args
     try:
-        code = cli.main(arguments, prog_name="wkt", standalone_mode=False)
+        with remembered():
+            code = cli.main(arguments, prog_name="wkt", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:

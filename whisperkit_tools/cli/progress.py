@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from whisperkit_tools.cli.interrupts import raise_if_asked
+
 
 class ConsoleProgress:
     """Prints stages to stderr as they end."""
@@ -16,9 +18,11 @@ class ConsoleProgress:
     @contextmanager
     def stage(self, subject: str, what: str) -> Iterator[None]:
         """Show the stage while it runs and its duration when it has ended well."""
+        raise_if_asked()
         start = time.monotonic()
         with self._console.status(f"{subject}: {what}") if self._console.is_terminal else _nothing():
             yield
+        raise_if_asked()
         self._console.print(f"[dim]{subject:<15} {what:<18} {time.monotonic() - start:7.1f} s[/dim]", markup=True)
 
     def note(self, message: str) -> None:

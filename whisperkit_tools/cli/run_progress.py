@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from whisperkit_tools.cli.interrupts import raise_if_asked
+
 if TYPE_CHECKING:
     from whisperkit_tools.eval.runner import Status
 
@@ -45,6 +47,7 @@ class RunProgress:
 
     def advanced(self, status: "Status") -> None:
         """Show how far it is."""
+        raise_if_asked()
         if self._bar is not None:
             self._bar.update(self._task, completed=status.done, total=status.total, figures=figures(status))
         elif time.monotonic() - self._said_at >= _LINE_EVERY_S or status.done == status.total:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from whisperkit_tools.cli.interrupts import raise_if_asked
 from whisperkit_tools.errors import AudioError
 
 if TYPE_CHECKING:
@@ -272,6 +273,7 @@ class _Run:
         from whisperkit_tools.transcribe.audio import load_audio
 
         for number, item in enumerate(self._inputs):
+            raise_if_asked()
             try:
                 samples = load_audio(item)
             except AudioError as error:

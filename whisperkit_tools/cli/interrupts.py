@@ -1,0 +1,40 @@
+"""Ctrl-C that counts even where a library swallows it.
+
+A `KeyboardInterrupt` may be raised anywhere, in a library's `except:` around an import or in a destructor too, where it
+is lost. So that it was asked for is remembered, and commands look between their stages.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_asked = threading.Event()
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """While the block runs, remember each Ctrl-C beside raising it."""
+    _asked.clear()
+    before = signal.getsignal(signal.SIGINT)
+    # Whoever ignores the signal, such as a shell for its background jobs, or handles it in another way means that.
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, _remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    _asked.set()
+    raise KeyboardInterrupt
+
+
+def raise_if_asked() -> None:
+    """Raise a `KeyboardInterrupt` that was swallowed."""
+    if _asked.is_set():
+        raise KeyboardInterrupt
