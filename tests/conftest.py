@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before torch is imported: a worker for each core and threads for each core stand in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.append(str(Path(__file__).parent))  # what several test files share lies beside them
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
