@@ -231,7 +231,7 @@ def test_demo_goes_the_whole_way(wkt, tmp_path):
     rates = found["wer"]
     assert rates["transcribe en"] < 0.2
     # Its figures.json: 0.15 in English and 0.04 in Spanish with whole-file features; a model that is lost has 1.0.
-    assert max(rates["long-form en"], rates["long-form es"]) < 0.5
+    assert max(rates["long-form en"], rates["long-form es"]) < 0.3
     tasks = [line["task"] for line in found["lines"]]
     assert tasks == ["transcribe en", "transcribe es", "translate es", "long-form en", "long-form es"]
 

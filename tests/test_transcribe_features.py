@@ -1,12 +1,11 @@
 """Features of long audio as a whole, against transformers' feature extractor and its `generate`."""
 
-import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from parity_benchmark import parity
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
 from whisperkit_tools.errors import AudioError
@@ -14,17 +13,6 @@ from whisperkit_tools.transcribe.audio import AudioInput, load_audio
 from whisperkit_tools.transcribe.features import AudioFeatures, FileFeatures, audio_features
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
-
-
-def _benchmark():
-    path = Path(__file__).parent / "benchmarks" / "generate_parity.py"
-    spec = importlib.util.spec_from_file_location("generate_parity", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-parity = _benchmark()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Whole transcriptions by the demo's packages, against transformers' `generate` and against what is said."""
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from parity_benchmark import parity
 
 from whisperkit_tools.bundle import PACKAGES, Bundle
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
@@ -23,17 +23,6 @@ from whisperkit_tools.transcribe.loading import load_models
 from whisperkit_tools.transcribe.models import Models, NumpyComponent
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
-
-
-def _benchmark():
-    path = Path(__file__).parent / "benchmarks" / "generate_parity.py"
-    spec = importlib.util.spec_from_file_location("generate_parity", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-parity = _benchmark()
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,9 @@ def main() -> None:
         wall_s, peak, run = evaluate(arguments.bundle, folder / "long", folder / "out", arguments.long_form)
     above = peak - base
     figures = {
-        "audio_s": run["dataset"]["audio_s"],  # type: ignore[index]
+        "audio_s": run["dataset"]["audio_s"],
         "wall_s": round(wall_s, 1),
-        "wer": run["metrics"]["wer"],  # type: ignore[index]
+        "wer": run["metrics"]["wer"],
         "peak_short_mib": round(base / 2**20),
         "peak_long_mib": round(peak / 2**20),
         "above_model_mib": round(above / 2**20),
