@@ -105,3 +105,33 @@ with remembered():
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert done.stdout == "swallowed\n"
     assert done.stderr.endswith("KeyboardInterrupt\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_in_a_destructor_counts_and_prints_nothing():
+    """Python prints what a destructor raises, traceback and all; other errors there are still shown."""
+    program = """
+import os, signal
+from whisperkit_tools.cli.interrupts import raise_if_asked, remembered
+
+class Interrupting:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Failing:
+    def __del__(self):
+        raise ValueError("shown")
+
+with remembered():
+    Interrupting()
+    try:
+        raise_if_asked()
+    except KeyboardInterrupt:
+        print("counted")
+    Failing()
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "counted\n"
+    assert "KeyboardInterrupt" not in done.stderr
+    assert "ValueError: shown" in done.stderr

@@ -5,6 +5,7 @@ is lost. So that it was asked for is remembered, and commands look between their
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +16,25 @@ _asked = threading.Event()
 
 @contextmanager
 def remembered() -> Iterator[None]:
-    """While the block runs, remember each Ctrl-C beside raising it."""
+    """While the block runs, remember each Ctrl-C beside raising it, and print no traceback where none can be raised."""
     _asked.clear()
     before = signal.getsignal(signal.SIGINT)
     # Whoever ignores the signal, such as a shell for its background jobs, or handles it in another way means that.
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
+    hook = sys.unraisablehook
+
+    def unraisable(args: "sys.UnraisableHookArgs", /) -> None:
+        if not issubclass(args.exc_type, KeyboardInterrupt):
+            hook(args)
+
     signal.signal(signal.SIGINT, _remember)
+    sys.unraisablehook = unraisable  # Python prints what a destructor raises
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
 
 
