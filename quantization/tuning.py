@@ -24,7 +24,6 @@ from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing, Window, divergence
 
 _BETAS = (0.9, 0.99)
-_HELD_OUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +143,7 @@ class Tuning:
         windows: Sequence[Window],
         references: Sequence[Tensor],
         options: TuningOptions,
+        judging: Sequence[int] = (),
     ) -> None:
         """Load the uncompressed packages and put the compressed weights in.
 
@@ -153,12 +153,13 @@ class Tuning:
             windows: Calibration speech.
             references: The uncompressed bundle's logits of each window.
             options: How to tune.
+            judging: Indices of the windows that judge and are not tuned on; without any all do both.
         """
         self._options = options
         self._windows, self._references = windows, references
         every = range(len(windows))
-        self._judging = [at for at in every if at % _HELD_OUT == 0] if len(windows) >= _HELD_OUT else list(every)
-        self._tuning = [at for at in every if at not in self._judging] or self._judging
+        self._judging = list(judging or every)
+        self._tuning = [at for at in every if at not in judging] or self._judging
         encoder, decoder = Program.load(packages[ENCODER]), Program.load(packages[DECODER])
         self._encoder, self._forcing = encoder, TeacherForcing(decoder)
         self._tuned = {
@@ -193,8 +194,6 @@ class Tuning:
 
     def run(self, progress: Callable[[int, float], None] | None = None) -> tuple[float, float]:
         """Take all steps, and keep the tables of the start if the end is no better.
-
-        Every fourth window is not tuned on and judges; where there are fewer, all do both.
 
         Args:
             progress: Told after each step its number and its window's divergence before it.

@@ -15,6 +15,7 @@ from whisperkit_tools.calibration import (
     calibration_clips,
     gate_clips,
     tuning_clips,
+    tuning_windows,
 )
 from whisperkit_tools.errors import AudioError, BundleError, DatasetError
 
@@ -31,10 +32,31 @@ def test_the_demos_calibration_speech_is_short_and_long_and_never_half_a_window_
     assert all(float(np.abs(clip.audio).max()) > 0.01 for clip in clips)
 
 
-def test_tuning_takes_sentences():
-    clips = tuning_clips(None, 20, WINDOW)
-    assert len(clips) == 20
-    assert all(16_000 <= len(clip.audio) <= 0.15 * WINDOW for clip in clips)
+def test_tuning_takes_sentences_and_plays_them_slower_and_faster():
+    tuned_on, judging = tuning_clips(None, 20, WINDOW, 240)
+    assert (len(tuned_on), len(judging)) == (15 * 3, 5)
+    assert all(16_000 <= len(clip.audio) <= 0.15 * WINDOW for clip in [*tuned_on[:15], *judging])
+    assert not {clip.name for clip in judging} & {clip.name.split("@")[0] for clip in tuned_on}
+    slower, faster = tuned_on[15:17]
+    assert slower.name == f"{tuned_on[0].name}@0.9"
+    assert len(slower.audio) == pytest.approx(len(tuned_on[0].audio) / 0.9, abs=1)
+    assert len(faster.audio) == pytest.approx(len(tuned_on[0].audio) / 1.1, abs=1)
+
+
+def test_tuning_takes_no_more_clips_than_steps():
+    tuned_on, judging = tuning_clips(None, 20, WINDOW, 18)
+    assert (len(tuned_on), len(judging)) == (18, 5)
+    assert sum("@" in clip.name for clip in tuned_on) == 3
+
+
+def test_few_sentences_judge_and_are_tuned_on(demo_bundle):
+    tuned_on, judging = tuning_clips(None, 3, WINDOW, 8)
+    assert (len(tuned_on), judging) == (8, [])
+    listener = Listener(Bundle.open(demo_bundle), 16)
+    windows, judges = tuning_windows(listener, None, 3, 3)
+    assert (len(windows), judges) == (3, [])
+    windows, judges = tuning_windows(listener, None, 4, 4)
+    assert (len(windows), judges) == (5, [0])
 
 
 def test_speech_without_pauses_is_cut_all_the_same(tmp_path):

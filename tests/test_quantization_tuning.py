@@ -89,6 +89,20 @@ def test_tuning_reaches_the_encoder_and_keeps_the_start_when_steps_are_wild(pack
     np.testing.assert_array_equal(part.lut, palettes["AudioEncoder"]["layers_2_fc2_weight"].lut)
 
 
+def test_windows_that_judge_are_not_tuned_on(packages, window):
+    other = Window(window.features.flip(-1), window.tokens, window.first)
+    palettes = _palettes(packages, "TextDecoder", ["layers_0_fc1_weight"], 2)
+    references = reference_logits(packages, [other, window])
+    options = TuningOptions(steps=3)
+    tuning = Tuning(packages, palettes, [other, window], references, options, judging=[0])
+    alone = Tuning(packages, palettes, [other], references[:1], options)
+    assert tuning.divergence() == pytest.approx(alone.divergence(), rel=1e-6)
+    heard = []
+    tuning.run(lambda _, found: heard.append(found))
+    first = Tuning(packages, palettes, [window], references[1:], options)
+    assert heard[0] == pytest.approx(first.divergence(), rel=1e-4)
+
+
 def test_options_are_checked():
     with pytest.raises(ValueError, match="positive"):
         TuningOptions(steps=0)

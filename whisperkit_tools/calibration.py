@@ -30,6 +30,8 @@ from whisperkit_tools.transcribe.vad import cut_in_pauses, detector
 
 FloatArray = NDArray[np.float32]
 _SENTENCE = 0.15  # of a window
+_JUDGES = 4
+_SPEEDS = (0.9, 1.1)
 PREFILL = "TextDecoderContextPrefill"
 _LEAST_S = 1.0
 _SHARES = (1.0, 0.1, 0.4, 0.15, 0.2)  # of a window: the most that calibration windows hold in turn
@@ -79,17 +81,38 @@ def calibration_clips(source: str | Path | None, windows: int, window_samples: i
     return [clips[at] for at in _evenly(len(clips), windows)]
 
 
-def tuning_clips(source: str | Path | None, limit: int, window_samples: int) -> list[Clip]:
+def tuning_clips(
+    source: str | Path | None, limit: int, window_samples: int, steps: int
+) -> tuple[list[Clip], list[Clip]]:
     """Sentences for tuning, which takes in more speech than sensitivity needs: stretches of a sixth of a window.
+
+    Those that are tuned on come again a little slower and faster, so that palettes fit speech and not these recordings.
 
     Args:
         source: As for `calibration_clips`.
-        limit: At most so many, taken evenly.
+        limit: At most so many at their own speed, taken evenly.
         window_samples: Samples of a window.
+        steps: At most so many that are tuned on, for more are never heard.
+
+    Returns:
+        Those to tune on, and those that judge: every fourth, or none where there are fewer.
     """
     length = int(window_samples * _SENTENCE)
     clips = [clip for name, audio in _recordings(source, limit) for clip in _cut_in_pauses(name, audio, (length,))]
-    return [clips[at] for at in _evenly(len(clips), limit)]
+    chosen = [clips[at] for at in _evenly(len(clips), limit)]
+    judging = chosen[::_JUDGES] if len(chosen) >= _JUDGES else []
+    tuned_on = [clip for at, clip in enumerate(chosen) if not judging or at % _JUDGES]
+    copies = [_at_speed(clip, speed) for clip in tuned_on for speed in _SPEEDS]
+    tuned_on += [copies[at] for at in _evenly(len(copies), max(0, steps - len(tuned_on)))]
+    return tuned_on, judging
+
+
+def _at_speed(clip: Clip, speed: float) -> Clip:
+    """Play a clip faster or slower, and so higher or lower."""
+    import soxr
+
+    played: FloatArray = soxr.resample(clip.audio, speed * SAMPLE_RATE_HZ, SAMPLE_RATE_HZ)
+    return Clip(f"{clip.name}@{speed:g}", played.astype(np.float32), language=clip.language)
 
 
 def _recordings(source: str | Path | None, windows: int) -> Iterator[tuple[str, FloatArray]]:
@@ -232,14 +255,34 @@ def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Windo
     Raises:
         AudioError: Nothing is said in any.
     """
-    heard = [listener.hear(clip) for clip in clips]
-    windows = [item.window for item in heard if item is not None and item.window is not None]
+    windows = _heard(listener, clips)
     if not windows:
         raise AudioError(
             f"the calibration audio holds no speech: the bundle hears nothing in any of {len(clips)} windows; "
             "name a folder with speech (--calibration DIR)"
         )
     return windows
+
+
+def tuning_windows(
+    listener: Listener, source: str | Path | None, limit: int, steps: int
+) -> tuple[list[Window], list[int]]:
+    """The windows for tuning as `tuning_clips` has them, and the indices of those that judge.
+
+    Raises:
+        AudioError: Nothing is said in any.
+    """
+    tuned_on, judging = tuning_clips(source, limit, listener.models.sizes.n_samples, steps)
+    judges = _heard(listener, judging)
+    windows = judges + _heard(listener, tuned_on)
+    if len(windows) == len(judges):  # what is tuned on holds no speech
+        return calibration_windows(listener, [*judging, *tuned_on]), []
+    return windows, list(range(len(judges)))
+
+
+def _heard(listener: Listener, clips: Sequence[Clip]) -> list[Window]:
+    heard = [listener.hear(clip) for clip in clips]
+    return [item.window for item in heard if item is not None and item.window is not None]
 
 
 def _options(clip: Clip, models: Models) -> TranscribeOptions:

@@ -20,7 +20,7 @@ from whisperkit_tools.calibration import (
     calibration_clips,
     calibration_windows,
     gate_clips,
-    tuning_clips,
+    tuning_windows,
 )
 from whisperkit_tools.errors import BundleError, QualityGateError, RecipeError
 from whisperkit_tools.palettization_build import verify_packages, write_packages
@@ -39,7 +39,7 @@ PROFILES = ".profiles"
 REJECTED = ".rejected"
 _START_BITS = 4.5
 _MARGIN = 0.9
-_MOST_TUNING_WINDOWS = 64
+_MOST_TUNING_SENTENCES = 64
 _SCRATCH = "candidates-"
 _LARGE = 1 << 26  # elements
 
@@ -205,15 +205,13 @@ class Palettizer:
             return calibration_windows(self._listener, self._clips)
 
     @cached_property
-    def tuning_windows(self) -> list[Window]:
-        """More calibration windows, of a sentence each."""
-        samples, most = self._listener.models.sizes.n_samples, min(self.config.tune_steps, _MOST_TUNING_WINDOWS)
+    def tuning_speech(self) -> tuple[list[Window], list[Tensor], list[int]]:
+        """Windows of a sentence each, the uncompressed bundle's logits of them, and the indices of those that judge."""
+        steps = self.config.tune_steps
         with self.progress.stage("tuning", "transcribe"):
-            return calibration_windows(self._listener, tuning_clips(self.config.calibration, most, samples))
-
-    @cached_property
-    def _references(self) -> list[Tensor]:
-        return reference_logits(self.model.packages, self.tuning_windows)
+            most = min(steps, _MOST_TUNING_SENTENCES)
+            windows, judging = tuning_windows(self._listener, self.config.calibration, most, steps)
+            return windows, reference_logits(self.model.packages, windows), judging
 
     @cached_property
     def _examination(self) -> Examination:
@@ -279,7 +277,8 @@ class Palettizer:
         if not steps or not any(palettes.values()):
             return palettes, None
         options = TuningOptions(steps, seed=self.config.seed)
-        tuning = Tuning(self.model.packages, palettes, self.tuning_windows, self._references, options)
+        windows, references, judging = self.tuning_speech
+        tuning = Tuning(self.model.packages, palettes, windows, references, options, judging)
         figures = tuning.run(lambda number, _: self._ticks("tuning", number, steps))
         found = tuning.result()
         return {name: found.get(name, {}) for name in COMPONENTS}, figures

@@ -104,7 +104,8 @@ def recipe_palettes(work, recipe):
 
 def tuned(work, palettes, steps):
     nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in COMPONENTS}
-    tuning = Tuning(work.model.packages, nested, work.tuning_windows, work._references, TuningOptions(steps))
+    windows, references, judging = work.tuning_speech
+    tuning = Tuning(work.model.packages, nested, windows, references, TuningOptions(steps), judging)
     tuning.run()
     return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
 
