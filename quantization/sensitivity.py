@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.segments import Segments
@@ -101,17 +102,22 @@ def curvatures(
     embeds = encode(packages[ENCODER], windows)
     decoder = _Decoder(packages[DECODER])
     arrived = decoder.run(windows, embeds, options, ticks)
-    _report(done, DECODER, decoder.square.means(total))
-    del decoder
+    found = decoder.square.means(total)
+    del decoder, embeds  # before the result is encoded, which takes memory too
+    _report(done, DECODER, found)
+    del found
     encoder = _Encoder(packages[ENCODER], options)
     for number, (window, cotangents) in enumerate(zip(windows, arrived, strict=True), start=1):
         encoder.add(window, cotangents)
         if ticks is not None:
             ticks(ENCODER, number, len(windows))
-    _report(done, ENCODER, encoder.square.means(total))
+    found = encoder.square.means(total)
+    del encoder
+    _report(done, ENCODER, found)
 
 
 def _report(done: Callable[[str, Curvature], None] | None, component: str, found: Curvature) -> None:
+    release_memory()
     if done is not None:
         done(component, found)
 

@@ -23,6 +23,7 @@ from whisperkit_tools.calibration import (
     tuning_windows,
 )
 from whisperkit_tools.errors import BundleError, QualityGateError, RecipeError
+from whisperkit_tools.memory import available_memory
 from whisperkit_tools.palettization_build import verify_packages, write_packages
 from whisperkit_tools.palettization_plan import Aim, Model, Planner, Ticks
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -462,19 +463,9 @@ def _window_samples(bundle: Bundle) -> int:
     return shape[0]
 
 
-def available_memory() -> int | None:
-    """Bytes of memory that are free for use, where the system says so."""
-    path = Path("/proc/meminfo")
-    if path.is_file():
-        for line in path.read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
 def needed_memory(model: Model) -> int:
     """Bytes that the sensitivity pass takes at its highest: weights, gradients and their squares of the larger half."""
-    return 12 * model.largest_component() + (4 << 30 if model.elements > _LARGE else 1 << 29)
+    return 12 * model.largest_component() + (6 << 30 if model.elements > _LARGE else 3 << 29)
 
 
 def _require_memory(model: Model) -> None:
