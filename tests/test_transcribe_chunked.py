@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
+import jiwer
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.eval.normalize import Normalization
 from whisperkit_tools.transcribe import transcriber as module
 from whisperkit_tools.transcribe.audio import AudioInput, load_audio
 from whisperkit_tools.transcribe.chunked import HeardChunk, overlapping_chunks, stitched_segments
@@ -242,3 +244,34 @@ def test_the_command_passes_the_strategy_on(wkt, demo_bundle, recording):
     assert code == 0, err
     assert json.loads(out)["long_form"] == "chunked"
     assert json.loads(out)["timings"]["windows"] == math.ceil((recording.duration_s - 12) / 8) + 1
+
+
+def _word_error_rates(transcriber, recordings):
+    """In percent by strategy, on texts as `wkt evaluate` normalises them; recordings are (samples, text, language)."""
+    normalization, found = Normalization(), {}
+    for long_form in ("sequential", "chunked", "vad"):
+        pairs = []
+        for samples, text, language in recordings:
+            result = transcriber.transcribe(samples, TranscribeOptions(language=language, long_form=long_form))
+            pairs.append(normalization.pair(text, result.text, language))
+        found[long_form] = 100 * jiwer.wer([reference for reference, _ in pairs], [heard for _, heard in pairs])
+    return found
+
+
+def test_strategies_are_at_most_a_point_worse_than_sequential_on_the_demos_recordings(transcriber):
+    recordings = [(load_audio(AudioInput(item.id, item.path)), item.text, item.language) for item in demo_longform()]
+    found = _word_error_rates(transcriber, recordings)
+    assert found["sequential"] < 12
+    assert max(found.values()) <= found["sequential"] + 1
+
+
+def test_strategies_are_at_most_a_point_worse_than_sequential_on_real_speech(transcriber, shared):
+    """The demo model knows few of these words: what is compared is how many it hears, and none twice."""
+    folder = shared / "audio" / "longform"
+    entries = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    recordings = [
+        (load_audio(AudioInput(entry["audio"], folder / entry["audio"])), entry["text"], entry["language"])
+        for entry in entries
+    ]
+    found = _word_error_rates(transcriber, recordings)
+    assert max(found.values()) <= found["sequential"] + 1

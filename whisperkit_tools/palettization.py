@@ -43,6 +43,7 @@ _MARGIN = 0.9
 _MOST_TUNING_SENTENCES = 64
 _SCRATCH = "candidates-"
 _LARGE = 1 << 26  # elements
+_SMALL = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class PalettizeConfig:
         windows: Most calibration windows.
         max_tokens: Most predicted tokens that count of a window.
         gate_examples: Most examples of the gate; None for all.
-        samples: Random cotangents a window; None for two, and for one where the model is large.
+        samples: Random cotangents a window; None for as many as the model's size lets pass in reasonable time.
         seed: Of everything that is drawn.
         tune_steps: Steps of palette tuning; 0 for none.
         search: How far to search.
@@ -188,8 +189,7 @@ class Palettizer:
         _require_memory(self.model)
         samples = _window_samples(self.bundle)
         self._clips: list[Clip] = calibration_clips(config.calibration, config.windows, samples)
-        large = self.model.elements > _LARGE
-        self._fisher = FisherOptions(config.samples or (1 if large else 2), config.seed)
+        self._fisher = FisherOptions(config.samples or _samples(self.model.elements), config.seed)
         settings = {"samples": self._fisher.samples, "seed": config.seed, "max_tokens": config.max_tokens}
         key = ProfileKey(self.model.weights_sha256(), [clip.sha256 for clip in self._clips], settings)
         root = config.profile_dir or self.bundle.path.resolve().parent / PROFILES / self.bundle.name
@@ -452,6 +452,15 @@ def _is_running(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _samples(elements: int) -> int:
+    """Random cotangents a window.
+
+    The more, the surer what single weights count. On the demo model grouped palettes, which are fitted to few weights
+    each, beat one palette a weight at every size with eight, but not with two.
+    """
+    return 8 if elements <= _SMALL else 2 if elements <= _LARGE else 1
 
 
 def _window_samples(bundle: Bundle) -> int:

@@ -4,8 +4,8 @@
 
 The embedded recordings; those of a folder with a metadata.json of entries with `audio` and `text`; or N that are made
 of the embedded utterances, in random order with pauses of 0.2 to 1.2 s, 75 s or more each, for two recordings are few
-to tell strategies apart. Words are compared in lower case without punctuation. Four or more
-words deleted in a row count as a phrase that was lost, four or more inserted ones as one that was doubled or made up.
+to tell strategies apart. Texts are normalised as by `wkt evaluate`. Four or more words deleted in a row count as a
+phrase that was lost, four or more inserted ones as one that was doubled or made up.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from whisperkit_tools.demo import demo_longform, demo_utterances
+from whisperkit_tools.eval.normalize import Normalization
 from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ, AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -29,8 +30,8 @@ STRATEGIES = {
     "chunked 15 s": {"long_form": "chunked"},
     "chunked 15 s, no timestamps": {"long_form": "chunked", "timestamps": False},
     "chunked 10 s": {"long_form": "chunked", "chunk_length_s": 10.0, "stride_s": 2.0},
-    "vad 30 s": {"long_form": "vad"},
-    "vad 15 s": {"long_form": "vad", "chunk_length_s": 15.0},
+    "vad 30 s": {"long_form": "vad", "chunk_length_s": 30.0},
+    "vad 15 s": {"long_form": "vad"},
     "vad 10 s": {"long_form": "vad", "chunk_length_s": 10.0},
 }
 
@@ -90,16 +91,17 @@ def lost_and_made_up(words: jiwer.WordOutput) -> tuple[int, int]:
     return lost, sum(piece.type == "insert" and piece.hyp_end_idx - piece.hyp_start_idx >= 4 for piece in pieces)
 
 
-def plain(text: str) -> str:
-    return " ".join("".join(letter for letter in text.lower() if letter.isalnum() or letter.isspace()).split())
-
-
 def measure(transcriber: Transcriber, name: str, audio: list[Recording]) -> Row:
     results = [
         transcriber.transcribe(samples, TranscribeOptions(language=language, **STRATEGIES[name]))
         for samples, _, language in audio
     ]
-    words = jiwer.process_words([plain(text) for _, text, _ in audio], [plain(result.text) for result in results])
+    normalization = Normalization()
+    pairs = [
+        normalization.pair(text, result.text, language)
+        for (_, text, language), result in zip(audio, results, strict=True)
+    ]
+    words = jiwer.process_words(*map(list, zip(*pairs, strict=True)))
     windows = sum(result.timings.windows for result in results)
     seconds = sum(result.timings.total_s for result in results)
     segments = sum(len(result.segments) for result in results)

@@ -107,7 +107,7 @@ def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> float 
     "chunk_length_s",
     type=float,
     metavar="SECONDS",
-    help="Of a chunk; with vad, of a piece at most.  [default: 15; with vad 30]",
+    help="Of a chunk; with vad, of a piece at most.  [default: 15]",
 )
 @click.option(
     "--stride",

@@ -10,6 +10,7 @@ FEATURES = ("window", "file")
 LONG_FORMS = ("sequential", "chunked", "vad")
 DETECTORS = ("energy", "silero")
 LONGEST_CHUNK_S = 30  # a window
+_CHUNK_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class TranscribeOptions:
         long_form: How audio of more than a window is gone through. `sequential`: window after window, each from where
             the last phrase ended, as in the Whisper paper. `chunked`: overlapping chunks, stitched by their common
             tokens. `vad`: pieces that are cut in the pauses, without those.
-        chunk_length_s: Seconds of a chunk, or of a piece at most; None for 15 and, with `vad`, 30.
+        chunk_length_s: Seconds of a chunk, or of a piece at most; None for 15. Longer ones take fewer windows.
         stride_s: Seconds at each end of a chunk that its neighbour hears as well.
         vad: What finds the pauses: `energy`, or `silero` where the package silero-vad is installed.
 
@@ -88,7 +89,7 @@ class TranscribeOptions:
     @property
     def chunk_s(self) -> float:
         """Seconds of a chunk, or of a piece at most."""
-        return self.chunk_length_s or (30.0 if self.long_form == "vad" else 15.0)
+        return self.chunk_length_s or _CHUNK_S
 
     def _long_form_problems(self) -> list[str]:
         problems = []
