@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import Compression
@@ -82,6 +85,32 @@ class Profile:
         partial = self.path / f".{component}.partial.npz"
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         partial.replace(self._curvature_file(component))
+
+    # Of a pass that is under way: see `sensitivity.Kept`.
+
+    def _kept_file(self, name: str) -> Path:
+        return self.path / f"{name}.unfinished.safetensors"
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """What an interrupted pass had found; None without, or where it cannot be read."""
+        path = self._kept_file(name)
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Tensor] = load_file(path)
+            return found
+        except (SafetensorError, OSError):
+            return None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what a pass has found so far."""
+        partial = self.path / f".{name}.partial.safetensors"
+        save_file(dict(tensors), partial)
+        partial.replace(self._kept_file(name))
+
+    def drop(self, name: str) -> None:
+        """Forget it."""
+        self._kept_file(name).unlink(missing_ok=True)
 
     def curvature(self, component: str) -> "StoredCurvature":
         """The component's curvature, decoded weight by weight."""

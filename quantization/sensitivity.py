@@ -14,10 +14,12 @@ of several tensors add up.
 Source: Martens, "New insights and perspectives on the natural gradient method", sections 6 and 9.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ from whisperkit_tools.quantization.teacher import DECODER, ENCODER, Forced, Teac
 
 MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
 FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"
+KEEP_EVERY_S = 60.0
+_ARRIVED = "cotangents"
+_SUM, _COTANGENT, _GENERATOR, _DONE = "sum/", "cotangent/", "generator", "done"
 
 Curvature = dict[str, NDArray[np.float32]]
 """For each weight of one component the diagonal of the curvature, of the weight's shape, in nats a token."""
@@ -81,12 +86,29 @@ def cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
     return (root - p * root.sum(-1, keepdim=True)).to(logits)
 
 
+class Kept(Protocol):
+    """Tensors by a name that outlive an interruption."""
+
+    def load(self, name: str) -> dict[str, Tensor] | None:
+        """What was saved last under a name; None without."""
+        ...
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Put tensors in place of what was saved before."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Forget a name."""
+        ...
+
+
 def curvatures(
     packages: Mapping[str, Path],
     windows: Sequence[Window],
     options: FisherOptions | None = None,
     done: Callable[[str, Curvature], None] | None = None,
     ticks: Callable[[str, int, int], None] | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Estimate the curvature of both components, one loaded at a time.
 
@@ -96,24 +118,40 @@ def curvatures(
         options: How.
         done: Called with each component's name and result: the decoder's first, from which the encoder's follows.
         ticks: Called with the component's name, how many windows are done, and how many there are.
+        kept: Where sums are kept about once a minute, and where an interrupted pass over the same windows goes on from;
+            it then gives the same result to the bit.
     """
-    options = options or FisherOptions()
+    options, kept = options or FisherOptions(), kept or _Nothing()
     total = len(windows) * options.samples
-    embeds = encode(packages[ENCODER], windows)
-    decoder = _Decoder(packages[DECODER])
-    arrived = decoder.run(windows, embeds, options, ticks)
-    found = decoder.square.means(total)
-    del decoder, embeds  # before the result is encoded, which takes memory too
-    _report(done, DECODER, found)
-    del found
+    arrived = kept.load(_ARRIVED)
+    if arrived is None:
+        embeds = encode(packages[ENCODER], windows)
+        decoder = _Decoder(packages[DECODER])
+        arrived = decoder.run(windows, embeds, options, ticks, kept)
+        found = decoder.square.means(total)
+        del decoder, embeds  # before the result is encoded, which takes memory too
+        _report(done, DECODER, found)
+        del found
+        kept.save(_ARRIVED, arrived)
+        kept.drop(DECODER)
     encoder = _Encoder(packages[ENCODER], options)
-    for number, (window, cotangents) in enumerate(zip(windows, arrived, strict=True), start=1):
-        encoder.add(window, cotangents)
-        if ticks is not None:
-            ticks(ENCODER, number, len(windows))
+    encoder.run(windows, arrived, options, ticks, kept)
     found = encoder.square.means(total)
     del encoder
     _report(done, ENCODER, found)
+    for name in (ENCODER, _ARRIVED):
+        kept.drop(name)
+
+
+class _Nothing:
+    def load(self, name: str) -> None:
+        return None
+
+    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
+    def drop(self, name: str) -> None:
+        return None
 
 
 def _report(done: Callable[[str, Curvature], None] | None, component: str, found: Curvature) -> None:
@@ -151,6 +189,15 @@ class _Squares:
                 weight.requires_grad_(False)
                 weight.grad = None
 
+    def state(self) -> dict[str, Tensor]:
+        """The sums, for `resume`."""
+        return {f"{_SUM}{name}": value for name, value in self._sums.items()}
+
+    def resume(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums of `state`."""
+        for name, value in self._sums.items():
+            value.copy_(state[f"{_SUM}{name}"])
+
     def means(self, count: int) -> Curvature:
         """The sums over the number of windows and samples; what was summed is let go."""
         return {name: self._sums.pop(name).div_(count).cpu().numpy() for name in list(self._sums)}
@@ -168,16 +215,28 @@ class _Decoder:
         windows: Sequence[Window],
         embeds: Sequence[Tensor],
         options: FisherOptions,
-        ticks: Callable[[str, int, int], None] | None = None,
-    ) -> list[list[Tensor]]:
-        """Add every window; return what arrives at the encoder, for each window a tensor a sample."""
+        ticks: Callable[[str, int, int], None] | None,
+        kept: Kept,
+    ) -> dict[str, Tensor]:
+        """Add every window; return what arrives at the encoder, under each window's and sample's number."""
         generator = torch.Generator().manual_seed(options.seed)
-        arrived = []
-        for window, audio in zip(windows, embeds, strict=True):
+        arrived: dict[str, Tensor] = {}
+        pace, state = _Pace(), kept.load(DECODER)
+        if state is not None:
+            self.square.resume(state)
+            generator.set_state(state[_GENERATOR])
+            arrived = {name: value for name, value in state.items() if name.startswith(_COTANGENT)}
+        first = len(arrived) // options.samples
+        for number, (window, audio) in enumerate(zip(windows[first:], embeds[first:], strict=True), start=first):
             forced = self._forcing.forward(window, audio)
-            arrived.append([self._sample(window, forced, audio, generator) for _ in range(options.samples)])
+            for sample in range(options.samples):
+                found = self._sample(window, forced, audio, generator)
+                arrived[_cotangent_name(number, sample)] = found.contiguous()
             if ticks is not None:
-                ticks(DECODER, len(arrived), len(windows))
+                ticks(DECODER, number + 1, len(windows))
+            if pace.is_time():
+                release_memory()  # writing takes a copy
+                kept.save(DECODER, {**self.square.state(), **arrived, _GENERATOR: generator.get_state()})
         return arrived
 
     def _sample(self, window: Window, forced: Forced, audio: Tensor, generator: torch.Generator) -> Tensor:
@@ -195,10 +254,47 @@ class _Encoder:
         self._segments = Segments(self._program, options.budget_bytes)
         self.square = _Squares(self._program, compressible(read_graph(package)))
 
-    def add(self, window: Window, cotangents: Sequence[Tensor]) -> None:
-        for arrived in cotangents:
-            with self.square.collecting():
-                self._segments.backward({FEATURES: window.features}, {EMBEDS: arrived})
+    def run(
+        self,
+        windows: Sequence[Window],
+        arrived: Mapping[str, Tensor],
+        options: FisherOptions,
+        ticks: Callable[[str, int, int], None] | None,
+        kept: Kept,
+    ) -> None:
+        """Add every window."""
+        pace, state, first = _Pace(), kept.load(ENCODER), 0
+        if state is not None:
+            self.square.resume(state)
+            first = int(state[_DONE])
+        for number, window in enumerate(windows[first:], start=first):
+            for sample in range(options.samples):
+                with self.square.collecting():
+                    cotangents = {EMBEDS: arrived[_cotangent_name(number, sample)]}
+                    self._segments.backward({FEATURES: window.features}, cotangents)
+            if ticks is not None:
+                ticks(ENCODER, number + 1, len(windows))
+            if pace.is_time():
+                release_memory()
+                kept.save(ENCODER, {**self.square.state(), _DONE: torch.tensor(number + 1)})
+
+
+class _Pace:
+    """Says when it is worth keeping what has been done."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def is_time(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < KEEP_EVERY_S:
+            return False
+        self._last = now
+        return True
+
+
+def _cotangent_name(window: int, sample: int) -> str:
+    return f"{_COTANGENT}{window}/{sample}"
 
 
 def reference_logits(packages: Mapping[str, Path], windows: Sequence[Window]) -> list[Tensor]:

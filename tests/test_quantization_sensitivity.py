@@ -7,6 +7,7 @@ import torch
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization import sensitivity
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize
@@ -158,6 +159,53 @@ def curvature(packages, window):
     found = {}
     curvatures(packages, [window], FisherOptions(samples=24), lambda name, value: found.update({name: value}))
     return found
+
+
+@pytest.fixture(scope="module")
+def whole(packages, window):
+    """Three windows, and the curvature of a pass over them without interruption."""
+    windows = [window, Window(window.features.flip(-1), TOKENS[:8], 4), Window(window.features, TOKENS[:7], 4)]
+    found = {}
+    curvatures(packages, windows, FisherOptions(samples=1), found.__setitem__)
+    return windows, found
+
+
+@pytest.mark.parametrize("stop", [("TextDecoder", 1), ("TextDecoder", 2), ("AudioEncoder", 1), ("AudioEncoder", 2)])
+def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_path, monkeypatch, stop):
+    (windows, expected), options = whole, FisherOptions(samples=1)
+    monkeypatch.setattr(sensitivity, "KEEP_EVERY_S", 0.0)
+    found, done = {}, []
+
+    def kill(component, number, total):
+        if (component, number) == stop and not done.count(stop):
+            done.append(stop)
+            raise KeyboardInterrupt
+        done.append((component, number))
+
+    profile = Profile(tmp_path, ProfileKey({}, []))
+    with pytest.raises(KeyboardInterrupt):
+        curvatures(packages, windows, options, found.__setitem__, kill, profile)
+    done.clear()
+    done.append(stop)
+    curvatures(packages, windows, options, found.__setitem__, kill, Profile(tmp_path, ProfileKey({}, [])))
+    for component in COMPONENTS:
+        for name, value in expected[component].items():
+            np.testing.assert_array_equal(found[component][name], value)
+    # The window at which it was killed is done again, those before are not.
+    assert done[1] == stop
+    assert not list(profile.path.glob("*unfinished*"))
+
+
+def test_what_is_kept_of_a_pass_may_be_damaged(tmp_path):
+    profile = Profile(tmp_path, ProfileKey({}, []))
+    assert profile.load("TextDecoder") is None
+    profile.save("TextDecoder", {"a": torch.arange(3)})
+    assert profile.load("TextDecoder")["a"].tolist() == [0, 1, 2]
+    path = next(profile.path.glob("*unfinished*"))
+    path.write_bytes(path.read_bytes()[:20])
+    assert profile.load("TextDecoder") is None
+    profile.drop("TextDecoder")
+    profile.drop("TextDecoder")
 
 
 @pytest.mark.parametrize(

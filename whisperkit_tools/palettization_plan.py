@@ -176,7 +176,7 @@ class Planner:
     def sense(self, windows: Callable[[], Sequence[Window]], options: FisherOptions) -> None:
         """Estimate the curvature, unless the profile has it."""
         if not all(self.profile.has_curvature(name) for name in COMPONENTS):
-            curvatures(self.model.packages, windows(), options, self._sensed, self._ticks)
+            curvatures(self.model.packages, windows(), options, self._sensed, self._ticks, self.profile)
 
     def _sensed(self, component: str, found: Curvature) -> None:
         self.profile.save_curvature(component, found)
