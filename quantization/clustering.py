@@ -3,22 +3,17 @@
 A float16 weight has at most 65,536 values whatever its size, so the exact algorithm runs on those and how often each
 occurs (or how much those elements matter together).
 
-Source: Wu, "Optimal quantization by matrix searching"; Groenlund et al., arXiv 1701.07204, section 2.2; the
-implementation is `kmeans1d` by Daniel Steinberg in the copy that coremltools brings, which knows weights. Arthur and
-Vassilvitskii, "k-means++".
+Source: Arthur and Vassilvitskii, "k-means++".
 """
 
-import ctypes
-import importlib.util
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.errors import BundleError
+from whisperkit_tools.quantization.kmeans import cluster
 
 Real = NDArray[Any]
 _SORTING_PAYS_BELOW = 16384  # elements; above, a table of all 65,536 counts is the cheaper histogram
@@ -89,7 +84,7 @@ def scalar_palette(points: Histogram, entries: int, *, exact: bool = True) -> ND
         mass = np.ones_like(values)
     if len(values) > entries:
         mass = mass / mass.max()
-        labels = _exact_labels(values, mass, entries) if exact else _quick_labels(values, mass, entries)
+        labels = cluster(values, mass, entries) if exact else _quick_labels(values, mass, entries)
         values = _centroids(values, mass, labels)
     padded = np.concatenate([values, np.full(max(0, entries - len(values)), values[-1])])
     return padded.astype(np.float16)
@@ -102,21 +97,11 @@ def _centroids(values: Real, mass: Real, labels: NDArray[np.int64]) -> NDArray[n
     return found
 
 
-def _exact_labels(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
-    count = len(values)
-    labels, centroids = np.empty(count, np.dtype(ctypes.c_ulong)), np.empty(clusters)
-    arrays = (np.ascontiguousarray(values, np.float64), np.ascontiguousarray(mass, np.float64))
-    sizes = (ctypes.c_ulong(count), ctypes.c_ulong(clusters))
-    pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (*arrays, labels, centroids)]
-    _library().cluster_with_weights(*pointers[:2], *sizes, *pointers[2:])  # the lock is released meanwhile
-    return labels.astype(np.int64)
-
-
 def _quick_labels(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
     """Clusters of a coarser histogram, then Lloyd's steps on the whole one."""
     bins = _fine_bins(values, mass, max(_QUICK_BINS, (8 if clusters <= 64 else 4) * clusters))
     sums = np.bincount(bins, mass)
-    labels = _exact_labels(np.bincount(bins, mass * values) / sums, sums, clusters)[bins]
+    labels = cluster(np.bincount(bins, mass * values) / sums, sums, clusters)[bins]
     for _ in range(_QUICK_STEPS):
         centers = _centroids(values, mass, labels)
         moved = np.searchsorted((centers[1:] + centers[:-1]) / 2, values)
@@ -149,25 +134,6 @@ def _factor(share: Real, count: int) -> float:
         if rest[capped] > 0 and ordered[capped] * (count - capped) <= rest[capped]:
             return float((count - capped) / rest[capped])
     return float(1 / max(ordered[-1], np.finfo(np.float64).tiny))
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """The compiled part of coremltools' copy of kmeans1d, without the two seconds of importing coremltools.
-
-    Raises:
-        BundleError: It is not there.
-    """
-    found = importlib.util.find_spec("coremltools")
-    folder = Path(found.origin).parent / "_deps" / "kmeans1d" if found and found.origin else Path()
-    for path in sorted(folder.glob("_core*")):
-        library = ctypes.CDLL(str(path))
-        if hasattr(library, "cluster_with_weights"):
-            return library
-    raise BundleError(
-        "the installed coremltools has no compiled k-means, which palettes need; "
-        "install a wheel of it for this platform: pip install --force-reinstall 'coremltools>=9,<10'"
-    )
 
 
 def nearest(points: Histogram, lut: NDArray[np.float16], half: NDArray[np.float16]) -> NDArray[np.uint8]:

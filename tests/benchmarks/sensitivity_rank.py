@@ -1,6 +1,7 @@
 """Does the predicted divergence of a compressed weight rank weights as the measured one does?
 
-    python tests/benchmarks/sensitivity_rank.py BUNDLE [--bits 2,4] [--windows 6] [--tokens 64] [--json FILE]
+    python tests/benchmarks/sensitivity_rank.py BUNDLE [--bits 2,4] [--windows 8] [--tokens 128] [--samples N]
+        [--json FILE]
 
 For each weight and width a palette for one weight alone is put into the bundle's program, and the divergence of the
 teacher-forced logits is measured on the same windows on which the curvature was estimated.
@@ -28,9 +29,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--bits", default="2,4")
-    parser.add_argument("--windows", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--samples", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
