@@ -33,6 +33,7 @@ STRATEGIES = {
     "vad 30 s": {"long_form": "vad", "chunk_length_s": 30.0},
     "vad 15 s": {"long_form": "vad"},
     "vad 10 s": {"long_form": "vad", "chunk_length_s": 10.0},
+    "silero vad 15 s": {"long_form": "vad", "vad": "silero"},
 }
 
 
