@@ -81,6 +81,12 @@ def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp
     assert "compressed already, and its original is not at" in err
 
 
+def test_a_stateful_bundle_is_refused_with_the_way_out(palettize, stateful_bundle):
+    code, _, err = palettize("--bits", "4", bundle=stateful_bundle)
+    assert code == 1
+    assert "convert without --stateful" in err
+
+
 def test_the_gate_closes_and_nothing_is_published(palettize, tmp_path):
     code, _, err = palettize("--bits", "1")
     assert code == 3

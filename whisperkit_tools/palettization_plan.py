@@ -64,10 +64,15 @@ class Model:
         """Look at the packages.
 
         Raises:
-            BundleError: The bundle is compressed already, or has nothing to compress.
+            BundleError: The bundle is compressed already, stateful, or has nothing to compress.
         """
         self.bundle = bundle
         self._graphs: dict[str, Graph] = {name: read_graph(bundle.package(name)) for name in COMPONENTS}
+        if any(graph.states for graph in self._graphs.values()):
+            raise BundleError(
+                f"{bundle.path} keeps its caches in states, through which sensitivity cannot be measured; compress the "
+                "form with caches as inputs: convert without --stateful"
+            )
         compressed = {op.type for graph in self._graphs.values() for op in graph.operations} & set(_COMPRESSED)
         if compressed:
             raise BundleError(
