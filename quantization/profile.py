@@ -83,7 +83,7 @@ class Profile:
             codes, top = encode(value)
             arrays |= {f"{number}.name": np.array(name), f"{number}.codes": codes, f"{number}.top": np.array(top)}
         partial = self.path / f".{component}.partial.npz"
-        np.savez(partial, **arrays)  # type: ignore[arg-type]
+        np.savez(partial, **arrays)  # type: ignore[arg-type]  # no key is `allow_pickle`
         partial.replace(self._curvature_file(component))
 
     # Of a pass that is under way: see `sensitivity.Kept`.

@@ -8,16 +8,9 @@ import soundfile
 import torch
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.calibration import (
-    Examination,
-    Listener,
-    _Remembering,
-    calibration_clips,
-    gate_clips,
-    tuning_clips,
-    tuning_windows,
-)
 from whisperkit_tools.errors import AudioError, BundleError, DatasetError
+from whisperkit_tools.palettize.examination import Examination, Listener, _Remembering, tuning_windows
+from whisperkit_tools.palettize.speech import calibration_clips, gate_clips, tuning_clips
 
 WINDOW = 480_000
 

@@ -166,9 +166,9 @@ def test_calibration_audio_without_speech_is_refused(palettize, tmp_path):
 
 
 def test_too_little_memory_is_stated_before_the_work(palettize, monkeypatch):
-    from whisperkit_tools import palettization
+    from whisperkit_tools.palettize import palettizer
 
-    monkeypatch.setattr(palettization, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(palettizer, "available_memory", lambda: 1 << 20)
     code, _, err = palettize("--target-bits", "4", "--dry-run")
     assert code == 1
     assert "GB of memory, and 0.0 GB are free" in err

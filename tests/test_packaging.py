@@ -14,7 +14,7 @@ PACKAGE = ROOT / "whisperkit_tools"
 # Room: what it may import of the house. A room may always import itself, `errors` and `progress`.
 ROOMS = {
     "compile_hints": set(),
-    "quantization": {"mil"},
+    "quantization": {"memory", "mil"},
     "eval": set(),
     "bundle": set(),
     "demo": set(),
@@ -23,18 +23,7 @@ ROOMS = {
     "convert": {"compile_hints", "mil", "bundle", "checkpoint", "demo"},
     "transcribe": {"mil", "bundle"},
     "publish": {"bundle", "eval"},
-    "calibration": {"bundle", "demo", "eval", "mil", "quantization", "transcribe"},
-    "palettization": {
-        "bundle",
-        "calibration",
-        "mil",
-        "palettization_build",
-        "palettization_plan",
-        "quantization",
-    },
-    "palettization_build": {"bundle", "convert", "mil", "quantization"},
-    "palettization_plan": {"bundle", "mil", "quantization"},
-    "palettization_plot": {"palettization_plan", "quantization"},
+    "palettize": {"bundle", "convert", "demo", "eval", "memory", "mil", "quantization", "transcribe"},
 }
 # The lint and the cost model judge ML Programs, so these files of `compile_hints` read them; the layouts may not.
 EXCEPTIONS = {

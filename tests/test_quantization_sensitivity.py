@@ -314,13 +314,13 @@ def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
-    from whisperkit_tools import palettization_plan
     from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.palettization_plan import Aim, Model, Planner
+    from whisperkit_tools.palettize import plan
+    from whisperkit_tools.palettize.plan import Aim, Model, Planner
     from whisperkit_tools.quantization.recipe import Wishes
 
     model, wishes, made = Model(Bundle.open(demo_bundle)), Wishes(nbits=(2, 4), outlier_shares=()), []
-    real = palettization_plan.palettize
+    real = plan.palettize
 
     def planner():
         profile = Profile(tmp_path, ProfileKey(model.weights_sha256(), []))
@@ -336,7 +336,7 @@ def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(weight, option, importance, name, **kwargs)
 
-    monkeypatch.setattr(palettization_plan, "palettize", counted)
+    monkeypatch.setattr(plan, "palettize", counted)
     kill_at = 11
     with pytest.raises(KeyboardInterrupt):
         planner().recipe(Aim(target_bits=3))

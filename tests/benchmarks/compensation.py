@@ -19,8 +19,8 @@ from palettize_curve import Meter
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettization import PalettizeConfig, Palettizer
-from whisperkit_tools.palettization_plan import importance
+from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
+from whisperkit_tools.palettize.plan import importance
 from whisperkit_tools.quantization.gptq import compensable, compensate, output_error, second_moment, with_inputs
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.calibration import gate_clips
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettization import PalettizeConfig, Palettizer
-from whisperkit_tools.palettization_plan import Aim
+from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
+from whisperkit_tools.palettize.plan import Aim
+from whisperkit_tools.palettize.speech import gate_clips
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize

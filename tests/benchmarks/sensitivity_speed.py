@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.calibration import calibration_clips
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettization_plan import Model, Planner
+from whisperkit_tools.palettize.plan import Model, Planner
+from whisperkit_tools.palettize.speech import calibration_clips
 from whisperkit_tools.quantization.options import NBITS, Compression
 from whisperkit_tools.quantization.profile import Profile, ProfileKey
 from whisperkit_tools.quantization.recipe import Wishes

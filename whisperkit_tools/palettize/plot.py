@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.errors import RecipeError
-from whisperkit_tools.palettization_plan import Aim, Planner
+from whisperkit_tools.palettize.plan import Aim, Planner
 from whisperkit_tools.quantization.options import NBITS, Compression
 
 _POINTS = 24

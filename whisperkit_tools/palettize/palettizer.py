@@ -13,19 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from whisperkit_tools.bundle import MANIFEST, Bundle, folder_bytes, new_bundle, sha256, variant_name, write_manifest
-from whisperkit_tools.calibration import (
-    Clip,
-    Examination,
-    Listener,
-    calibration_clips,
-    calibration_windows,
-    gate_clips,
-    tuning_windows,
-)
 from whisperkit_tools.errors import BundleError, QualityGateError, RecipeError
 from whisperkit_tools.memory import available_memory
-from whisperkit_tools.palettization_build import verify_packages, write_packages
-from whisperkit_tools.palettization_plan import Aim, Model, Planner, Ticks
+from whisperkit_tools.palettize.build import verify_packages, write_packages
+from whisperkit_tools.palettize.examination import Examination, Listener, calibration_windows, tuning_windows
+from whisperkit_tools.palettize.plan import Aim, Model, Planner, Ticks
+from whisperkit_tools.palettize.speech import Clip, calibration_clips, gate_clips
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.gate import Gate, Verdict
 from whisperkit_tools.quantization.palette import Palettized
