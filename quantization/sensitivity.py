@@ -126,6 +126,7 @@ def curvatures(
     arrived = kept.load(_ARRIVED)
     if arrived is None:
         embeds = encode(packages[ENCODER], windows)
+        release_memory()
         decoder = _Decoder(packages[DECODER])
         arrived = decoder.run(windows, embeds, options, ticks, kept)
         found = decoder.square.means(total)

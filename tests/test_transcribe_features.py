@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from parity_benchmark import parity
+from benchmark_modules import benchmark
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
 from whisperkit_tools.errors import AudioError
@@ -13,6 +13,8 @@ from whisperkit_tools.transcribe.audio import AudioInput, load_audio
 from whisperkit_tools.transcribe.features import AudioFeatures, FileFeatures, audio_features
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
+
+parity = benchmark("generate_parity")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from parity_benchmark import parity
+from benchmark_modules import benchmark
 
 from whisperkit_tools.bundle import PACKAGES, Bundle
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
@@ -23,6 +23,8 @@ from whisperkit_tools.transcribe.loading import load_models
 from whisperkit_tools.transcribe.models import Models, NumpyComponent
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
+
+parity = benchmark("generate_parity")
 
 
 @pytest.fixture(scope="module")

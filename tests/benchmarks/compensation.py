@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gptq import compensable, compensate, output_error, second_moment, with_inputs
 from palettize_curve import Meter
 
 from whisperkit_tools.bundle import Bundle
@@ -21,7 +22,6 @@ from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
 from whisperkit_tools.palettize.plan import importance
-from whisperkit_tools.quantization.gptq import compensable, compensate, output_error, second_moment, with_inputs
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
