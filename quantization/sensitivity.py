@@ -230,6 +230,7 @@ class _Decoder:
         first = len(arrived) // options.samples
         for number, (window, audio) in enumerate(zip(windows[first:], embeds[first:], strict=True), start=first):
             forced = self._forcing.forward(window, audio)
+            self._forcing.program.forget()  # keys and values of the audio, large and of no use to gradients
             for sample in range(options.samples):
                 found = self._sample(window, forced, audio, generator)
                 arrived[_cotangent_name(number, sample)] = found.contiguous()

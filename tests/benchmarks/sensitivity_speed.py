@@ -1,6 +1,6 @@
 """Time and memory of a whole sensitivity profile: curvature, and every weight at six bit widths.
 
-    python tests/benchmarks/sensitivity_speed.py BUNDLE [--windows 8] [--tokens 64] [--json FILE]
+    python tests/benchmarks/sensitivity_speed.py BUNDLE [--windows 8] [--tokens 64] [--profile DIR] [--json FILE]
 
 The bundle may have random weights (true dimensions are what counts here), so tokens are drawn and not transcribed: a
 random model would write to the end of its context. Features are those of the demo's speech.
@@ -46,12 +46,13 @@ def main():
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--profile", type=Path, help="a folder to keep the profile in, where a killed run goes on")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bundle = Bundle.open(args.bundle)
     model = Model(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        profile = Profile(Path(folder), ProfileKey({}, []))
+        profile = Profile(args.profile or Path(folder), ProfileKey({}, []))
         planner = Planner(model, profile, Wishes(), lambda what, done, total: None)
         speech = windows(bundle, args.windows, args.tokens)
         started, cpu = time.perf_counter(), time.process_time()
