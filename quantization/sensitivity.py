@@ -226,7 +226,8 @@ class _Decoder:
         if state is not None:
             self.square.resume(state)
             generator.set_state(state[_GENERATOR])
-            arrived = {name: value for name, value in state.items() if name.startswith(_COTANGENT)}
+            arrived = {name: value.clone() for name, value in state.items() if name.startswith(_COTANGENT)}
+        del state  # as large as the sums
         first = len(arrived) // options.samples
         for number, (window, audio) in enumerate(zip(windows[first:], embeds[first:], strict=True), start=first):
             forced = self._forcing.forward(window, audio)
@@ -269,6 +270,7 @@ class _Encoder:
         if state is not None:
             self.square.resume(state)
             first = int(state[_DONE])
+        del state
         for number, window in enumerate(windows[first:], start=first):
             for sample in range(options.samples):
                 with self.square.collecting():
