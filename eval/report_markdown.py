@@ -110,9 +110,13 @@ def _noise(runs: Sequence[RunReport]) -> list[str]:
     return made
 
 
+def _within_a_line(name: str) -> str:
+    return name if name[1:2].isupper() else f"{name[0].lower()}{name[1:]}"  # WER stays
+
+
 def _figures(runs: Sequence[RunReport]) -> list[str]:
     rows = [
-        [f"{title}: {name[0].lower()}{name[1:]}", *values]
+        [f"{title}: {_within_a_line(name)}", *values]
         for title, lines in report_page.figures(runs)
         for name, values in lines
     ]

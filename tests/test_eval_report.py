@@ -13,6 +13,7 @@ from whisperkit_tools.eval import report_format
 from whisperkit_tools.eval.report import write_report, write_run_pages
 from whisperkit_tools.eval.report_examples import json_in_script
 from whisperkit_tools.eval.report_html import PageConfig
+from whisperkit_tools.eval.report_markdown import _within_a_line
 from whisperkit_tools.eval.report_reading import read_run
 from whisperkit_tools.eval.schema import (
     Bucket,
@@ -186,6 +187,11 @@ def test_markdown_keeps_transcripts_and_speakers_out(write_run):
     markdown = (folder / "report.md").read_text()
     for private in ("secret", "sacred", "anna", "s0", "utt-0000"):
         assert private not in markdown
+
+
+def test_figures_are_named_within_a_line():
+    assert _within_a_line("Words heard in them") == "words heard in them"
+    assert _within_a_line("WER of the confirmed text") == "WER of the confirmed text"
 
 
 # ---- hostile input
