@@ -86,13 +86,13 @@ class Profile:
         np.savez(partial, **arrays)  # type: ignore[arg-type]  # no key is `allow_pickle`
         partial.replace(self._curvature_file(component))
 
-    # Of a pass that is under way: see `sensitivity.Kept`.
+    # Of work that is under way: see `kept.Kept`.
 
     def _kept_file(self, name: str) -> Path:
         return self.path / f"{name}.unfinished.safetensors"
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """What an interrupted pass had found; None without, or where it cannot be read."""
+        """What an interrupted run had found; None without, or where it cannot be read."""
         path = self._kept_file(name)
         if not path.is_file():
             return None
@@ -103,7 +103,7 @@ class Profile:
             return None
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep what a pass has found so far."""
+        """Keep what has been found so far."""
         partial = self.path / f".{name}.partial.safetensors"
         save_file(dict(tensors), partial)
         partial.replace(self._kept_file(name))

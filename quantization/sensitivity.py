@@ -14,12 +14,10 @@ of several tensors add up.
 Source: Martens, "New insights and perspectives on the natural gradient method", sections 6 and 9.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,12 +27,12 @@ from torch import Tensor
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.kept import Kept, Nothing, Pace
 from whisperkit_tools.quantization.segments import Segments
 from whisperkit_tools.quantization.teacher import DECODER, ENCODER, Forced, TeacherForcing, Window
 
 MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
 FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"
-KEEP_EVERY_S = 60.0
 _ARRIVED = "cotangents"
 _SUM, _COTANGENT, _GENERATOR, _DONE = "sum/", "cotangent/", "generator", "done"
 
@@ -86,22 +84,6 @@ def cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
     return (root - p * root.sum(-1, keepdim=True)).to(logits)
 
 
-class Kept(Protocol):
-    """Tensors by a name that outlive an interruption."""
-
-    def load(self, name: str) -> dict[str, Tensor] | None:
-        """What was saved last under a name; None without."""
-        ...
-
-    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors in place of what was saved before."""
-        ...
-
-    def drop(self, name: str) -> None:
-        """Forget a name."""
-        ...
-
-
 def curvatures(
     packages: Mapping[str, Path],
     windows: Sequence[Window],
@@ -121,7 +103,7 @@ def curvatures(
         kept: Where sums are kept about once a minute, and where an interrupted pass over the same windows goes on from;
             it then gives the same result to the bit.
     """
-    options, kept = options or FisherOptions(), kept or _Nothing()
+    options, kept = options or FisherOptions(), kept or Nothing()
     total = len(windows) * options.samples
     arrived = kept.load(_ARRIVED)
     if arrived is None:
@@ -142,17 +124,6 @@ def curvatures(
     _report(done, ENCODER, found)
     for name in (ENCODER, _ARRIVED):
         kept.drop(name)
-
-
-class _Nothing:
-    def load(self, name: str) -> None:
-        return None
-
-    def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        return None
-
-    def drop(self, name: str) -> None:
-        return None
 
 
 def _report(done: Callable[[str, Curvature], None] | None, component: str, found: Curvature) -> None:
@@ -222,7 +193,7 @@ class _Decoder:
         """Add every window; return what arrives at the encoder, under each window's and sample's number."""
         generator = torch.Generator().manual_seed(options.seed)
         arrived: dict[str, Tensor] = {}
-        pace, state = _Pace(), kept.load(DECODER)
+        pace, state = Pace(), kept.load(DECODER)
         if state is not None:
             self.square.resume(state)
             generator.set_state(state[_GENERATOR])
@@ -266,7 +237,7 @@ class _Encoder:
         kept: Kept,
     ) -> None:
         """Add every window."""
-        pace, state, first = _Pace(), kept.load(ENCODER), 0
+        pace, state, first = Pace(), kept.load(ENCODER), 0
         if state is not None:
             self.square.resume(state)
             first = int(state[_DONE])
@@ -281,20 +252,6 @@ class _Encoder:
             if pace.is_time():
                 release_memory()
                 kept.save(ENCODER, {**self.square.state(), _DONE: torch.tensor(number + 1)})
-
-
-class _Pace:
-    """Says when it is worth keeping what has been done."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def is_time(self) -> bool:
-        now = time.monotonic()
-        if now - self._last < KEEP_EVERY_S:
-            return False
-        self._last = now
-        return True
 
 
 def _cotangent_name(window: int, sample: int) -> str:

@@ -7,6 +7,7 @@ table's scaled by the error that its rounding made, because that is how far an e
 Source: Kingma and Ba, "Adam"; trained palettes as in Han et al., "Deep Compression", section 3.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.kept import Kept, Nothing, Pace
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.segments import Segments
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing, Window, divergence
 
 _BETAS = (0.9, 0.99)
+_DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,10 @@ class _Tuned:
         root = (self.square / (1 - _BETAS[1] ** count)).sqrt()
         self.table.entries -= rate * self.step_size * mean / (root + 1e-12)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What changes from step to step."""
+        return {"entries": self.table.entries, "mean": self.mean, "square": self.square}
+
     def apply(self) -> None:
         with torch.no_grad():
             self.parameter.copy_(self.table.weight())
@@ -192,11 +199,15 @@ class Tuning:
             ]
         return float(torch.stack(rows).mean())
 
-    def run(self, progress: Callable[[int, float], None] | None = None) -> tuple[float, float]:
+    def run(
+        self, progress: Callable[[int, float], None] | None = None, kept: Kept | None = None
+    ) -> tuple[float, float]:
         """Take all steps, and keep the tables of the start if the end is no better.
 
         Args:
             progress: Told after each step its number and its window's divergence before it.
+            kept: Where tables are kept about once a minute, and where an interrupted run with the same palettes,
+                windows and options goes on from; it then gives the same result.
 
         Returns:
             The mean divergence before and after.
@@ -204,11 +215,16 @@ class Tuning:
         before = self.divergence()
         first = {key: tuned.table.entries.clone() for key, tuned in self._tuned.items()}
         order = _order(self._tuning, self._options)
-        for number, at in enumerate(order, start=1):
+        kept, name, pace = kept or Nothing(), self._name(), Pace()
+        done = self._resume(kept.load(name))
+        for number, at in enumerate(order[done:], start=done + 1):
             rate = self._options.rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / len(order)))
             found = self._step(at, rate, number)
             if progress is not None:
                 progress(number, found)
+            if pace.is_time():
+                kept.save(name, self._state(number))
+        kept.drop(name)
         after = self.divergence()
         if not after < before:
             for key, tuned in self._tuned.items():
@@ -216,6 +232,35 @@ class Tuning:
                 tuned.apply()
             after = before
         return before, after
+
+    def _name(self) -> str:
+        """Of what is tuned, on what and how."""
+        digest = hashlib.sha256(repr(self._options).encode())
+        for (component, name), tuned in self._tuned.items():
+            palettized = tuned.table.palettized
+            digest.update(f"{component}/{name}".encode())
+            digest.update(palettized.lut.tobytes())
+            digest.update(palettized.indices.tobytes())
+        for at, window in enumerate(self._windows):
+            digest.update(f"{window.tokens} {at in self._judging}".encode())
+            digest.update(window.features.numpy().tobytes())
+        return f"tuning-{digest.hexdigest()[:16]}"
+
+    def _state(self, done: int) -> dict[str, Tensor]:
+        state = {_DONE: torch.tensor(done)}
+        for key, tuned in self._tuned.items():
+            state |= {"/".join((*key, part)): value for part, value in tuned.tensors().items()}
+        return state
+
+    def _resume(self, state: Mapping[str, Tensor] | None) -> int:
+        """Go on from a state; return how many steps were done."""
+        if state is None:
+            return 0
+        for key, tuned in self._tuned.items():
+            for part, value in tuned.tensors().items():
+                value.copy_(state["/".join((*key, part))])
+            tuned.apply()
+        return int(state[_DONE])
 
     def _step(self, at: int, rate: float, number: int) -> float:
         window, reference = self._windows[at], self._references[at]

@@ -7,7 +7,7 @@ import torch
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization import sensitivity
+from whisperkit_tools.quantization import kept
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize
@@ -173,7 +173,7 @@ def whole(packages, window):
 @pytest.mark.parametrize("stop", [("TextDecoder", 1), ("TextDecoder", 2), ("AudioEncoder", 1), ("AudioEncoder", 2)])
 def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_path, monkeypatch, stop):
     (windows, expected), options = whole, FisherOptions(samples=1)
-    monkeypatch.setattr(sensitivity, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.0)
     found, done = {}, []
 
     def kill(component, number, total):

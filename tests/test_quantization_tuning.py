@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization import kept
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.profile import Profile, ProfileKey
 from whisperkit_tools.quantization.sensitivity import reference_logits
 from whisperkit_tools.quantization.teacher import COMPONENTS, Window
 from whisperkit_tools.quantization.tuning import Table, Tuning, TuningOptions
@@ -87,6 +89,34 @@ def test_tuning_reaches_the_encoder_and_keeps_the_start_when_steps_are_wild(pack
     assert after == before
     part = tuning.result()["AudioEncoder"]["layers_2_fc2_weight"]
     np.testing.assert_array_equal(part.lut, palettes["AudioEncoder"]["layers_2_fc2_weight"].lut)
+
+
+def test_an_interrupted_tuning_goes_on_to_the_same_result(packages, window, tmp_path, monkeypatch):
+    palettes = _palettes(packages, "TextDecoder", ["layers_0_fc1_weight", "layers_1_fc2_weight"], 2)
+    references = reference_logits(packages, [window])
+    options = TuningOptions(steps=5, rate=0.15)
+
+    def tuning():
+        return Tuning(packages, palettes, [window], references, options)
+
+    whole = tuning()
+    expected = whole.run()
+    monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.0)
+    profile, steps = Profile(tmp_path, ProfileKey({}, [])), []
+
+    def kill(number, _):
+        steps.append(number)
+        if steps == [1, 2, 3, 4]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuning().run(kill, profile)
+    again = tuning()
+    assert again.run(kill, profile) == expected
+    assert steps == [1, 2, 3, 4, 4, 5]
+    assert not list(profile.path.glob("*unfinished*"))
+    for name, part in whole.result()["TextDecoder"].items():
+        np.testing.assert_array_equal(again.result()["TextDecoder"][name].lut, part.lut)
 
 
 def test_windows_that_judge_are_not_tuned_on(packages, window):

@@ -273,7 +273,7 @@ class Palettizer:
         options = TuningOptions(steps, seed=self.config.seed)
         windows, references, judging = self.tuning_speech
         tuning = Tuning(self.model.packages, palettes, windows, references, options, judging)
-        figures = tuning.run(lambda number, _: self._ticks("tuning", number, steps))
+        figures = tuning.run(lambda number, _: self._ticks("tuning", number, steps), self.planner.profile)
         found = tuning.result()
         return {name: found.get(name, {}) for name in COMPONENTS}, figures
 
