@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 DATASET = "demo"
 _HALF = "TextDecoder/*"  # kept in float16, so that the careful variant has a size and a name of its own
-_QUICK = {"windows": 1, "trials": 2}  # of a demo with a limit
+_QUICK = {"windows": 1, "trials": 6}  # of a demo with a limit; so few examples may ask for a larger bundle by chance
 
 
 @dataclass(frozen=True, slots=True)
