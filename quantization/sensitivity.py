@@ -122,7 +122,7 @@ def curvatures(
     found = encoder.square.means(total)
     del encoder
     _report(done, ENCODER, found)
-    for name in (ENCODER, _ARRIVED):
+    for name in (DECODER, ENCODER, _ARRIVED):  # a run that was killed between two of these lines has left the first
         kept.drop(name)
 
 
@@ -209,7 +209,7 @@ class _Decoder:
             if ticks is not None:
                 ticks(DECODER, number + 1, len(windows))
             if pace.is_time():
-                release_memory()  # writing takes a copy
+                release_memory()  # writing may take a copy
                 kept.save(DECODER, {**self.square.state(), **arrived, _GENERATOR: generator.get_state()})
         return arrived
 
