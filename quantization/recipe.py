@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.errors import RecipeError
+from whisperkit_tools.errors import OptionsError, RecipeError
 from whisperkit_tools.quantization.options import NBITS, SPEC_VERSIONS, Compression
 
 FORMAT = 1
@@ -189,15 +189,15 @@ class Wishes:
         """Check the values.
 
         Raises:
-            RecipeError: A bit width is unknown, or the group size is not positive.
+            OptionsError: A bit width is unknown, or the group size is not positive.
         """
         wrong = [str(n) for n in self.nbits or () if n not in NBITS]
         if wrong:
-            raise RecipeError(f"{', '.join(wrong)} bits are not to be had; allowed are {', '.join(map(str, NBITS))}")
+            raise OptionsError(f"{', '.join(wrong)} bits are not to be had; allowed are {', '.join(map(str, NBITS))}")
         if self.nbits is not None and not self.nbits:
-            raise RecipeError(f"no bit widths are allowed; choose from {', '.join(map(str, NBITS))}")
+            raise OptionsError(f"no bit widths are allowed; choose from {', '.join(map(str, NBITS))}")
         if self.group_size is not None and self.group_size < 1:
-            raise RecipeError(f"--group-size is {self.group_size}, expected 1 or more channels")
+            raise OptionsError(f"--group-size is {self.group_size}, expected 1 or more channels")
 
 
 DEFAULT_GROUP_SIZE = 16

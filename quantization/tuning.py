@@ -176,6 +176,7 @@ class Tuning:
         }
         self._tunes_encoder = bool(palettized.get(ENCODER))
         self._segments = Segments(encoder, options.budget_bytes) if self._tunes_encoder else None
+        self._name = self._named()
         # Without a change in the encoder its output does not change either.
         self._embeds: dict[int, Tensor] = {}
 
@@ -206,8 +207,9 @@ class Tuning:
 
         Args:
             progress: Told after each step its number and its window's divergence before it.
-            kept: Where tables are kept about once a minute, and where an interrupted run with the same palettes,
-                windows and options goes on from; it then gives the same result.
+            kept: Where tables are kept under `name` about once a minute and at the end, until the caller drops them,
+                and where an interrupted run with the same palettes, windows and options goes on from; it then gives
+                the same result.
 
         Returns:
             The mean divergence before and after.
@@ -215,16 +217,15 @@ class Tuning:
         before = self.divergence()
         first = {key: tuned.table.entries.clone() for key, tuned in self._tuned.items()}
         order = _order(self._tuning, self._options)
-        kept, name, pace = kept or Nothing(), self._name(), Pace()
-        done = self._resume(kept.load(name))
+        kept, pace = kept or Nothing(), Pace()
+        done = self._resume(kept.load(self.name))
         for number, at in enumerate(order[done:], start=done + 1):
             rate = self._options.rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / len(order)))
             found = self._step(at, rate, number)
             if progress is not None:
                 progress(number, found)
-            if pace.is_time():
-                kept.save(name, self._state(number))
-        kept.drop(name)
+            if pace.is_time() or number == len(order):
+                kept.save(self.name, self._state(number))
         after = self.divergence()
         if not after < before:
             for key, tuned in self._tuned.items():
@@ -233,8 +234,12 @@ class Tuning:
             after = before
         return before, after
 
-    def _name(self) -> str:
-        """Of what is tuned, on what and how."""
+    @property
+    def name(self) -> str:
+        """Under which tables are kept; it stands for the palettes as they were, the windows and the options."""
+        return self._name
+
+    def _named(self) -> str:
         digest = hashlib.sha256(repr(self._options).encode())
         for (component, name), tuned in self._tuned.items():
             palettized = tuned.table.palettized

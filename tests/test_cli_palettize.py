@@ -139,9 +139,12 @@ def test_a_recipe_is_edited_and_given_back(palettize, tmp_path):
         (("--bits", "3"), 1, "3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"),
         (("--group-size", "16", "--target-bits", "4"), 1, "needs deployment target iOS 18"),
         (("--keep", "nothing_like_it", "--target-bits", "4"), 1, "--keep nothing_like_it matches no weight"),
-        (("--allowed-nbits", "5", "--target-bits", "4"), 1, "5 bits are not to be had"),
-        (("--bits", "4", "--target-bits", "4"), 1, "name one aim"),
+        (("--allowed-nbits", "5", "--target-bits", "4"), 2, "5 bits are not to be had"),
+        (("--bits", "4", "--target-bits", "4"), 2, "name one aim"),
         (("--target-size", "10KB"), 1, "is below the smallest possible"),
+        (("--target-bits", "1.5"), 1, "below the fewest possible, 2.0"),
+        (("--target-bits", "0"), 2, "the aim is 0.0, expected a positive number"),
+        (("--bits", "7"), 2, "7 bits are not to be had; allowed are 1, 2, 3, 4, 6, 8"),
         (("--target-size", "big"), 2, "no size such as 600MB"),
         (("--bits", "few"), 2, "neither 'mixed' nor a number"),
         (("--qoi-min", "200"), 2, "0 to 100"),
@@ -150,10 +153,49 @@ def test_a_recipe_is_edited_and_given_back(palettize, tmp_path):
         (("--plot", "x.pdf", "--target-bits", "4"), 2, "does not end in .png"),
     ],
 )
-def test_bad_wishes_are_refused_in_one_line(palettize, arguments, code, message):
-    found, out, err = palettize(*arguments, "--dry-run")
+def test_bad_wishes_are_refused_in_one_line_before_the_work(palettize, tmp_path, arguments, code, message):
+    found, out, err = palettize(*arguments, "--dry-run", "--profile", tmp_path / "fresh")
     assert (found, out) == (code, "")
     assert message in err
+    assert "sensitivity" not in err
+    assert not list(tmp_path.rglob("*.curvature.npz"))
+
+
+def test_a_recipe_for_another_model_is_refused_before_the_work(palettize, tmp_path):
+    recipe = tmp_path / "r.json"
+    recipe.write_text(json.dumps({"format": 1, "tensors": {"AudioEncoder": {"other": {"compression": None}}}}))
+    code, _, err = palettize("--recipe", recipe, "--profile", tmp_path / "fresh")
+    assert code == 1
+    assert "belongs to another model" in err
+    assert "sensitivity" not in err
+
+
+def test_an_interrupted_search_takes_its_candidates_up_again(palettize, place, monkeypatch):
+    from whisperkit_tools.palettize import palettizer
+
+    arguments = ("--trials", "2", *OPEN, "--allowed-nbits", "4,8", "--json")
+    written, write = [], palettizer.write_packages
+
+    def interrupted(source, palettes, folder):
+        write(source, palettes, folder)
+        written.append(folder)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(palettizer, "write_packages", interrupted)
+    code, out, _ = palettize(*arguments)
+    assert code != 0
+    assert out == ""
+    assert len(list(place.rglob("measured.json"))) == 1
+    code, out, err = palettize(*arguments)
+    assert code == 0, err
+    resumed = json.loads(out)
+    assert len(resumed["trials"]) == 2  # the second is the smallest there is
+    assert len(written) == 3
+    assert [path for folder in place.rglob("candidates") for path in folder.iterdir()] == []
+    code, out, err = palettize(*arguments, "--force")
+    assert code == 0, err
+    assert json.loads(out) == resumed
 
 
 def test_calibration_audio_without_speech_is_refused(palettize, tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from whisperkit_tools.errors import RecipeError
+from whisperkit_tools.errors import OptionsError, RecipeError
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.recipe import (
     Entry,
@@ -91,9 +91,9 @@ def test_wishes_need_a_target():
     with pytest.raises(RecipeError, match=r"groups of 16 .* needs deployment target iOS 18"):
         check_wishes(Wishes(group_size=16), IOS16)
     check_wishes(Wishes(nbits=(3, 4), group_size=16), IOS18)
-    with pytest.raises(RecipeError, match="5 bits are not to be had"):
+    with pytest.raises(OptionsError, match="5 bits are not to be had"):
         Wishes(nbits=(5,))
-    with pytest.raises(RecipeError, match="group-size is 0"):
+    with pytest.raises(OptionsError, match="group-size is 0"):
         Wishes(group_size=0)
 
 

@@ -114,6 +114,10 @@ def test_an_interrupted_tuning_goes_on_to_the_same_result(packages, window, tmp_
     again = tuning()
     assert again.run(kill, profile) == expected
     assert steps == [1, 2, 3, 4, 4, 5]
+    later = tuning()
+    assert later.run(kill, profile) == expected
+    assert steps == [1, 2, 3, 4, 4, 5]  # all were done
+    profile.drop(later.name)
     assert not list(profile.path.glob("*unfinished*"))
     for name, part in whole.result()["TextDecoder"].items():
         np.testing.assert_array_equal(again.result()["TextDecoder"][name].lut, part.lut)

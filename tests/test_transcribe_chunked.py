@@ -16,7 +16,7 @@ from transformers import WhisperTokenizer
 from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import AudioError, OptionsError
 from whisperkit_tools.eval.normalize import Normalization
 from whisperkit_tools.transcribe import transcriber as module
 from whisperkit_tools.transcribe.audio import AudioInput, load_audio
@@ -229,7 +229,7 @@ def test_progress_goes_on_to_the_end(transcriber, audio):
     ],
 )
 def test_options_that_do_not_go_together(changes, message):
-    with pytest.raises(AudioError, match=message):
+    with pytest.raises(OptionsError, match=message):
         TranscribeOptions(**changes)
 
 

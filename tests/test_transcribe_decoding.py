@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
-from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.errors import BundleError, OptionsError
 from whisperkit_tools.mil.specs import TensorSpec
 from whisperkit_tools.transcribe.decoding import WindowDecoder, compression_ratio
 from whisperkit_tools.transcribe.models import DecoderSession, Sizes
@@ -195,14 +195,26 @@ def test_average_log_probability_is_that_of_transformers():
 
 
 def test_all_wrong_options_are_named():
-    with pytest.raises(AudioError) as error:
+    with pytest.raises(OptionsError) as error:
         TranscribeOptions(task="sing", temperatures=(-1.0,), compression_ratio_threshold=0, no_speech_threshold=2)
     for part in ("'sing'", "[-1.0]", "compression_ratio_threshold is 0", "no_speech_threshold is 2"):
         assert part in str(error.value)
-    with pytest.raises(AudioError, match="temperatures is empty"):
+    with pytest.raises(OptionsError, match="temperatures is empty"):
         TranscribeOptions(temperatures=())
-    with pytest.raises(AudioError, match="logprob_threshold is 1"):
+    with pytest.raises(OptionsError, match="logprob_threshold is 1"):
         TranscribeOptions(logprob_threshold=1)
+    with pytest.raises(OptionsError, match="max_new_tokens is 0"):
+        TranscribeOptions(max_new_tokens=0)
+
+
+def test_an_answer_may_be_cut_short():
+    answers = [favouring(token) for token in (3, 4, 5, END)]
+    whole, _ = decode(answers, prefix=(START,))
+    assert whole.tokens == (3, 4, 5)
+    for most, expected in ((2, (3, 4)), (3, (3, 4, 5)), (9, (3, 4, 5))):
+        window, decoder = decode(answers, prefix=(START,), max_new_tokens=most)
+        assert window.tokens == expected
+        assert len(decoder.calls) == len(expected) + (most > 3)
 
 
 def test_sessions_are_used_for_window_after_window():

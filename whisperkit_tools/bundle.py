@@ -115,6 +115,10 @@ class Bundle:
         """
         return read_json_object(self.asset(name))
 
+    def sha256(self) -> dict[str, str]:
+        """Digests of the bundle's files, by name; the manifest's is not among them."""
+        return {str(path.relative_to(self.path)): sha256(path) for path in _files(self.path)}
+
     def differing_files(self) -> list[str]:
         """One line for each file that is missing, changed, or not in the manifest."""
         recorded: dict[str, Any] = self.manifest.get("files", {})

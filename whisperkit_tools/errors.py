@@ -13,6 +13,12 @@ class WktError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class OptionsError(WktError):
+    """Options are out of range or contradict each other, whatever they are used on."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class CheckpointError(WktError):
     """A checkpoint cannot be found, read, or is not a complete Whisper."""
 

@@ -20,7 +20,8 @@ from palettize_curve import Meter
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
+from whisperkit_tools.palettize.config import PalettizeConfig
+from whisperkit_tools.palettize.palettizer import Palettizer
 from whisperkit_tools.palettize.plan import importance
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize

@@ -1,6 +1,6 @@
 """KL divergence against size: uniform palettes, threshold recipes, this project's allocation, and that one tuned.
 
-    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 240] [--examples 16] [--json FILE]
+    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 240] [--examples 16] [--tokens 128]
 
 Every recipe is made for the same size of weights. The divergence is measured, on utterances that calibration has not
 heard, with the weights put into the bundle's own programs.
@@ -26,13 +26,13 @@ import torch
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
+from whisperkit_tools.palettize.config import PalettizeConfig
+from whisperkit_tools.palettize.palettizer import Palettizer
 from whisperkit_tools.palettize.plan import Aim
 from whisperkit_tools.palettize.speech import gate_clips
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
-from whisperkit_tools.quantization.recipe import Wishes
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES, predicted_divergence
 from whisperkit_tools.quantization.sizes import dense_nbytes
 from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, mean_divergence
@@ -47,7 +47,7 @@ class Meter:
         samples = listener.models.sizes.n_samples
         short = [clip for clip in gate_clips(None, None, ("en", "es"), samples) if len(clip.audio) <= samples]
         chosen = sorted({round(at) for at in np.linspace(0, len(short) - 1, min(examples, len(short)))})
-        heard = [listener.hear(short[at]) for at in chosen]
+        heard = [listener.hear(short[at], whole=False) for at in chosen]
         self.windows = [item.window for item in heard if item is not None]
         self.programs = [Program.load(work.model.packages[name]) for name in COMPONENTS]
         self.originals = {
@@ -118,12 +118,17 @@ def main():
     parser.add_argument("--tuned-bits", default="3,3.5,4,5")
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128, help="most of a window; a random model writes on and on")
     parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
     parser.add_argument("--per-tensor-only", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     config = PalettizeConfig(
-        aim=Aim(target_bits=4), windows=args.windows, profile_dir=args.profile, wishes=Wishes(), tune_steps=args.steps
+        aim=Aim(target_bits=4),
+        windows=args.windows,
+        max_tokens=args.tokens,
+        profile_dir=args.profile,
+        tune_steps=args.steps,
     )
     work = Palettizer(Bundle.open(args.bundle), config)
     started = time.perf_counter()

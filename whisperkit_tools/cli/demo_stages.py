@@ -82,7 +82,8 @@ def palettize(original: Path, progress: "Progress", *, limit: int | None, force:
         QualityGateError: One does not pass.
     """
     from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.palettize.palettizer import PalettizeConfig, Palettizer
+    from whisperkit_tools.palettize.config import PalettizeConfig
+    from whisperkit_tools.palettize.palettizer import Palettizer
     from whisperkit_tools.palettize.plan import Aim
     from whisperkit_tools.quantization.recipe import Wishes
     from whisperkit_tools.quantization.search import SearchOptions

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.palettize.palettizer import Palettization, PalettizeConfig, Palettizer, Plan
+    from whisperkit_tools.palettize.config import Palettization, PalettizeConfig, Plan
+    from whisperkit_tools.palettize.palettizer import Palettizer
     from whisperkit_tools.palettize.plan import Aim, Ticks
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -109,7 +110,7 @@ def _bundle(path: Path | None) -> Any:
 
 
 def _config(options: dict[str, Any]) -> "PalettizeConfig":
-    from whisperkit_tools.palettize.palettizer import PalettizeConfig
+    from whisperkit_tools.palettize.config import PalettizeConfig
     from whisperkit_tools.quantization.gate import Gate
     from whisperkit_tools.quantization.recipe import Wishes
     from whisperkit_tools.quantization.search import SearchOptions
@@ -252,7 +253,7 @@ def _result_json(result: "Palettization") -> dict[str, Any]:
 
 
 def _result_text(result: "Palettization") -> str:
-    from whisperkit_tools.palettize.palettizer import describe
+    from whisperkit_tools.palettize.record import describe
 
     lines = [describe(trial) for trial in result.trials]
     if result.tuning is not None:

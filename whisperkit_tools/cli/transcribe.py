@@ -126,6 +126,11 @@ def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> float 
     help="What finds the pauses; silero needs the package silero-vad.",
 )
 @click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="Most tokens of a window's answer.  [default: as many as the model has places for]",
+)
+@click.option(
     "--features",
     type=click.Choice(["window", "file"]),
     default="window",

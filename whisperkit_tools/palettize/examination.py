@@ -3,7 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,17 @@ class Listener:
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens
 
-    def hear(self, clip: Clip) -> Heard | None:
-        """Transcribe a clip; None where nothing is said."""
-        found = self.transcriber.transcribe(clip.audio, _options(clip, self.models))
+    def hear(self, clip: Clip, *, whole: bool = True) -> Heard | None:
+        """Transcribe a clip; None where nothing is said.
+
+        Args:
+            clip: The clip.
+            whole: To the end; otherwise no further than tokens count, which is all that a window needs.
+        """
+        options = _options(clip, self.models)
+        if not whole:
+            options = replace(options, max_new_tokens=self._max_tokens)
+        found = self.transcriber.transcribe(clip.audio, options)
         if not found.tokens:
             return None
         if len(clip.audio) > self.models.sizes.n_samples:
@@ -98,7 +106,7 @@ def tuning_windows(
 
 
 def _heard(listener: Listener, clips: Sequence[Clip]) -> list[Window]:
-    heard = [listener.hear(clip) for clip in clips]
+    heard = [listener.hear(clip, whole=False) for clip in clips]
     return [item.window for item in heard if item is not None and item.window is not None]
 
 

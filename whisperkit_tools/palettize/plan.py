@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import Bundle, folder_bytes, sha256
-from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.errors import BundleError, OptionsError, RecipeError
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.quantization.allocation import Allocation, Candidate, within_divergence, within_size
 from whisperkit_tools.quantization.apply import compressed_nbytes
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.options import NBITS, Compression
 from whisperkit_tools.quantization.palette import Palettized, palettize
 from whisperkit_tools.quantization.profile import Profile, StoredCurvature
 from whisperkit_tools.quantization.recipe import (
@@ -38,7 +38,7 @@ from whisperkit_tools.quantization.sensitivity import (
     curvatures,
     predicted_divergence,
 )
-from whisperkit_tools.quantization.sizes import dense_nbytes
+from whisperkit_tools.quantization.sizes import dense_nbytes, stored_nbytes
 from whisperkit_tools.quantization.teacher import COMPONENTS, Window
 
 Ticks = Callable[[str, int, int], None]
@@ -151,14 +151,16 @@ class Aim:
         """Check that one is set, and its value.
 
         Raises:
-            RecipeError: None or several are, or the value makes no sense.
+            OptionsError: None or several are, or the value makes no sense.
         """
         values = (self.nbits, self.target_bits, self.target_bytes, self.max_kl, self.recipe)
         if sum(value is not None for value in values) != 1:
-            raise RecipeError("name one aim: --bits, --target-bits, --target-size, --max-kl or --recipe")
+            raise OptionsError("name one aim: --bits, --target-bits, --target-size, --max-kl or --recipe")
         numbers = [value for value in values[1:4] if isinstance(value, int | float)]
         if any(not 0 < value < float("inf") for value in numbers):
-            raise RecipeError(f"the aim is {numbers[0]}, expected a positive number")
+            raise OptionsError(f"the aim is {numbers[0]}, expected a positive number")
+        if self.nbits is not None and self.nbits not in NBITS:
+            raise OptionsError(f"{self.nbits} bits are not to be had; allowed are {', '.join(map(str, NBITS))}")
 
 
 class Planner:
@@ -226,16 +228,41 @@ class Planner:
 
     # --- recipes -----------------------------------------------------------------------------------------------------
 
+    def check(self, aim: Aim) -> None:
+        """Find out before any work, and before the curvature is known, whether an aim can be reached.
+
+        Raises:
+            RecipeError: It cannot, or a recipe file does not fit the model.
+        """
+        if aim.recipe is not None or aim.nbits is not None:
+            self._choices(aim)
+        elif aim.target_bytes is not None:
+            self._check_nbytes(aim.target_bytes)
+        elif aim.target_bits is not None:
+            least_bits = 8 * self._least_weights() / self.model.elements
+            if aim.target_bits < least_bits:
+                raise RecipeError(
+                    f"{aim.target_bits:g} bits an element are below the fewest possible, {least_bits:.3f} with tables; "
+                    "ask for more, allow fewer bits (--allowed-nbits), or keep fewer weights"
+                )
+
+    def _check_nbytes(self, nbytes: int) -> None:
+        least = self.least_nbytes()
+        if nbytes < least:
+            raise RecipeError(
+                f"{nbytes / 1e6:.3f} MB is below the smallest possible, {least / 1e6:.3f} MB: "
+                f"{self.model.fixed_nbytes / 1e6:.3f} MB cannot be compressed; ask for a larger size, allow fewer bits "
+                "(--allowed-nbits), or keep fewer weights"
+            )
+
     def recipe(self, aim: Aim) -> tuple[Recipe, float]:
         """The recipe for an aim, and the allocation's gap.
 
         Raises:
             RecipeError: The aim cannot be reached, or a recipe file does not fit the model.
         """
-        if aim.recipe is not None:
-            return self._given(aim.recipe), 0.0
-        if aim.nbits is not None:
-            return self._uniform(aim.nbits), 0.0
+        if aim.recipe is not None or aim.nbits is not None:
+            return self._chosen(self._choices(aim)), 0.0
         if aim.max_kl is not None:
             return self._allocated(lambda tensors: within_divergence(tensors, float(aim.max_kl or 0)))
         if aim.target_bits is not None:
@@ -249,13 +276,7 @@ class Planner:
         Raises:
             RecipeError: It is below the smallest possible.
         """
-        least = self.predicted_nbytes(self.extreme(smallest=True))
-        if nbytes < least:
-            raise RecipeError(
-                f"{nbytes / 1e6:.3f} MB is below the smallest possible, {least / 1e6:.3f} MB: "
-                f"{self.model.fixed_nbytes / 1e6:.3f} MB cannot be compressed; ask for a larger size, allow fewer bits "
-                "(--allowed-nbits), or keep fewer weights"
-            )
+        self._check_nbytes(nbytes)
         budget = nbytes - self.model.fixed_nbytes
         for _ in range(_CORRECTIONS):
             recipe, gap = self._allocated(functools.partial(within_size, budget_bytes=budget))
@@ -263,7 +284,7 @@ class Planner:
             over = self.predicted_nbytes(recipe) - nbytes
             if over <= 0:
                 break
-            budget -= over
+            budget = max(budget - over, self._least_weights())
         return recipe, gap
 
     def _allocated(self, solve: Callable[[list[list[Candidate]]], Allocation]) -> tuple[Recipe, float]:
@@ -272,22 +293,23 @@ class Planner:
         chosen = [options[at] for options, at in zip(table.values(), found.chosen, strict=True)]
         return self._recipe(dict(zip(table, chosen, strict=True))), found.gap
 
-    def _uniform(self, nbits: int) -> Recipe:
+    def _choices(self, aim: Aim) -> dict[Key, Compression | None]:
+        """What an aim that leaves nothing to choose says of every weight."""
+        if aim.recipe is None:
+            return self._uniform(aim.nbits or 0)
+        choices = read_recipe(aim.recipe)
+        check_recipe(choices, self.model.shapes, self.model.spec_version)
+        return {key: choices[key] for key in self.model.shapes}
+
+    def _uniform(self, nbits: int) -> dict[Key, Compression | None]:
         group = self.wishes.group_size
         option = Compression(nbits, "per_grouped_channel", group_size=group) if group else Compression(nbits)
         check_wishes(Wishes(nbits=(nbits,), group_size=group), self.model.spec_version)
         # What cannot be grouped evenly takes one palette.
-        return self._chosen(
-            {
-                key: None if key in self._kept else Compression(nbits) if option.misfit(shape) else option
-                for key, shape in self.model.shapes.items()
-            }
-        )
-
-    def _given(self, path: Path) -> Recipe:
-        choices = read_recipe(path)
-        check_recipe(choices, self.model.shapes, self.model.spec_version)
-        return self._chosen({key: choices[key] for key in self.model.shapes})
+        return {
+            key: None if key in self._kept else Compression(nbits) if option.misfit(shape) else option
+            for key, shape in self.model.shapes.items()
+        }
 
     def _chosen(self, choices: dict[Key, Compression | None]) -> Recipe:
         found = {}
@@ -301,14 +323,28 @@ class Planner:
         entries = {key: Entry(c.option, c.nbytes, c.divergence) for key, c in chosen.items()}
         return Recipe(self._weights_sha256, self.model.spec_version, entries)
 
-    def extreme(self, *, smallest: bool) -> Recipe:
-        """The smallest recipe there is, or the most faithful one that still compresses whatever may be."""
+    def most_faithful(self) -> Recipe:
+        """The best recipe there is that still compresses whatever may be."""
         chosen = {}
         for key, options in self.table().items():
             compressed = [c for c in options if c.option is not None] or options
-            by_size = min(options, key=lambda c: (c.nbytes, c.divergence))
-            chosen[key] = by_size if smallest else min(compressed, key=lambda c: (c.divergence, c.nbytes))
+            chosen[key] = min(compressed, key=lambda c: (c.divergence, c.nbytes))
         return self._recipe(chosen)
+
+    def _smallest(self) -> dict[Key, Compression | None]:
+        return {
+            key: min([None, *self._options(key, shape)], key=functools.partial(stored_nbytes, shape))
+            for key, shape in self.model.shapes.items()
+        }
+
+    def _least_weights(self) -> int:
+        """Bytes of the weights alone under the smallest recipe there is."""
+        return sum(map(stored_nbytes, self.model.shapes.values(), self._smallest().values()))
+
+    def least_nbytes(self) -> int:
+        """Bytes of encoder and decoder under the smallest recipe there is."""
+        chosen = {key: Candidate(option, 0, 0.0) for key, option in self._smallest().items()}
+        return self.predicted_nbytes(self._recipe(chosen))
 
     def predicted_nbytes(self, recipe: Recipe) -> int:
         """Bytes of encoder and decoder under a recipe, exactly."""

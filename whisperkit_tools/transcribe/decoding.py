@@ -167,13 +167,14 @@ class WindowDecoder:
         ids: list[int] = []
         logprobs: list[float] = []
         rows: list[Tensor] = []
-        while begin + len(ids) < self._max_length:
+        end = min(self._max_length, begin + (self._options.max_new_tokens or self._max_length))
+        while begin + len(ids) < end:
             token, logprob = self._choose(self._rules.apply(logits, ids), temperature)
             ids.append(token)
             logprobs.append(logprob)
             if alignment is not None:
                 rows.append(alignment)
-            if token == self._special.end_of_text or begin + len(ids) >= self._max_length:
+            if token == self._special.end_of_text or begin + len(ids) >= end:
                 break
             logits, alignment = self._session.step(token, begin + len(ids) - 1)
         return _Attempt(tuple(ids), tuple(logprobs), tuple(rows))

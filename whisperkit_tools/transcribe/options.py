@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import OptionsError
 
 TASKS = ("transcribe", "translate")
 FEATURES = ("window", "file")
@@ -33,6 +33,8 @@ class TranscribeOptions:
         condition_on_previous_text: Give each window the text before it as prompt. More consistent, but one
             window's repetition then spreads to the next; off by default, as in the on-device runtime.
         seed: Of the sampling at temperatures above zero.
+        max_new_tokens: Most tokens of a window's answer, timestamps and the end of the text included; None for as many
+            as the model has places for.
         prefill: Look the first passes of each window up in the bundle's table, where it has one and no prompt stands
             before the answer.
         features: `window` computes the mel features of each window by itself, as the device does; `file` those of the
@@ -45,7 +47,7 @@ class TranscribeOptions:
         vad: What finds the pauses: `energy`, or `silero` where the package silero-vad is installed.
 
     Raises:
-        AudioError: Naming all values that are out of range.
+        OptionsError: Naming all values that are out of range.
     """
 
     language: str | None = None
@@ -59,6 +61,7 @@ class TranscribeOptions:
     no_speech_threshold: float | None = 0.6
     condition_on_previous_text: bool = False
     seed: int = 0
+    max_new_tokens: int | None = None
     prefill: bool = True
     features: str = "window"
     long_form: str = "sequential"
@@ -71,7 +74,7 @@ class TranscribeOptions:
         problems = [*self._choice_problems(), *self._temperature_problems(), *self._threshold_problems()]
         problems += self._long_form_problems()
         if problems:
-            raise AudioError("these options cannot be used: " + "; ".join(problems))
+            raise OptionsError("these options cannot be used: " + "; ".join(problems))
 
     def _choice_problems(self) -> list[str]:
         choices = (
@@ -122,4 +125,6 @@ class TranscribeOptions:
             problems.append(f"logprob_threshold is {logprob}, expected a log probability, 0 or below")
         if no_speech is not None and not 0 <= no_speech <= 1:
             problems.append(f"no_speech_threshold is {no_speech}, expected a probability, 0 to 1")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            problems.append(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
         return problems
