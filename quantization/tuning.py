@@ -9,7 +9,8 @@ Source: Kingma and Ba, "Adam"; trained palettes as in Han et al., "Deep Compress
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class Table:
     def __init__(self, palettized: Palettized) -> None:
         self.palettized = palettized
         self.entries = torch.from_numpy(palettized.lut.astype(np.float32).reshape(-1))
-        self._places = torch.from_numpy(_places(palettized)).reshape(-1)
+        self._indices, self._first = torch.from_numpy(palettized.indices), torch.from_numpy(_first(palettized))
         scale = palettized.scale
         self._scale = None if scale is None else torch.from_numpy(scale.astype(np.float32))
         self._outliers = None
@@ -75,7 +76,7 @@ class Table:
 
     def weight(self) -> Tensor:
         """The weight that the entries stand for, rounded as the written package rounds it."""
-        dense = self.entries.half().float()[self._places].reshape(self.palettized.shape)
+        dense = self.entries.half().float()[self._places()].reshape(self.palettized.shape)
         if self._scale is not None:
             dense = (dense * self._scale).half().float()
         if self._outliers is not None:
@@ -88,7 +89,15 @@ class Table:
         """The entries' gradient from the weight's."""
         if self._scale is not None:
             weight_gradient = weight_gradient * self._scale
-        return torch.zeros_like(self.entries).index_add_(0, self._places, weight_gradient.reshape(-1))
+        return torch.zeros_like(self.entries).index_add_(0, self._places(), weight_gradient.reshape(-1))
+
+    def _places(self) -> Tensor:
+        """For each element of the weight the place of its entry; made anew, for it takes as much as the weight."""
+        vector, axis = self.palettized.lut.shape[-1], self.palettized.option.axis
+        places = self._first + self._indices
+        if vector > 1:
+            places = torch.stack([places * vector + offset for offset in range(vector)], dim=axis + 1)
+        return places.reshape(-1)
 
     def tuned(self) -> Palettized:
         """The palette with the present entries."""
@@ -96,37 +105,48 @@ class Table:
         return replace(self.palettized, lut=lut)
 
 
-def _places(palettized: Palettized) -> NDArray[np.int64]:
-    """For each element of the weight the place of its entry in the flattened palettes."""
-    lut, indices, axis = palettized.lut, palettized.indices, palettized.option.axis
-    blocks, (entries, vector) = lut.shape[:-2], lut.shape[-2:]
-    first = np.arange(math.prod(blocks), dtype=np.int64).reshape(blocks) * entries
-    for at, size in enumerate(indices.shape):
+def _first(palettized: Palettized) -> NDArray[np.int32]:
+    """The number of the first entry of each index's palette; shapes broadcast with those of the indices."""
+    blocks, entries = palettized.lut.shape[:-2], palettized.lut.shape[-2]
+    first: NDArray[np.int32] = np.arange(math.prod(blocks), dtype=np.int32).reshape(blocks) * np.int32(entries)
+    for at, size in enumerate(palettized.indices.shape):
         if first.shape[at] not in (1, size):
             first = np.repeat(first, size // first.shape[at], axis=at)
-    places = (first + indices) * vector
-    if vector == 1:
-        return np.asarray(places)
-    parts: NDArray[np.int64] = np.stack([places + offset for offset in range(vector)], axis=axis + 1)
-    return parts.reshape(palettized.shape)
+    return first
 
 
 @dataclass(slots=True)
 class _Tuned:
-    """One weight under way: its table, the parameter that takes the result, and Adam's moments."""
+    """One weight under way: its table, the parameter that takes the result, the gradient, and Adam's moments."""
 
     table: Table
     parameter: nn.Parameter
     step_size: float
+    gradient: Tensor
     mean: Tensor
     square: Tensor
 
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Ask for gradients inside the block, and take up each as it arrives: the parameter's is as large as it."""
+
+        def collect(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                self.gradient += self.table.gradient(parameter.grad)
+                parameter.grad = None
+
+        self.parameter.requires_grad_(True)
+        handle = self.parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.parameter.requires_grad_(False)
+
     def update(self, rate: float, count: int) -> None:
-        if self.parameter.grad is None:
-            return
-        gradient = self.table.gradient(self.parameter.grad)
-        self.mean.lerp_(gradient, 1 - _BETAS[0])
-        self.square.lerp_(gradient.square(), 1 - _BETAS[1])
+        self.mean.lerp_(self.gradient, 1 - _BETAS[0])
+        self.square.lerp_(self.gradient.square(), 1 - _BETAS[1])
+        self.gradient.zero_()
         mean = self.mean / (1 - _BETAS[0] ** count)
         root = (self.square / (1 - _BETAS[1] ** count)).sqrt()
         self.table.entries -= rate * self.step_size * mean / (root + 1e-12)
@@ -269,21 +289,16 @@ class Tuning:
 
     def _step(self, at: int, rate: float, number: int) -> float:
         window, reference = self._windows[at], self._references[at]
-        for tuned in self._tuned.values():
-            tuned.parameter.grad = None
         embeds = self._encode(at)
         forced = self._forcing.forward(window, embeds)
         found = float(divergence(reference, forced.logits).mean())
         cotangent = (forced.logits.softmax(-1) - reference.softmax(-1)) / len(reference)
-        for tuned in self._tuned.values():
-            tuned.parameter.requires_grad_(True)
-        try:
+        with ExitStack() as stack:
+            for tuned in self._tuned.values():
+                stack.enter_context(tuned.collecting())
             arrived = self._forcing.backward(window, forced, embeds, cotangent)
             if self._segments is not None:
                 self._segments.backward({FEATURES: window.features}, {EMBEDS: arrived})
-        finally:
-            for tuned in self._tuned.values():
-                tuned.parameter.requires_grad_(False)
         for tuned in self._tuned.values():
             tuned.update(rate, number)
             tuned.apply()
@@ -301,7 +316,8 @@ def _prepared(palettized: Palettized, parameter: nn.Parameter) -> _Tuned:
     table = Table(palettized)
     error = float((table.weight() - parameter.detach()).square().mean().sqrt())
     scale = 1.0 if palettized.scale is None else float(np.abs(palettized.scale.astype(np.float32)).mean())
-    tuned = _Tuned(table, parameter, error / scale, torch.zeros_like(table.entries), torch.zeros_like(table.entries))
+    gradient, mean, square = (torch.zeros_like(table.entries) for _ in range(3))
+    tuned = _Tuned(table, parameter, error / scale, gradient, mean, square)
     tuned.apply()
     return tuned
 

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from whisperkit_tools import cli
-from whisperkit_tools.errors import BundleError, QualityGateError
+from whisperkit_tools.errors import BundleError, OptionsError, QualityGateError
 
 
 def run(arguments, capsys):
@@ -41,6 +41,7 @@ def test_unknown_command_is_a_usage_error(capsys):
     [
         (BundleError("no bundle at x"), 1, "wkt: error: no bundle at x"),
         (QualityGateError("too low"), 3, "wkt: error: too low"),
+        (OptionsError("too far"), 2, "wkt: error: too far"),
         (KeyboardInterrupt(), 130, "wkt: interrupted; nothing unfinished was left in place"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "wkt: error: Permission denied (/x)"),
         (ZeroDivisionError("division by zero"), 1, "wkt: error: internal error: ZeroDivisionError: division by zero"),

@@ -140,7 +140,9 @@ def test_one_broken_file_does_not_cost_the_others(run, files, tmp_path):
     [
         (["--language", "spanich"], 1, "did you mean"),
         (["--temperature", "warm"], 2, "is not a list of numbers"),
-        (["--temperature", "-1"], 1, "temperatures"),
+        (["--temperature", "-1"], 2, "temperatures"),
+        (["--long-form", "chunked", "--chunk-length", "31"], 2, "chunk_length_s is 31.0, allowed are 1 to 30 seconds"),
+        (["--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--logprob-threshold", "x"], 2, "neither a number nor none"),
         (["--format", "doc"], 2, "doc"),
         (["--json", "--format", "srt"], 2, "both want stdout"),
@@ -153,6 +155,14 @@ def test_wrong_usage(run, files, arguments, code, message):
     assert (found, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
+
+
+def test_an_answer_may_be_cut_short(run, files):
+    whole = run(files[0])[1].strip()
+    code, out, _ = run(files[0], "--max-new-tokens", "3")
+    assert code == 0
+    assert 0 < len(out.strip()) < len(whole)
+    assert whole.startswith(out.strip())
 
 
 def test_checks_can_be_switched_off(run, files):

@@ -8,6 +8,7 @@ does all of the work but k-means.
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def measured(model, weight, nbits, group_size):
 
 
 def main():
+    os.environ.setdefault("TQDM_DISABLE", "1")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=5120)
     parser.add_argument("--columns", type=int, default=1280)

@@ -43,7 +43,7 @@ class Meter:
     """Measures the divergence of weights on held-out utterances."""
 
     def __init__(self, work, examples):
-        listener = work._listener
+        listener = work.listener()
         samples = listener.models.sizes.n_samples
         short = [clip for clip in gate_clips(None, None, ("en", "es"), samples) if len(clip.audio) <= samples]
         chosen = sorted({round(at) for at in np.linspace(0, len(short) - 1, min(examples, len(short)))})

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import MANIFEST, Bundle
 from whisperkit_tools.convert.parity import psnr_db
 from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.apply import read_dense, write_compressed
 from whisperkit_tools.quantization.palette import Palettized
@@ -17,6 +19,7 @@ from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.teacher import COMPONENTS, DECODER, ENCODER, TeacherForcing, Window
 
 LEAST_DB = 70.0
+FloatArray = NDArray[np.float32]
 Palettes = Mapping[str, Mapping[str, Palettized]]
 
 
@@ -50,17 +53,8 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Wi
     ]
     if problems:
         raise QualityGateError(f"the written packages do not hold the intended weights: {'; '.join(problems)}")
-    outputs: list[dict[str, np.ndarray]] = []
-    for intended in (True, False):
-        root = source.path if intended else folder
-        encoder, decoder = (Program.load(root / f"{name}.mlpackage") for name in (ENCODER, DECODER))
-        if intended:
-            for name, program in ((ENCODER, encoder), (DECODER, decoder)):
-                _put_in(program, palettes.get(name, {}))
-        embeds = encoder.run({FEATURES: window.features})[EMBEDS]
-        logits = TeacherForcing(decoder).forward(window, embeds).logits
-        outputs.append({ENCODER: embeds.numpy(), DECODER: logits.numpy()})
-    figures = {name: round(psnr_db(outputs[0][name], outputs[1][name]), 2) for name in COMPONENTS}
+    intended, written = _outputs(source.path, palettes, window), _outputs(folder, {}, window)
+    figures = {name: round(psnr_db(intended[name], written[name]), 2) for name in COMPONENTS}
     if short := {name: value for name, value in figures.items() if not value >= LEAST_DB}:
         raise QualityGateError(
             f"the written packages do not compute what was intended: {short} dB, at least {LEAST_DB:g} is required"
@@ -68,10 +62,20 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Wi
     return figures
 
 
-def _put_in(program: Program, palettes: Mapping[str, Palettized]) -> None:
+def _outputs(folder: Path, palettes: Palettes, window: Window) -> dict[str, FloatArray]:
+    """What the components in a folder compute, with these weights put in; one is loaded at a time."""
+    embeds = _loaded(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
+    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).forward(window, embeds).logits
+    return {ENCODER: embeds.numpy(), DECODER: logits.numpy()}
+
+
+def _loaded(folder: Path, component: str, palettes: Palettes) -> Program:
+    release_memory()
+    program = Program.load(folder / f"{component}.mlpackage")
     with torch.no_grad():
-        for name, part in palettes.items():
+        for name, part in palettes.get(component, {}).items():
             program.weights[name].copy_(torch.from_numpy(part.dense().astype(np.float32)))
+    return program
 
 
 def _different_weights(package: Path, palettes: Mapping[str, Palettized]) -> list[str]:

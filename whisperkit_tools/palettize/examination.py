@@ -34,14 +34,15 @@ class Heard:
 class Listener:
     """The uncompressed bundle, listening."""
 
-    def __init__(self, bundle: Bundle, max_tokens: int) -> None:
+    def __init__(self, bundle: Bundle, max_tokens: int, mel: Component | None = None) -> None:
         """Load the bundle.
 
         Args:
             bundle: The uncompressed bundle.
             max_tokens: Most predicted tokens that count of one window.
+            mel: Its spectrogram, where another listener has loaded it already and knows features of the same clips.
         """
-        self.mel = _Remembering(Program.load(bundle.package("MelSpectrogram")))
+        self.mel = mel or _Remembering(Program.load(bundle.package("MelSpectrogram")))
         self.models, self.forcing = _load_bundle(bundle, self.mel)
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens

@@ -1,6 +1,7 @@
 """A bundle to a smaller one: sensitivity, recipe, palettes, tuning, verification and the gate, in that order."""
 
 import shutil
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from whisperkit_tools import __version__
 from whisperkit_tools.bundle import Bundle, folder_bytes, new_bundle, variant_name, write_manifest
 from whisperkit_tools.errors import BundleError, QualityGateError
-from whisperkit_tools.memory import available_memory
+from whisperkit_tools.memory import available_memory, release_memory
 from whisperkit_tools.palettize.build import verify_packages, write_packages
 from whisperkit_tools.palettize.candidates import Candidates, Measured, digest
 from whisperkit_tools.palettize.config import Made, Palettization, PalettizeConfig, Plan
@@ -25,6 +26,7 @@ from whisperkit_tools.quantization.search import Search, Trial, search
 from whisperkit_tools.quantization.sensitivity import FisherOptions, reference_logits
 from whisperkit_tools.quantization.teacher import COMPONENTS, Window
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
+from whisperkit_tools.transcribe.models import Component
 
 PROFILES = ".profiles"
 REJECTED = ".rejected"
@@ -60,8 +62,8 @@ class Palettizer:
         self.bundle = original_of(bundle, self.progress)
         self.model = Model(self.bundle)
         _require_memory(self.model)
-        samples = _window_samples(self.bundle)
-        self._clips: list[Clip] = calibration_clips(config.calibration, config.windows, samples)
+        self._samples = _window_samples(self.bundle)
+        self._clips: list[Clip] = calibration_clips(config.calibration, config.windows, self._samples)
         self._fisher = FisherOptions(config.samples or _samples(self.model.elements), config.seed)
         settings = {"samples": self._fisher.samples, "seed": config.seed, "max_tokens": config.max_tokens}
         key = ProfileKey(self.model.weights_sha256(), [clip.sha256 for clip in self._clips], settings)
@@ -70,17 +72,21 @@ class Palettizer:
         if config.aim is not None:
             self.planner.check(config.aim)
         self._candidates = Candidates(self.planner.profile.path)
+        self._mel: Component | None = None
         self._tuning_name: str | None = None  # of the candidate under way
 
-    @cached_property
-    def _listener(self) -> Listener:
-        return Listener(self.bundle, self.config.max_tokens)
+    def listener(self) -> Listener:
+        """The uncompressed bundle, listening: loaded anew each time, and let go before the next of what is as large."""
+        release_memory()
+        listener = Listener(self.bundle, self.config.max_tokens, self._mel)
+        self._mel = listener.mel
+        return listener
 
     @cached_property
     def windows(self) -> list[Window]:
         """The calibration windows, transcribed by the uncompressed bundle."""
         with self.progress.stage("calibration", "transcribe"):
-            return calibration_windows(self._listener, self._clips)
+            return calibration_windows(self.listener(), self._clips)
 
     @cached_property
     def tuning_speech(self) -> tuple[list[Window], list[Tensor], list[int]]:
@@ -88,14 +94,12 @@ class Palettizer:
         steps = self.config.tune_steps
         with self.progress.stage("tuning", "transcribe"):
             most = min(steps, _MOST_TUNING_SENTENCES)
-            windows, judging = tuning_windows(self._listener, self.config.calibration, most, steps)
+            windows, judging = tuning_windows(self.listener(), self.config.calibration, most, steps)
+            release_memory()
             return windows, reference_logits(self.model.packages, windows), judging
 
-    @cached_property
-    def _gate_clips(self) -> list[Clip]:
-        languages = ("en", *self._listener.transcriber.special.languages)
-        samples = self._listener.models.sizes.n_samples
-        return gate_clips(self.config.gate_audio, self.config.gate_examples, languages, samples)
+    def _gate_clips(self, languages: Sequence[str] | None = None) -> list[Clip]:
+        return gate_clips(self.config.gate_audio, self.config.gate_examples, languages, self._samples)
 
     @cached_property
     def _reference(self) -> Bundle | None:
@@ -103,11 +107,11 @@ class Palettizer:
 
     @cached_property
     def _examination(self) -> Examination:
-        reference = self._listener
-        if self._reference is not None:
-            reference = Listener(self._reference, self.config.max_tokens)
+        listener = self.listener()
+        clips = self._gate_clips(("en", *listener.transcriber.special.languages))
+        reference = listener if self._reference is None else Listener(self._reference, self.config.max_tokens)
         with self.progress.stage("gate", "reference"):
-            examination = Examination(reference, self._gate_clips, self._listener)
+            examination = Examination(reference, clips, listener)
         if examination.without_text:
             self.progress.note(
                 f"{examination.without_text} of the gate's examples have no text beside them; the uncompressed "
@@ -166,6 +170,8 @@ class Palettizer:
         self._tuning_name = tuning.name
         figures = tuning.run(lambda number, _: self._ticks("tuning", number, steps), self.planner.profile)
         found = tuning.result()
+        del tuning
+        release_memory()
         return {name: found.get(name, {}) for name in COMPONENTS}, figures
 
     def make(self, plan: Plan) -> Made:
@@ -197,10 +203,14 @@ class Palettizer:
                 "recipe": {c: {n: e["compression"] for n, e in parts.items()} for c, parts in recipe.items()},
                 "tuning": [self.config.tune_steps, self.config.seed],
                 "files": self._digests,
-                "clips": [[clip.sha256, clip.text, clip.language] for clip in self._gate_clips],
+                "clips": self._gate_digests,
                 "tool": __version__,
             }
         )
+
+    @cached_property
+    def _gate_digests(self) -> list[list[str | None]]:
+        return [[clip.sha256, clip.text, clip.language] for clip in self._gate_clips()]
 
     @cached_property
     def _digests(self) -> list[dict[str, str]]:

@@ -117,7 +117,7 @@ def _examples(source: str | Path, limit: int | None) -> Sequence[DatasetExample]
 
 
 def gate_clips(
-    source: str | Path | None, limit: int | None, languages: Sequence[str], window_samples: int
+    source: str | Path | None, limit: int | None, languages: Sequence[str] | None, window_samples: int
 ) -> list[Clip]:
     """The examples of the gate.
 
@@ -127,7 +127,7 @@ def gate_clips(
             the demo's recordings, the long ones too: where timestamps lead from window to window, a small loss of
             quality costs more words than in single sentences.
         limit: At most so many, taken evenly; None for all.
-        languages: Codes that the model knows; the demo's recordings in others are left out.
+        languages: Codes that the model knows; the demo's recordings in others are left out. None for all.
         window_samples: Samples of a window; a longer file without text counts as several examples.
 
     Raises:
@@ -136,7 +136,7 @@ def gate_clips(
     """
     if source is None:
         recordings: list[DemoUtterance | DemoLongform] = [*demo_utterances(), *demo_longform()]
-        chosen = [item for item in recordings if item.language in languages]
+        chosen = [item for item in recordings if languages is None or item.language in languages]
         clips = [Clip(item.id, _load(item.path), item.text, item.language) for item in chosen]
     elif Path(source).is_dir():
         paths = _audio_files(Path(source))
