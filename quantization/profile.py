@@ -25,7 +25,7 @@ from whisperkit_tools.quantization.recipe import Key
 from whisperkit_tools.quantization.sensitivity import Curvature
 
 _STEPS = 8  # codes an octave
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,11 @@ class Profile:
     def save_curvature(self, component: str, found: Curvature) -> None:
         """Keep a component's curvature."""
         arrays: dict[str, NDArray[Any]] = {}
-        for number, (name, value) in enumerate(found.items()):
+        for number, (name, value) in enumerate(found.diagonal.items()):
             codes, top = encode(value)
             arrays |= {f"{number}.name": np.array(name), f"{number}.codes": codes, f"{number}.top": np.array(top)}
+            if name in found.gradients:
+                arrays[f"{number}.gradients"] = found.gradients[name]
         partial = self.path / f".{component}.partial.npz"
         np.savez(partial, **arrays)  # type: ignore[arg-type]  # no key is `allow_pickle`
         partial.replace(self._curvature_file(component))
@@ -210,6 +212,11 @@ class StoredCurvature:
         """The curvature of one weight, of its shape."""
         number = self._numbers[name]
         return decode(self._stored[f"{number}.codes"], float(self._stored[f"{number}.top"]))
+
+    def gradients(self, name: str) -> NDArray[np.float32] | None:
+        """What is kept of the gradients of one weight, `[S, *shape]`; None for most."""
+        key = f"{self._numbers[name]}.gradients"
+        return self._stored[key] if key in self._stored.files else None
 
     def close(self) -> None:
         """Close the file."""

@@ -9,14 +9,16 @@ gradient most of the time and a huge one at times.) Tokens are drawn independent
 window, decoder and encoder.
 
 The predicted divergence of a compressed tensor is `1/2 sum(F * (compressed - weight)**2)`, in nats a token, and those
-of several tensors add up.
+of several tensors add up. The diagonal takes errors for independent. Those of weights that are added to activations,
+such as the encoder's positions, all point the same way (there it was seventy times too low at two bits), so of these
+few the gradients themselves are kept, and the prediction is `1/2 mean((gradient . change)**2)`.
 
 Source: Martens, "New insights and perspectives on the natural gradient method", sections 6 and 9.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +36,24 @@ from whisperkit_tools.quantization.teacher import DECODER, ENCODER, Forced, Teac
 MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
 FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"
 _ARRIVED = "cotangents"
-_SUM, _COTANGENT, _GENERATOR, _DONE = "sum/", "cotangent/", "generator", "done"
+_SUM, _COTANGENT, _GENERATOR, _DONE, _GRADIENT = "sum/", "cotangent/", "generator", "done", "gradient/"
+_MOST_GRADIENTS = 16  # kept of a weight that is added
 
-Curvature = dict[str, NDArray[np.float32]]
-"""For each weight of one component the diagonal of the curvature, of the weight's shape, in nats a token."""
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """The curvature of one component's weights, in nats a token.
+
+    Attributes:
+        diagonal: For each weight its diagonal, of the weight's shape.
+        gradients: For each weight that is added to activations some of the gradients that the diagonal is the mean
+            square of, `[S, *shape]`.
+    """
+
+    diagonal: dict[str, FloatArray]
+    gradients: dict[str, FloatArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +92,16 @@ def compressible(graph: Graph) -> tuple[str, ...]:
     )
 
 
+def added(graph: Graph) -> tuple[str, ...]:
+    """Names of the compressible weights that are only added to activations."""
+    readers: dict[str, set[str]] = {name: set() for name in compressible(graph)}
+    for op in graph.operations:
+        for value in (value for values in op.inputs.values() for value in values):
+            if value.name in readers:
+                readers[value.name].add(op.type)
+    return tuple(name for name, types in readers.items() if types == {"add"})
+
+
 def cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a cotangent for logits `[T, V]` with covariance `diag(p) - p p'` in every row."""
     p = logits.double().softmax(-1)
@@ -111,7 +137,7 @@ def curvatures(
         release_memory()
         decoder = _Decoder(packages[DECODER])
         arrived = decoder.run(windows, embeds, options, ticks, kept)
-        found = decoder.square.means(total)
+        found = decoder.square.result(total)
         del decoder, embeds  # before the result is encoded, which takes memory too
         _report(done, DECODER, found)
         del found
@@ -119,7 +145,7 @@ def curvatures(
         kept.drop(DECODER)
     encoder = _Encoder(packages[ENCODER], options)
     encoder.run(windows, arrived, options, ticks, kept)
-    found = encoder.square.means(total)
+    found = encoder.square.result(total)
     del encoder
     _report(done, ENCODER, found)
     for name in (DECODER, ENCODER, _ARRIVED):  # a run that was killed between two of these lines has left the first
@@ -139,15 +165,23 @@ def encode(package: Path, windows: Sequence[Window]) -> list[Tensor]:
 
 
 class _Squares:
-    """Sums of squared gradients of a program's compressible weights."""
+    """Sums of squared gradients of a program's compressible weights, and first gradients of those that are added."""
 
-    def __init__(self, program: Program, graph_names: Sequence[str]) -> None:
-        self._weights = {name: program.weights[name] for name in graph_names if name in program.weights}
+    def __init__(self, program: Program, graph: Graph) -> None:
+        names = compressible(graph)
+        self._weights = {name: program.weights[name] for name in names if name in program.weights}
         self._sums = {name: torch.zeros_like(weight) for name, weight in self._weights.items()}
+        self._gradients: dict[str, list[Tensor]] = {name: [] for name in added(graph) if name in self._weights}
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Ask for gradients inside the block, and add their squares at its end."""
+    def collecting(self, sample: int, windows: int) -> Iterator[None]:
+        """Ask for gradients inside the block, and add their squares at its end.
+
+        Args:
+            sample: Number of the gradient among those of its window.
+            windows: How many windows there are; gradients are kept of as many as possible.
+        """
+        is_kept = sample < max(1, _MOST_GRADIENTS // windows)
         for weight in self._weights.values():
             weight.requires_grad_(True)
             weight.grad = None
@@ -156,23 +190,30 @@ class _Squares:
             for name, weight in self._weights.items():
                 if weight.grad is not None:
                     self._sums[name].addcmul_(weight.grad, weight.grad)
+                    if is_kept and name in self._gradients and len(self._gradients[name]) < _MOST_GRADIENTS:
+                        self._gradients[name].append(weight.grad.clone())
         finally:
             for weight in self._weights.values():
                 weight.requires_grad_(False)
                 weight.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """The sums, for `resume`."""
-        return {f"{_SUM}{name}": value for name, value in self._sums.items()}
+        """Sums and gradients, for `resume`."""
+        kept = {f"{_GRADIENT}{name}": torch.stack(found) for name, found in self._gradients.items() if found}
+        return kept | {f"{_SUM}{name}": value for name, value in self._sums.items()}
 
     def resume(self, state: Mapping[str, Tensor]) -> None:
         """Go on from sums of `state`."""
         for name, value in self._sums.items():
             value.copy_(state[f"{_SUM}{name}"])
+        for name in self._gradients:
+            self._gradients[name] = list(state.get(f"{_GRADIENT}{name}", torch.empty(0)).clone())
 
-    def means(self, count: int) -> Curvature:
-        """The sums over the number of windows and samples; what was summed is let go."""
-        return {name: self._sums.pop(name).div_(count).cpu().numpy() for name in list(self._sums)}
+    def result(self, count: int) -> Curvature:
+        """The sums over the number of windows and samples, and the gradients; what was summed is let go."""
+        diagonal = {name: self._sums.pop(name).div_(count).cpu().numpy() for name in list(self._sums)}
+        gradients = {name: torch.stack(found).cpu().numpy() for name, found in self._gradients.items() if found}
+        return Curvature(diagonal, gradients)
 
 
 class _Decoder:
@@ -180,7 +221,7 @@ class _Decoder:
 
     def __init__(self, package: Path) -> None:
         self._forcing = TeacherForcing(Program.load(package))
-        self.square = _Squares(self._forcing.program, compressible(read_graph(package)))
+        self.square = _Squares(self._forcing.program, read_graph(package))
 
     def run(
         self,
@@ -204,7 +245,8 @@ class _Decoder:
             forced = self._forcing.forward(window, audio)
             self._forcing.program.forget()  # keys and values of the audio, large and of no use to gradients
             for sample in range(options.samples):
-                found = self._sample(window, forced, audio, generator)
+                with self.square.collecting(sample, len(windows)):
+                    found = self._sample(window, forced, audio, generator)
                 arrived[_cotangent_name(number, sample)] = found.contiguous()
             if ticks is not None:
                 ticks(DECODER, number + 1, len(windows))
@@ -214,10 +256,9 @@ class _Decoder:
         return arrived
 
     def _sample(self, window: Window, forced: Forced, audio: Tensor, generator: torch.Generator) -> Tensor:
-        with self.square.collecting():
-            # Each window's mean over its tokens counts the same, so that short utterances are not drowned by long ones.
-            drawn = cotangent(forced.logits, generator) / window.predicted**0.5
-            return self._forcing.backward(window, forced, audio, drawn)
+        # Each window's mean over its tokens counts the same, so that short utterances are not drowned by long ones.
+        drawn = cotangent(forced.logits, generator) / window.predicted**0.5
+        return self._forcing.backward(window, forced, audio, drawn)
 
 
 class _Encoder:
@@ -226,7 +267,7 @@ class _Encoder:
     def __init__(self, package: Path, options: FisherOptions) -> None:
         self._program = Program.load(package)
         self._segments = Segments(self._program, options.budget_bytes)
-        self.square = _Squares(self._program, compressible(read_graph(package)))
+        self.square = _Squares(self._program, read_graph(package))
 
     def run(
         self,
@@ -244,7 +285,7 @@ class _Encoder:
         del state
         for number, window in enumerate(windows[first:], start=first):
             for sample in range(options.samples):
-                with self.square.collecting():
+                with self.square.collecting(sample, len(windows)):
                     cotangents = {EMBEDS: arrived[_cotangent_name(number, sample)]}
                     self._segments.backward({FEATURES: window.features}, cotangents)
             if ticks is not None:
@@ -265,7 +306,20 @@ def reference_logits(packages: Mapping[str, Path], windows: Sequence[Window]) ->
     return [forcing.forward(window, audio).logits for window, audio in zip(windows, embeds, strict=True)]
 
 
-def predicted_divergence(curvature: NDArray[np.float32], change: NDArray[np.floating]) -> float:
-    """`1/2 sum(curvature * change**2)` in nats a token; both of the weight's shape."""
+def predicted_divergence(
+    diagonal: FloatArray, change: NDArray[np.floating], gradients: FloatArray | None = None
+) -> float:
+    """The divergence that a change of one weight alone causes, in nats a token.
+
+    Args:
+        diagonal: Of the curvature, of the weight's shape.
+        change: The same shape.
+        gradients: `[S, *shape]` where errors of the elements add up, as `Curvature` says. They are few, so the
+            diagonal's prediction stands where theirs is lower.
+    """
     wide = change.astype(np.float32).reshape(-1)
-    return float(0.5 * np.dot(curvature.reshape(-1) * wide, wide))
+    independent = float(0.5 * np.dot(diagonal.reshape(-1) * wide, wide))
+    if gradients is None:
+        return independent
+    together = gradients.reshape(len(gradients), -1) @ wide
+    return max(independent, float(0.5 * np.mean(together**2)))

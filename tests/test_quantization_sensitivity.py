@@ -16,6 +16,7 @@ from whisperkit_tools.quantization.segments import Segments
 from whisperkit_tools.quantization.sensitivity import (
     EMBEDS,
     FEATURES,
+    Curvature,
     FisherOptions,
     compressible,
     cotangent,
@@ -189,8 +190,10 @@ def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_pat
     done.append(stop)
     curvatures(packages, windows, options, found.__setitem__, kill, Profile(tmp_path, ProfileKey({}, [])))
     for component in COMPONENTS:
-        for name, value in expected[component].items():
-            np.testing.assert_array_equal(found[component][name], value)
+        for part in ("diagonal", "gradients"):
+            for name, value in getattr(expected[component], part).items():
+                np.testing.assert_array_equal(getattr(found[component], part)[name], value)
+    assert len(expected["AudioEncoder"].gradients["embed_positions_weight"]) == len(windows)
     # The window at which it was killed is done again, those before are not.
     assert done[1] == stop
     assert not list(profile.path.glob("*unfinished*"))
@@ -228,19 +231,39 @@ def test_the_predicted_divergence_of_small_changes_is_the_measured_one(packages,
         with torch.no_grad():
             weight.copy_(original + change)
         measured += mean_divergence([reference], [logits()])
-        predicted += predicted_divergence(curvature[component][name], change.numpy())
+        predicted += predicted_divergence(curvature[component].diagonal[name], change.numpy())
     assert 0.5 < measured / predicted < 2.0
 
 
 def test_what_can_be_compressed(packages, curvature):
     for component, path in packages.items():
         names = compressible(read_graph(path))
-        assert set(names) == set(curvature[component])
+        assert set(names) == set(curvature[component].diagonal)
         weights = Program.load(path).weights
-        assert all(curvature[component][name].shape == tuple(weights[name].shape) for name in names)
+        assert all(curvature[component].diagonal[name].shape == tuple(weights[name].shape) for name in names)
         assert not any("bias" in name or "norm" in name for name in names)
-    assert "embed_tokens_weight" in curvature["TextDecoder"]
-    assert np.all(curvature["TextDecoder"]["layers_0_fc1_weight"] >= 0)
+    assert "embed_tokens_weight" in curvature["TextDecoder"].diagonal
+    assert np.all(curvature["TextDecoder"].diagonal["layers_0_fc1_weight"] >= 0)
+
+
+def test_errors_of_what_is_added_add_up(packages, window, curvature):
+    """The diagonal alone misses most of what a coarse palette of the encoder's positions does."""
+    name, found = "embed_positions_weight", curvature["AudioEncoder"]
+    assert [*found.gradients] == [name]
+    assert not curvature["TextDecoder"].gradients
+    encoder = Program.load(packages["AudioEncoder"])
+    reference = reference_logits(packages, [window])
+    weight = encoder.weights[name].detach().clone()
+    change = palettize(weight.half().numpy(), Compression(3), name=name).dense().astype(np.float32) - weight.numpy()
+    with torch.no_grad():
+        encoder.weights[name].add_(torch.from_numpy(change))
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    logits = forcing.forward(window, encoder.run({FEATURES: window.features})[EMBEDS]).logits
+    measured = mean_divergence(reference, [logits])
+    together = predicted_divergence(found.diagonal[name], change, found.gradients[name])
+    alone = predicted_divergence(found.diagonal[name], change)
+    assert 0.5 < measured / together < 2
+    assert alone < together < measured
 
 
 def test_the_reference_diverges_from_itself_by_nothing(packages, window):
@@ -279,7 +302,7 @@ def test_a_profile_is_found_again_and_another_key_is_another_profile(tmp_path):
     value = np.random.default_rng(0).uniform(0, 1, (8, 6)).astype(np.float32)
     first = Profile(tmp_path, KEY)
     assert not first.has_curvature("AudioEncoder")
-    first.save_curvature("AudioEncoder", {"w": value})
+    first.save_curvature("AudioEncoder", Curvature({"w": value, "v": value}, {"w": value[None]}))
     row = Candidate(Compression(4), 128, 0.5)
     first.add_candidates(NAME, [row])
     made = palettize(value, Compression(2, outlier_share=0.05), name="w")
@@ -287,6 +310,8 @@ def test_a_profile_is_found_again_and_another_key_is_another_profile(tmp_path):
 
     again = Profile(tmp_path, KEY)
     np.testing.assert_allclose(again.curvature("AudioEncoder").read("w"), value, rtol=0.045, atol=1e-6)
+    np.testing.assert_array_equal(again.curvature("AudioEncoder").gradients("w"), value[None])
+    assert again.curvature("AudioEncoder").gradients("v") is None
     assert again.candidate(NAME, Compression(4)) == row
     assert again.candidate(NAME, Compression(6)) is None
     np.testing.assert_array_equal(again.palette(NAME, made.option).dense(), made.dense())
@@ -327,7 +352,7 @@ def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
         if not profile.has_curvature("AudioEncoder"):
             for component in COMPONENTS:
                 ones = {n: np.ones(s, np.float32) for (c, n), s in model.shapes.items() if c == component}
-                profile.save_curvature(component, ones)
+                profile.save_curvature(component, Curvature(ones))
         return Planner(model, profile, wishes, lambda what, done, total: None)
 
     def counted(weight, option, importance, name, **kwargs):

@@ -12,6 +12,7 @@ every weight (the embedding too) among the candidates, and with the divergence i
 per tensor: one palette a weight, weighted palettes and allocation of this project.
 all options: the same with grouped palettes, vectors and outliers, as far as the bundle's target has them.
 tuned: the last of these after palette tuning, at the sizes of --tuned-bits.
+At one bit errors are too large for a quadratic prediction, so recipes of any kind begin at two bits.
 --per-tensor-only leaves all options out, which take longest to try.
 """
 
@@ -33,7 +34,7 @@ from whisperkit_tools.palettize.speech import gate_clips
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES, predicted_divergence
+from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.sizes import dense_nbytes
 from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, mean_divergence
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
@@ -78,8 +79,7 @@ def plain(work, cache, key, nbits):
     if (key, nbits) not in cache:
         weight = work.model.weight(key)
         made = palettize(weight, Compression(nbits), name=key[1])
-        change = made.dense().astype(np.float32) - weight.astype(np.float32)
-        cache[key, nbits] = made, predicted_divergence(work.planner.curvature(key), change)
+        cache[key, nbits] = made, work.planner.divergence(key, made)
     return cache[key, nbits]
 
 
@@ -135,7 +135,7 @@ def main():
     work.sense()
     print(f"sensitivity {time.perf_counter() - started:.1f} s", flush=True)
     meter, cache, rows = Meter(work, args.examples), {}, []
-    widths = [n for n in NBITS if Compression(n).spec_version <= work.model.spec_version]
+    widths = [n for n in NBITS[1:] if Compression(n).spec_version <= work.model.spec_version]
     flat_table = {
         key: [
             *work.planner.candidates(key, [Compression(n) for n in widths]),

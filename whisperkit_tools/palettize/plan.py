@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,12 +187,29 @@ class Planner:
     def _sensed(self, component: str, found: Curvature) -> None:
         self.profile.save_curvature(component, found)
 
-    def curvature(self, key: Key) -> NDArray[np.float32]:
-        """The curvature of one weight."""
-        component, name = key
+    def _stored(self, component: str) -> StoredCurvature:
         if component not in self._curvatures:
             self._curvatures[component] = self.profile.curvature(component)
-        return self._curvatures[component].read(name)
+        return self._curvatures[component]
+
+    def curvature(self, key: Key) -> NDArray[np.float32]:
+        """The diagonal of the curvature of one weight."""
+        return self._stored(key[0]).read(key[1])
+
+    def divergence(self, key: Key, palettized: Palettized) -> float:
+        """What a weight alone is predicted to cause under a palette, in nats a token."""
+        return self._predictor(key)(palettized)
+
+    def _predictor(self, key: Key) -> Callable[[Palettized], float]:
+        weight, diagonal = self.model.weight(key), self.curvature(key)
+        gradients = self._stored(key[0]).gradients(key[1])
+
+        def predict(palettized: Palettized) -> float:
+            change = palettized.dense().astype(np.float32)
+            change -= weight
+            return predicted_divergence(diagonal, change, gradients)
+
+        return predict
 
     # --- options -----------------------------------------------------------------------------------------------------
 
@@ -209,8 +225,19 @@ class Planner:
         """What options cost and spoil; from the profile where known."""
         missing = [option for option in options if self.profile.candidate(key, option) is None]
         if missing:
-            self.profile.add_candidates(key, _measured(key, missing, self.model.weight(key), self.curvature(key)))
+            self.profile.add_candidates(key, self._measured(key, missing))
         return [found for option in options if (found := self.profile.candidate(key, option)) is not None]
+
+    def _measured(self, key: Key, options: Sequence[Compression]) -> list[Candidate]:
+        """What options cost and spoil. Palettes that are nearly the best will do; a bundle is made with the best."""
+        weight, weights, predict = self.model.weight(key), importance(self.curvature(key)), self._predictor(key)
+
+        def measure(option: Compression) -> Candidate:
+            made = palettize(weight, option, weights, key[1], exact=False)
+            return Candidate(option, made.nbytes, predict(made))
+
+        with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _AT_ONCE // weight.size))) as pool:
+            return list(pool.map(measure, options))
 
     def table(self) -> dict[Key, list[Candidate]]:
         """All candidates of all weights."""
@@ -351,22 +378,6 @@ class Planner:
         return sum(
             compressed_nbytes(package, recipe.compressions(name)) for name, package in self.model.packages.items()
         )
-
-
-def _measured(
-    key: Key, options: Sequence[Compression], weight: NDArray[Any], curvature: NDArray[np.float32]
-) -> list[Candidate]:
-    """What options cost and spoil. Palettes that are nearly the best will do; a bundle is made with the best."""
-    weights = importance(curvature)
-
-    def measure(option: Compression) -> Candidate:
-        made = palettize(weight, option, weights, key[1], exact=False)
-        change = made.dense().astype(np.float32)
-        change -= weight
-        return Candidate(option, made.nbytes, predicted_divergence(curvature, change))
-
-    with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _AT_ONCE // weight.size))) as pool:
-        return list(pool.map(measure, options))
 
 
 def importance(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
