@@ -110,7 +110,7 @@ def tuned(work, palettes, steps):
     return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--bits", default="3,4,5")
@@ -122,7 +122,11 @@ def main():
     parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
     parser.add_argument("--per-tensor-only", action="store_true")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     config = PalettizeConfig(
         aim=Aim(target_bits=4),
         windows=args.windows,
