@@ -161,6 +161,14 @@ def test_bad_wishes_are_refused_in_one_line_before_the_work(palettize, tmp_path,
     assert not list(tmp_path.rglob("*.curvature.npz"))
 
 
+@pytest.mark.parametrize("option", ["--gate-audio", "--reference"])
+def test_a_gate_without_its_audio_or_reference_is_refused_before_the_work(palettize, tmp_path, option):
+    code, out, err = palettize("--bits", "4", option, tmp_path / "missing", "--profile", tmp_path / "fresh")
+    assert (code, out) == (1, "")
+    assert "missing" in err
+    assert "sensitivity" not in err
+
+
 def test_a_recipe_for_another_model_is_refused_before_the_work(palettize, tmp_path):
     recipe = tmp_path / "r.json"
     recipe.write_text(json.dumps({"format": 1, "tensors": {"AudioEncoder": {"other": {"compression": None}}}}))

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -73,6 +74,7 @@ class Palettizer:
             self.planner.check(config.aim)
         self._candidates = Candidates(self.planner.profile.path)
         self._mel: Component | None = None
+        self._gate: dict[str, Any] | None = None
         self._tuning_name: str | None = None  # of the candidate under way
 
     def listener(self) -> Listener:
@@ -202,19 +204,18 @@ class Palettizer:
             {
                 "recipe": {c: {n: e["compression"] for n, e in parts.items()} for c, parts in recipe.items()},
                 "tuning": [self.config.tune_steps, self.config.seed],
-                "files": self._digests,
-                "clips": self._gate_digests,
+                "gate": self._read_gate(),
                 "tool": __version__,
             }
         )
 
-    @cached_property
-    def _gate_digests(self) -> list[list[str | None]]:
-        return [[clip.sha256, clip.text, clip.language] for clip in self._gate_clips()]
-
-    @cached_property
-    def _digests(self) -> list[dict[str, str]]:
-        return [bundle.sha256() for bundle in (self.bundle, self._reference) if bundle is not None]
+    def _read_gate(self) -> dict[str, Any]:
+        """Digests of what the gate compares, and on what."""
+        if self._gate is None:
+            bundles = [bundle for bundle in (self.bundle, self._reference) if bundle is not None]
+            clips = [[clip.sha256, clip.text, clip.language] for clip in self._gate_clips()]
+            self._gate = {"files": [bundle.sha256() for bundle in bundles], "clips": clips}
+        return self._gate
 
     def run(self) -> Palettization:
         """Make the bundle.
@@ -223,6 +224,7 @@ class Palettizer:
             QualityGateError: Nothing passes the gate.
             BundleError: The bundle exists.
         """
+        self._read_gate()  # what is missing there is said before the work begins
         self.sense()
         trials, made = self._search() if self.config.aim is None else self._reach(self.config.aim)
         chosen = made[-1] if self.config.aim is not None else _best(made, trials)
