@@ -8,7 +8,7 @@ import torch
 from benchmark_modules import benchmark
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.transcribe.audio import AudioInput, load_audio
 from whisperkit_tools.transcribe.features import AudioFeatures, FileFeatures, audio_features
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -75,5 +75,5 @@ def test_long_audio_gives_the_tokens_of_transformers(transcriber, oracle, audio)
 
 
 def test_unknown_features():
-    with pytest.raises(AudioError, match="features is 'frame', allowed are window, file"):
+    with pytest.raises(OptionsError, match="features is 'frame', allowed are window, file"):
         TranscribeOptions(features="frame")
