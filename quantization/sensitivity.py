@@ -10,8 +10,8 @@ window, decoder and encoder.
 
 The predicted divergence of a compressed tensor is `1/2 sum(F * (compressed - weight)**2)`, in nats a token, and those
 of several tensors add up. The diagonal takes errors for independent. Those of weights that are added to activations,
-such as the encoder's positions, all point the same way (there it was seventy times too low at two bits), so of these
-few the gradients themselves are kept, and the prediction is `1/2 mean((gradient . change)**2)`.
+such as the encoder's positions, largely point the same way, so of these few the gradients themselves are kept, and the
+prediction is `1/2 mean((gradient . change)**2)`.
 
 Source: Martens, "New insights and perspectives on the natural gradient method", sections 6 and 9.
 """

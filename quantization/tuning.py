@@ -136,6 +136,7 @@ class _Tuned:
                 parameter.grad = None
 
         self.parameter.requires_grad_(True)
+        # Torch gives this method no types.
         handle = self.parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
         try:
             yield
