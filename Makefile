@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test lint wheel-test clean
+.PHONY: demo test lint fuzz wheel-test clean
 
 $(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -30,6 +30,10 @@ lint: $(VENV)/.dev
 test: lint
 	$(BIN)/python -m pytest -n auto
 	$(MAKE) wheel-test
+
+# The property tests on examples drawn anew, which `make test` leaves out to be repeatable.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest -n auto --hypothesis-profile fuzz $$(grep -l '^from hypothesis' tests/*.py)
 
 wheel-test: $(VENV)/.dev
 	BIN=$(abspath $(BIN)) sh tests/wheel_smoke.sh

@@ -99,25 +99,38 @@ def _allocation(tensors: Sequence[Sequence[Candidate]], chosen: list[int], gap: 
 
 
 def _solve(costs: list[Floats], values: list[Floats], limit: float) -> tuple[list[int], float]:
-    """Minimise the sum of values with a sum of costs of at most `limit`, which can be kept.
+    """Minimise the sum of values with a sum of costs of at most `limit`, which can be kept; neither is below zero.
 
     Returns:
         The chosen indices, and the relative gap to the bound.
     """
     if not costs:
         return [], 0.0
-    multiplier, greedy = _relaxed(costs, values, limit)
+    # An option dearer than the whole limit is never chosen. The rest is counted in limits, and what all tensors
+    # together cannot add up to a tie is nothing: a cost of 1e-300 would make the slopes below infinite.
+    allowed = [np.flatnonzero(cost <= limit * (1 + _TIE)) for cost in costs]
+    costs = [cost[at] / (limit or 1.0) for cost, at in zip(costs, allowed, strict=True)]
+    costs = [np.where(cost * len(costs) < _TIE, 0.0, cost) for cost in costs]
+    values = [value[at] for value, at in zip(values, allowed, strict=True)]
+    chosen, gap = _solve_scaled(costs, values)
+    return [int(at[place]) for at, place in zip(allowed, chosen, strict=True)], gap
+
+
+def _solve_scaled(costs: list[Floats], values: list[Floats]) -> tuple[list[int], float]:
+    """`_solve` with a limit of 1."""
+    multiplier, greedy = _relaxed(costs, values)
     weighed = [value + multiplier * cost for value, cost in zip(values, costs, strict=True)]
-    bound = sum(float(w.min()) for w in weighed) - multiplier * limit
+    lowest = sum(float(w.min()) for w in weighed)
+    bound = max(lowest - multiplier, sum(float(value.min()) for value in values))
     best = sum(float(value[at]) for value, at in zip(values, greedy, strict=True))
-    slack = best - bound + _TIE * abs(best)
+    slack = best - (lowest - multiplier) + _TIE * (best + lowest + multiplier)
     kept = [np.flatnonzero(w <= w.min() + slack) for w in weighed]
-    found, exact = _join(costs, values, weighed, kept, limit, slack)
+    found, exact = _join(costs, values, weighed, kept, slack)
     chosen = found if found is not None else greedy
     reached = sum(float(value[at]) for value, at in zip(values, chosen, strict=True))
     if reached > best:
         chosen, reached = greedy, best
-    gap = 0.0 if exact or reached <= bound else (reached - bound) / abs(reached)
+    gap = 0.0 if exact or reached <= bound else (reached - bound) / reached
     return chosen, gap
 
 
@@ -139,7 +152,7 @@ def _slope(cost: Floats, value: Floats, start: int, stop: int) -> float:
     return float((value[start] - value[stop]) / (cost[stop] - cost[start]))
 
 
-def _relaxed(costs: list[Floats], values: list[Floats], limit: float) -> tuple[float, list[int]]:
+def _relaxed(costs: list[Floats], values: list[Floats]) -> tuple[float, list[int]]:
     """Return the multiplier of the linear relaxation, and a choice that takes every step that still fits."""
     hulls = [_hull(cost, value) for cost, value in zip(costs, values, strict=True)]
     steps = [
@@ -154,7 +167,7 @@ def _relaxed(costs: list[Floats], values: list[Floats], limit: float) -> tuple[f
     for slope, item, place in steps:
         hull, cost = hulls[item], costs[item]
         more = float(cost[hull[place]] - cost[hull[at[item]]])
-        if used + more <= limit:
+        if used + more <= 1 + _TIE:
             used += more
             at[item] = place
         elif multiplier is None:
@@ -167,7 +180,6 @@ def _join(
     values: list[Floats],
     weighed: list[Floats],
     kept: list[NDArray[Any]],
-    limit: float,
     slack: float,
 ) -> tuple[list[int] | None, bool]:
     """Join the tensors one by one; `slack` is how far above the bound a combination may lie."""
@@ -186,7 +198,7 @@ def _join(
             np.add.outer(base, part).ravel()
             for base, part in ((cost, costs[item][options]), (value, values[item][options]), (above, excess))
         )
-        alive = np.flatnonzero((more + rest[place + 1] <= limit * (1 + _TIE)) & (over <= slack))
+        alive = np.flatnonzero((more + rest[place + 1] <= 1 + 2 * _TIE) & (over <= slack))
         if not len(alive):
             return None, exact
         alive = alive[_undominated(more[alive], worth[alive])]

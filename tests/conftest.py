@@ -8,6 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples each time, so that a failure is a change's doing; `make fuzz` looks for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("fuzz", derandomize=False, print_blob=True)
+settings.load_profile("repeatable")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Before torch is imported: a worker for each core and threads for each core stand in each other's way.
