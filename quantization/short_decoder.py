@@ -20,13 +20,18 @@ from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.plan import Plan, Target, execute
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.registry import make_kernel
+from whisperkit_tools.quantization.linking import linked
 
 AUDIO = "encoder_output_embeds"
 _MOST_PRODUCTS = 64  # of one operation, made one by one
 
 
 class ShortDecoder:
-    """A program's operations as they stand, on its own weights. Whether it computes the same has to be tried."""
+    """A program's operations as they stand, on its own weights. Whether it computes the same has to be tried.
+
+    Attributes:
+        is_linked: Gradients of the caches' columns go on to the calls that wrote them, see `linking`.
+    """
 
     def __init__(self, program: Program, length: int) -> None:
         """Open the last axis of reshapes.
@@ -40,6 +45,9 @@ class ShortDecoder:
         nodes = [
             _opened(node, length) for node in _for_many_calls(bind(graph), [n for n in graph.inputs if n != AUDIO])
         ]
+        with_links = linked(nodes)
+        self.is_linked = with_links is not None
+        nodes = with_links or nodes
         used = {name for node in nodes for name in node.reads} & self._stored().keys()
         self._constants = tuple(sorted(used))
         target = Target("float32", program.device)

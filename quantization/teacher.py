@@ -8,12 +8,15 @@ calls, and `l(c, w)` be the logits; for a cotangent `g` of the logits the caches
 
     a = (dl/dc)' g + (du/dc)' a
 
-in which every layer's updates depend on lower layers' caches only. As many rounds as there are layers therefore give it
-exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
+in which every layer's updates depend on lower layers' caches only. Where each layer's part of the caches can be told
+from the program (see `linking`), one pass backward solves it on its way down; else as many rounds as there are layers
+do. Chunks are taken from the last to the first, because a position acts on later ones only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +32,8 @@ _SAME = 1e-3  # of the largest logit; other orders of sums differ by a thousandt
 ENCODER = "AudioEncoder"
 DECODER = "TextDecoder"
 COMPONENTS = (ENCODER, DECODER)
+
+_Run: TypeAlias = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,17 @@ class TeacherForcing:
     def _inputs(self, ids: Tensor, at: int | slice, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return ids[at], self._positions[at], self._here[at][..., :length], self._padding[at][..., :length]
 
+    @staticmethod
     def _call(
-        self, ids: Tensor, position: Tensor, here: Tensor, padding: Tensor, keys: Tensor, values: Tensor, embeds: Tensor
+        run: _Run,
+        ids: Tensor,
+        position: Tensor,
+        here: Tensor,
+        padding: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        embeds: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        run = self.program.run if self._short is None or keys.shape[3] == self.length else self._short.run
         outputs = run(
             {
                 "input_ids": ids,
@@ -144,7 +156,8 @@ class TeacherForcing:
         ids, rows = self.ids(window), list[Tensor]()
         with torch.no_grad():
             for at in range(len(ids)):
-                row, key, value = self._call(*self._inputs(ids, at, self.length), keys, values, embeds)
+                inputs = self._inputs(ids, at, self.length)
+                row, key, value = self._call(self.program.run, *inputs, keys, values, embeds)
                 keys[..., at : at + 1], values[..., at : at + 1] = key, value
                 if at >= window.first - 1:
                     rows.append(row.clone())
@@ -163,54 +176,80 @@ class TeacherForcing:
             The gradient for the embeddings.
         """
         ids = self.ids(window)
-        length = len(ids) if self._computes_short(window, forced, embeds) else self.length
+        short = self._fitting_short(window, forced, embeds)
+        length = self.length if short is None else len(ids)
         finished = Forced(forced.logits, forced.keys[..., :length], forced.values[..., :length])
         padded = torch.cat([cotangent.new_zeros(window.first - 1, cotangent.shape[1]), cotangent])
         adjoint = [torch.zeros_like(finished.keys), torch.zeros_like(finished.values)]
         audio = embeds.detach().clone().requires_grad_(True)
         for chunk in reversed(self._chunks(len(ids), length)):
-            self._backward_chunk(ids, chunk, finished, audio, padded[chunk], adjoint)
+            self._backward_chunk(short, ids, chunk, finished, audio, padded[chunk], adjoint)
         return audio.grad if audio.grad is not None else torch.zeros_like(audio)
 
-    def _computes_short(self, window: Window, forced: Forced, embeds: Tensor) -> bool:
-        """Whether the last logits come out the same on caches as long as the transcript; if not, never again."""
+    def _fitting_short(self, window: Window, forced: Forced, embeds: Tensor) -> ShortDecoder | None:
+        """The short decoder, if it computes the same last logits on caches as long as the transcript; if not, never."""
         if self._short is None:
-            return False
+            return None
         ids = self.ids(window)
         length, last = len(ids), forced.logits[-1]
         keys, values = forced.keys[..., :length], forced.values[..., :length]
         try:
             with torch.no_grad():
-                found = self._call(*self._inputs(ids, length - 1, length), keys, values, embeds)[0]
+                inputs = self._inputs(ids, length - 1, length)
+                found = self._call(self._short.run, *inputs, keys, values, embeds)[0]
         except (RuntimeError, ValueError):  # an operation that insists on the caches' own length
             self._short = None
-            return False
+            return None
         if not float((found - last).abs().max()) <= _SAME * float(last.abs().max()):
             self._short = None
-        return self._short is not None
+        return self._short
 
     def _chunks(self, count: int, length: int) -> list[slice]:
         size = max(8, _CHUNK_BYTES // (16 * self._cache_shape[1] * length))
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _backward_chunk(
-        self, ids: Tensor, chunk: slice, forced: Forced, audio: Tensor, cotangent: Tensor, adjoint: list[Tensor]
+        self,
+        short: ShortDecoder | None,
+        ids: Tensor,
+        chunk: slice,
+        forced: Forced,
+        audio: Tensor,
+        cotangent: Tensor,
+        adjoint: list[Tensor],
     ) -> None:
         """Do one chunk; `adjoint` holds what later chunks say of the caches and gains what this one does."""
         caches = [cache.detach().clone().requires_grad_(True) for cache in (forced.keys, forced.values)]
-        batched = torch.vmap(self._call, in_dims=(0, 0, 0, 0, None, None, None))
+        call = partial(self._call, self.program.run if short is None else short.run)
         with torch.enable_grad():
-            logits, *updates = batched(*self._inputs(ids, chunk, forced.keys.shape[3]), caches[0], caches[1], audio)
-        seen = torch.autograd.grad(logits, caches, cotangent, retain_graph=True)
-        base = [_by_position(part + more, chunk) for part, more in zip(adjoint, seen, strict=True)]
-        own = base
-        for _ in range(min(self.layers, chunk.stop - chunk.start) - 1):
-            found = torch.autograd.grad(updates, caches, own, retain_graph=True)
-            own = [first + _by_position(part, chunk) for first, part in zip(base, found, strict=True)]
+            logits, *updates = torch.vmap(call, in_dims=(0, 0, 0, 0, None, None, None))(
+                *self._inputs(ids, chunk, forced.keys.shape[3]), caches[0], caches[1], audio
+            )
+        own = [_by_position(part, chunk) for part in adjoint]
+        if short is None or not short.is_linked:
+            own = self._solved(logits, updates, caches, cotangent, own, chunk)
         torch.autograd.backward((logits, *updates), (cotangent, *own), inputs=[*self._wanted(), audio, *caches])
         for total, cache in zip(adjoint, caches, strict=True):
             if cache.grad is not None:
                 total.add_(cache.grad)
+
+    def _solved(
+        self,
+        logits: Tensor,
+        updates: list[Tensor],
+        caches: list[Tensor],
+        cotangent: Tensor,
+        later: list[Tensor],
+        chunk: slice,
+    ) -> list[Tensor]:
+        """The adjoint of a chunk's updates: what `later` chunks say of them and, in rounds, what its own calls say."""
+        seen = torch.autograd.grad(logits, caches, cotangent, retain_graph=True)
+        base = [part + _by_position(more, chunk) for part, more in zip(later, seen, strict=True)]
+        own = base
+        for _ in range(min(self.layers, chunk.stop - chunk.start) - 1):
+            found = torch.autograd.grad(updates, caches, own, retain_graph=True)
+            own = [first + _by_position(part, chunk) for first, part in zip(base, found, strict=True)]
+        return own
 
     def _wanted(self) -> list[Tensor]:
         return [weight for weight in self.program.parameters() if weight.requires_grad]

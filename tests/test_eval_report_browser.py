@@ -72,7 +72,7 @@ def show(browser):
 
     def open_page(folder, **options):
         page = browser.new_page(**options)
-        page.set_default_timeout(5000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
@@ -89,7 +89,7 @@ def show(browser):
 
 def _wait(page, expression):
     """Playwright's own waiting evaluates text inside the page, which the page's policy forbids."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not page.evaluate(expression):
         assert time.monotonic() < end, expression
         page.wait_for_timeout(50)

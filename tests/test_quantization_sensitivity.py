@@ -7,7 +7,7 @@ import torch
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization import kept
+from whisperkit_tools.quantization import kept, short_decoder
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.options import Compression
 from whisperkit_tools.quantization.palette import palettize
@@ -71,8 +71,14 @@ def _recurrent(forcing, window, embeds, wanted):
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
-def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(packages, window, embeds, chunk, monkeypatch):
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(
+    packages, window, embeds, chunk, is_linked, monkeypatch
+):
+    if not is_linked:
+        monkeypatch.setattr(short_decoder, "linked", lambda nodes: None)
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    assert forcing._short.is_linked == is_linked
     if chunk:
         monkeypatch.setattr(
             forcing,
