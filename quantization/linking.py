@@ -1,9 +1,9 @@
-"""Caches whose gradients go on to the calls that wrote them, so that one pass backward through all calls is exact.
+"""A decoder program in which calls see each other, so that those of a whole transcript are one batch.
 
-In a decoder program each layer reads its part of a cache and gives the column that its call adds to that part. When all
-calls of a transcript run at once on the finished caches, that column is one of the part that other calls read. So into
-every layer an operation is put that gives the part unchanged, and backward hands each of its columns' gradients to the
-call that wrote the column, before the pass gets to how the column was made.
+Each layer of a decoder program reads its part of a cache, and gives the column that its call adds to that part. The
+columns of a transcript's calls are what later calls read. So into every layer an operation is put that writes the
+columns of all calls of a batch into the part before any of them reads it. Then nothing has to be known of the caches
+beforehand, and a pass backward takes the gradient of every column to the call that made it.
 """
 
 import graphlib
@@ -77,27 +77,18 @@ def _ordered(nodes: Sequence[Node]) -> list[Node] | None:
         return None
 
 
-class _LinkCalls(torch.autograd.Function):
-    """The link of many calls: `part [1, C, 1, S]`, `updates [T, 1, C, 1, 1]`, `masks [T, 1, S]`."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, updates: Tensor, masks: Tensor) -> Tensor:
-        ctx.save_for_backward(masks)
-        return part.view_as(part)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        (masks,), (gradient,) = ctx.saved_tensors, gradients
-        written = torch.einsum("bchs,tbs->tbch", gradient, masks)
-        return gradient, written[..., None], None
+def _written(part: Tensor, updates: Tensor, masks: Tensor) -> Tensor:
+    """The part `[1, C, 1, S]` with the columns `[T, 1, C, 1, 1]` where the masks `[T, 1, S]` are 1."""
+    columns = updates[..., 0].permute(1, 2, 3, 0)
+    return part.index_copy(-1, masks.argmax(-1).reshape(-1), columns)
 
 
 class _Link(torch.autograd.Function):
-    """The link of one call under `torch.vmap`, and how it is that of many."""
+    """The link of one call, and how that of many calls under `torch.vmap` is made."""
 
     @staticmethod
     def forward(part: Tensor, update: Tensor, mask: Tensor) -> Tensor:
-        return part.view_as(part)
+        return _written(part, update[None], mask[None])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -105,18 +96,18 @@ class _Link(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        gradient = gradients[0]
-        return gradient, torch.einsum("bchs,bs->bch", gradient, ctx.saved_tensors[0])[..., None], None
+        here = ctx.saved_tensors[0][:, None, None]
+        return gradients[0] * (1 - here), (gradients[0] * here).sum(-1, keepdim=True), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, None]:
-        # The part is the same in every call, for it comes from the finished cache; the others are each call's own.
+        # The part is the same in every call, for it comes from the cache; the others are each call's own.
         calls = (tensor.movedim(at or 0, 0) for tensor, at in zip(tensors[1:], in_dims[1:], strict=True))
-        return _LinkCalls.apply(tensors[0], *calls), None  # type: ignore[no-untyped-call]
+        return _written(tensors[0], *calls), None
 
 
 def link(part: Tensor, update: Tensor, mask: Tensor) -> Tensor:
-    """Give a layer's part of a finished cache, alone or under `torch.vmap` over the calls that wrote it.
+    """Write a call's column into a layer's part of a cache; under `torch.vmap` over calls, those of all calls.
 
     Args:
         part: `[1, C, 1, S]`, the same in all calls.

@@ -30,7 +30,7 @@ class ShortDecoder:
     """A program's operations as they stand, on its own weights. Whether it computes the same has to be tried.
 
     Attributes:
-        is_linked: Gradients of the caches' columns go on to the calls that wrote them, see `linking`.
+        is_linked: Calls under `torch.vmap` see each other's columns of the caches, see `linking`.
     """
 
     def __init__(self, program: Program, length: int) -> None:

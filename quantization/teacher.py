@@ -1,16 +1,19 @@
 """Teacher forcing through a bundle's own programs: a given transcript in, every position's logits out, and gradients.
 
-The decoder takes one token a call and reads earlier positions from caches that are inputs. Forward, the calls are made
-in order. For gradients all positions of a chunk run at once, each as its own call under `torch.vmap`, on the finished
-caches; then what the weights see is one batch. The caches are outputs of earlier calls, so their gradients matter: keys
-and values of the self-attention act through nothing else. Let `c = u(c, w)` say that the caches hold the updates of all
-calls, and `l(c, w)` be the logits; for a cotangent `g` of the logits the caches' adjoint is the solution of
+The decoder takes one token a call and reads earlier positions from caches that are inputs, so on a device the calls are
+made in order. Here all calls of a chunk of positions run at once under `torch.vmap`, so that what the weights see is
+one batch. Where each layer's part of the caches can be told from the program, the calls see each other's columns (see
+`linking`); nothing has to be known beforehand, and gradients are those of the whole recurrence.
+
+Elsewhere calls are made in order, and for gradients once more as a batch on the finished caches. These are outputs of
+earlier calls, so their gradients matter: keys and values of the self-attention act through nothing else. Let
+`c = u(c, w)` say that the caches hold the updates of all calls, and `l(c, w)` be the logits; for a cotangent `g` of the
+logits the caches' adjoint is the solution of
 
     a = (dl/dc)' g + (du/dc)' a
 
-in which every layer's updates depend on lower layers' caches only. Where each layer's part of the caches can be told
-from the program (see `linking`), one pass backward solves it on its way down; else as many rounds as there are layers
-do. Chunks are taken from the last to the first, because a position acts on later ones only.
+in which every layer's updates depend on lower layers' caches only. As many rounds as there are layers therefore give it
+exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +30,7 @@ from whisperkit_tools.quantization.short_decoder import ShortDecoder
 
 MASKED = -10000.0
 _CHUNK_BYTES = 1 << 30  # of the caches' copies, one a position, that a chunk's graph holds
-_SAME = 1e-3  # of the largest logit; other orders of sums differ by a thousandth of that
+_SAME = 1e-3  # of the largest number; other orders of sums differ by a thousandth of that
 
 ENCODER = "AudioEncoder"
 DECODER = "TextDecoder"
@@ -79,6 +82,11 @@ class Forced:
     keys: Tensor
     values: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All three."""
+        return self.logits, self.keys, self.values
+
 
 class TeacherForcing:
     """A decoder program that is given its tokens."""
@@ -105,6 +113,7 @@ class TeacherForcing:
         self._padding = torch.full((self.length, self.length), MASKED, device=device).triu(1)[:, None]
         self._positions = torch.arange(self.length, dtype=torch.int32, device=device)[:, None]
         self._short: ShortDecoder | None = ShortDecoder(decoder, self.length)
+        self._tried = 0  # the longest transcript of which the short decoder is known to give the same at once
 
     def _inputs(self, ids: Tensor, at: int | slice, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return ids[at], self._positions[at], self._here[at][..., :length], self._padding[at][..., :length]
@@ -146,13 +155,34 @@ class TeacherForcing:
         return torch.tensor(window.tokens[:-1], dtype=torch.int32, device=self.program.device)[:, None]
 
     def forward(self, window: Window, embeds: Tensor) -> Forced:
-        """Run all calls in order, without gradients.
+        """Run all calls, without gradients: at once where that was found to give what they give one by one.
 
         Args:
             window: The tokens.
             embeds: The window's audio embeddings, `[1, D, 1, n_audio_ctx]`.
+
+        Raises:
+            BundleError: The caches are too short for the tokens.
         """
-        keys, values = (torch.zeros(self._cache_shape, device=self.program.device) for _ in range(2))
+        ids = self.ids(window)
+        if self._short is None or not self._short.is_linked:
+            return self.in_steps(window, embeds)
+        try:
+            found = self._at_once(self._short, window, ids, embeds)
+        except (RuntimeError, ValueError):  # as in `_fitting_short`
+            self._short = None
+            return self.in_steps(window, embeds)
+        if len(ids) > self._tried:
+            expected = self.in_steps(window, embeds)
+            if not all(_is_same(*pair) for pair in zip(found.tensors, expected.tensors, strict=True)):
+                self._short = None
+                return expected
+            self._tried = len(ids)
+        return found
+
+    def in_steps(self, window: Window, embeds: Tensor) -> Forced:
+        """Run the calls one by one, as the device does; else the same as `forward`."""
+        keys, values = self._empty_caches()
         ids, rows = self.ids(window), list[Tensor]()
         with torch.no_grad():
             for at in range(len(ids)):
@@ -162,6 +192,32 @@ class TeacherForcing:
                 if at >= window.first - 1:
                     rows.append(row.clone())
         return Forced(torch.stack(rows), keys, values)
+
+    def _at_once(self, short: ShortDecoder, window: Window, ids: Tensor, embeds: Tensor) -> Forced:
+        keys, values = self._empty_caches()
+        filled = keys[..., : len(ids)], values[..., : len(ids)]
+        rows: list[Tensor] = []
+        with torch.no_grad():
+            for chunk in self._chunks(len(ids), len(ids)):
+                logits, *updates = self._many(short.run, ids, chunk, filled, embeds)
+                for cache, update in zip(filled, updates, strict=True):
+                    cache[..., chunk] = update[..., 0].permute(1, 2, 3, 0)
+                rows.append(logits)
+        return Forced(torch.cat(rows)[window.first - 1 :].clone(), keys, values)
+
+    def _empty_caches(self) -> tuple[Tensor, Tensor]:
+        keys, values = (torch.zeros(self._cache_shape, device=self.program.device) for _ in range(2))
+        return keys, values
+
+    def _many(
+        self, run: _Run, ids: Tensor, chunk: slice, caches: Sequence[Tensor], embeds: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The calls of a chunk as one batch."""
+        call = torch.vmap(partial(self._call, run), in_dims=(0, 0, 0, 0, None, None, None))
+        found: tuple[Tensor, Tensor, Tensor] = call(
+            *self._inputs(ids, chunk, caches[0].shape[3]), caches[0], caches[1], embeds
+        )
+        return found
 
     def backward(self, window: Window, forced: Forced, embeds: Tensor, cotangent: Tensor) -> Tensor:
         """Add the gradient of `sum(cotangent * logits)` to `.grad` of the program's parameters that ask for it.
@@ -200,7 +256,7 @@ class TeacherForcing:
         except (RuntimeError, ValueError):  # an operation that insists on the caches' own length
             self._short = None
             return None
-        if not float((found - last).abs().max()) <= _SAME * float(last.abs().max()):
+        if not _is_same(found, last):
             self._short = None
         return self._short
 
@@ -220,11 +276,9 @@ class TeacherForcing:
     ) -> None:
         """Do one chunk; `adjoint` holds what later chunks say of the caches and gains what this one does."""
         caches = [cache.detach().clone().requires_grad_(True) for cache in (forced.keys, forced.values)]
-        call = partial(self._call, self.program.run if short is None else short.run)
+        run = self.program.run if short is None else short.run
         with torch.enable_grad():
-            logits, *updates = torch.vmap(call, in_dims=(0, 0, 0, 0, None, None, None))(
-                *self._inputs(ids, chunk, forced.keys.shape[3]), caches[0], caches[1], audio
-            )
+            logits, *updates = self._many(run, ids, chunk, caches, audio)
         own = [_by_position(part, chunk) for part in adjoint]
         if short is None or not short.is_linked:
             own = self._solved(logits, updates, caches, cotangent, own, chunk)
@@ -253,6 +307,10 @@ class TeacherForcing:
 
     def _wanted(self) -> list[Tensor]:
         return [weight for weight in self.program.parameters() if weight.requires_grad]
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    return float((found - expected).abs().max()) <= _SAME * float(expected.abs().max())
 
 
 def _by_position(cache: Tensor, chunk: slice) -> Tensor:

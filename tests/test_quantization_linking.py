@@ -60,17 +60,20 @@ def test_a_column_that_is_made_from_its_own_part_is_not_linked(nodes):
 
 
 @pytest.mark.parametrize("calls", [None, 3])
-def test_a_link_gives_the_part_and_takes_the_gradient_of_each_column_to_its_call(calls):
+def test_a_link_writes_the_columns_and_takes_the_gradient_of_each_to_its_call(calls):
     part = torch.randn(1, 2, 1, 5, requires_grad=True)
     masks = torch.eye(5)[1 : 1 + (calls or 1)][:, None]
-    updates = torch.zeros(len(masks), 1, 2, 1, 1, requires_grad=True)
+    updates = torch.randn(len(masks), 1, 2, 1, 1, requires_grad=True)
     wanted = torch.randn(1, 2, 1, 5)
     if calls:
         found = torch.vmap(link, in_dims=(None, 0, 0), out_dims=None)(part, updates, masks)
     else:
         found = link(part, updates[0], masks[0])
-    assert torch.equal(found, part)
     found.backward(wanted)
-    assert torch.equal(part.grad, wanted)
-    for number in range(len(masks)):
-        assert torch.equal(updates.grad[number, ..., 0], wanted[..., 1 + number])
+    for column in range(5):
+        is_written = 0 < column <= len(masks)
+        expected = updates[column - 1, ..., 0] if is_written else part[..., column]
+        assert torch.equal(found[..., column], expected)
+        gradient = updates.grad[column - 1, ..., 0] if is_written else part.grad[..., column]
+        assert torch.equal(gradient, wanted[..., column])
+        assert not is_written or not part.grad[..., column].any()

@@ -1,5 +1,7 @@
 """Gradients through the programs against plain autograd, and the curvature against measured divergences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,14 @@ def _recurrent(forcing, window, embeds, wanted):
     return audio.grad
 
 
+def _cut(monkeypatch, forcing, size):
+    """Let chunks be of `size` positions; None leaves them."""
+    if size:
+        monkeypatch.setattr(
+            forcing, "_chunks", lambda count, length: [slice(at, min(at + size, count)) for at in range(0, count, size)]
+        )
+
+
 @pytest.mark.parametrize("chunk", [None, 3])
 @pytest.mark.parametrize("is_linked", [True, False])
 def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(
@@ -79,12 +89,7 @@ def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(
         monkeypatch.setattr(short_decoder, "linked", lambda nodes: None)
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
     assert forcing._short.is_linked == is_linked
-    if chunk:
-        monkeypatch.setattr(
-            forcing,
-            "_chunks",
-            lambda count, length: [slice(at, min(at + chunk, count)) for at in range(0, count, chunk)],
-        )
+    _cut(monkeypatch, forcing, chunk)
     forced = forcing.forward(window, embeds)
     wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
     for parameter in forcing.program.parameters():
@@ -123,6 +128,40 @@ def test_short_caches_are_given_up_where_they_do_not_compute_the_same(packages, 
         found.append((arrived, weight.grad))
     for short, whole in zip(*found, strict=True):
         torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_all_calls_at_once_give_what_they_give_one_by_one(packages, window, embeds, chunk, monkeypatch):
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    _cut(monkeypatch, forcing, chunk)
+    found, expected = forcing.forward(window, embeds), forcing.in_steps(window, embeds)
+    assert forcing._short is not None
+    for one, other in zip(found.tensors, expected.tensors, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    calls = []
+    monkeypatch.setattr(forcing, "in_steps", lambda *arguments: calls.append(1))
+    again = forcing.forward(replace(window, tokens=TOKENS[:8]), embeds)
+    assert not calls  # a shorter transcript is not tried again
+    torch.testing.assert_close(again.logits, found.logits[: len(again.logits)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("failure", ["wrong", "raises"])
+def test_calls_are_made_one_by_one_where_all_at_once_do_not_compute_the_same(
+    packages, window, embeds, failure, monkeypatch
+):
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    run = forcing._short.run
+
+    def fails(inputs):
+        if failure == "raises":
+            raise RuntimeError("operation reshape 'x' failed")
+        return {name: value * (1.1 if name == "value_cache_updates" else 1) for name, value in run(inputs).items()}
+
+    monkeypatch.setattr(forcing._short, "run", fails)
+    found = forcing.forward(window, embeds)
+    assert forcing._short is None
+    for one, other in zip(found.tensors, forcing.in_steps(window, embeds).tensors, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_program_in_pieces_has_the_same_gradients(packages, window):

@@ -65,7 +65,7 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Wi
 def _outputs(folder: Path, palettes: Palettes, window: Window) -> dict[str, FloatArray]:
     """What the components in a folder compute, with these weights put in; one is loaded at a time."""
     embeds = _loaded(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
-    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).forward(window, embeds).logits
+    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).in_steps(window, embeds).logits
     return {ENCODER: embeds.numpy(), DECODER: logits.numpy()}
 
 
