@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import BundleError, RecipeError
-from whisperkit_tools.quantization.clustering import histogram, nearest, scalar_palette, vector_palette
+from whisperkit_tools.quantization.clustering import Histogram, histogram, nearest, scalar_palette, vector_palette
 from whisperkit_tools.quantization.options import Compression
 
 Half = NDArray[np.float16]
@@ -81,7 +81,13 @@ def _split(shape: tuple[int, ...], axis: int, groups: int) -> tuple[int, int, in
 
 
 def palettize(
-    weight: Real, option: Compression, importance: Real | None = None, name: str = "", *, exact: bool = True
+    weight: Real,
+    option: Compression,
+    importance: Real | None = None,
+    name: str = "",
+    *,
+    exact: bool = True,
+    points: Histogram | None = None,
 ) -> Palettized:
     """Compress one weight.
 
@@ -94,6 +100,7 @@ def palettize(
         importance: Of `weight`'s shape, not negative: the squared error of each element counts so much. None for all 1.
         name: The weight's name, for messages and the package.
         exact: False finds nearly the best palettes in a fraction of the time, for comparing many options.
+        points: `whole_histogram` of the same weight and importance, which options with one palette need not count again.
 
     Raises:
         BundleError: The weight holds NaN or infinity.
@@ -104,8 +111,14 @@ def palettize(
     if importance is not None:
         importance = _checked_importance(importance, half.shape, name)
     if not option.outlier_share:
-        return _fitted(half, option, importance, name, exact)
+        return _fitted(half, option, importance, name, exact, points)
     return _with_outliers(half, option, importance, name, exact)
+
+
+def whole_histogram(weight: Real, importance: Real | None = None, name: str = "") -> Histogram:
+    """All values of a weight, elements weighted by their importance; errors as for `palettize`."""
+    half = _checked(weight, Compression(1), name)
+    return histogram(half, None if importance is None else _checked_importance(importance, half.shape, name))
 
 
 def _checked(weight: Real, option: Compression, name: str) -> Half:
@@ -160,7 +173,12 @@ def outlier_count(size: int, option: Compression) -> int:
 
 
 def _fitted(
-    half: Half, option: Compression, importance: NDArray[np.float32] | None, name: str, exact: bool
+    half: Half,
+    option: Compression,
+    importance: NDArray[np.float32] | None,
+    name: str,
+    exact: bool,
+    points: Histogram | None = None,
 ) -> Palettized:
     """Palettes and indices, outliers left aside."""
     shape, scale = half.shape, None
@@ -173,12 +191,14 @@ def _fitted(
     split = _split(shape, option.axis, math.prod(counts))
     grouped = half.reshape(split)
     weights = None if importance is None else np.broadcast_to(importance, shape).reshape(split)
+    if split[1] > 1 or scale is not None:
+        points = None  # of one group they are not, nor of scaled values
     indices = np.empty((*split[:2], split[2] // option.cluster_dim, split[3]), np.uint8)
     lut = np.empty((split[1], option.entries, option.cluster_dim), np.float16)
 
     def fit(group: int) -> None:
         part = None if weights is None else weights[:, group]
-        lut[group], indices[:, group] = _fit_group(grouped[:, group], part, option, exact)
+        lut[group], indices[:, group] = _fit_group(grouped[:, group], part, option, exact, points)
 
     if split[1] == 1:
         fit(0)
@@ -196,11 +216,13 @@ def _channel_scale(half: Half, axis: int) -> Half:
     return largest
 
 
-def _fit_group(half: Half, importance: Real | None, option: Compression, exact: bool) -> tuple[Half, NDArray[np.uint8]]:
+def _fit_group(
+    half: Half, importance: Real | None, option: Compression, exact: bool, points: Histogram | None
+) -> tuple[Half, NDArray[np.uint8]]:
     """The palette `[P, V]` of a group `[before, channels, behind]`, and its indices, fewer by V along the channels."""
     half = np.ascontiguousarray(half)
     if option.cluster_dim == 1:
-        points = histogram(half, importance)
+        points = points or histogram(half, importance)
         lut = scalar_palette(points, option.entries, exact=exact)
         return lut[:, None], nearest(points, lut, half)
     vectors = _vectors(half, option.cluster_dim)

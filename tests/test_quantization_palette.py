@@ -11,7 +11,7 @@ from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.clustering import Histogram, histogram, scalar_palette
 from whisperkit_tools.quantization.options import NBITS, Compression
-from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.palette import palettize, whole_histogram
 
 RNG = np.random.default_rng(5)
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
@@ -252,6 +252,26 @@ def test_a_vector_counts_by_its_important_elements():
     importance[1::2] = 1e-4
     plain, weighted = (palettize(array, Compression(4, cluster_dim=2), given) for given in (None, importance))
     assert weighted.squared_error(array, importance) < 0.3 * plain.squared_error(array, importance)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        Compression(3),
+        Compression(3, "per_grouped_channel", group_size=8),
+        Compression(3, per_channel_scale=True),
+        Compression(4, cluster_dim=2),
+        Compression(2, outlier_share=0.01),
+    ],
+    ids=str,
+)
+def test_a_histogram_that_is_given_changes_nothing(option):
+    rng = np.random.default_rng(0)
+    weight, importance = rng.normal(size=(64, 48)).astype(np.float16), rng.random((64, 48))
+    points = whole_histogram(weight, importance)
+    found, expected = (palettize(weight, option, importance, points=given) for given in (points, None))
+    assert np.array_equal(found.lut, expected.lut)
+    assert np.array_equal(found.indices, expected.indices)
 
 
 def test_equal_arguments_give_equal_palettes():

@@ -17,7 +17,7 @@ from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.quantization.allocation import Allocation, Candidate, within_divergence, within_size
 from whisperkit_tools.quantization.apply import compressed_nbytes
 from whisperkit_tools.quantization.options import NBITS, Compression
-from whisperkit_tools.quantization.palette import Palettized, palettize
+from whisperkit_tools.quantization.palette import Palettized, palettize, whole_histogram
 from whisperkit_tools.quantization.profile import Profile, StoredCurvature
 from whisperkit_tools.quantization.recipe import (
     Entry,
@@ -231,9 +231,10 @@ class Planner:
     def _measured(self, key: Key, options: Sequence[Compression]) -> list[Candidate]:
         """What options cost and spoil. Palettes that are nearly the best will do; a bundle is made with the best."""
         weight, weights, predict = self.model.weight(key), importance(self.curvature(key)), self._predictor(key)
+        points = whole_histogram(weight, weights, key[1])
 
         def measure(option: Compression) -> Candidate:
-            made = palettize(weight, option, weights, key[1], exact=False)
+            made = palettize(weight, option, weights, key[1], exact=False, points=points)
             return Candidate(option, made.nbytes, predict(made))
 
         with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _AT_ONCE // weight.size))) as pool:
