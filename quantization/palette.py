@@ -100,7 +100,7 @@ def palettize(
         importance: Of `weight`'s shape, not negative: the squared error of each element counts so much. None for all 1.
         name: The weight's name, for messages and the package.
         exact: False finds nearly the best palettes in a fraction of the time, for comparing many options.
-        points: `whole_histogram` of the same weight and importance, which options with one palette need not count again.
+        points: `whole_histogram` of the same weight and importance, which a single palette then need not count.
 
     Raises:
         BundleError: The weight holds NaN or infinity.
