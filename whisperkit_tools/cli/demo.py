@@ -86,7 +86,7 @@ def _print_sizes(reports: "Sequence[RunReport]") -> None:
     for report in reports:
         size = "-" if report.bundle is None else f"{report.bundle.bytes / 1e6:.2f}"
         wer, qoi = ("-" if rate is None else f"{100 * rate:.2f}" for rate in (report.metrics.wer, report.metrics.qoi))
-        click.echo(f"{report.name:<{width}}  {size:>5}  {wer:>5}  {qoi:>5}")
+        click.echo(f"{report.name:<{width}}  {size:>5}  {wer:>5} {qoi:>6}")
 
 
 def _print_places(places: "Places", pulled: Path, page: Path) -> None:
