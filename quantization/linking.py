@@ -114,7 +114,9 @@ def link(part: Tensor, update: Tensor, mask: Tensor) -> Tensor:
         update: `[1, C, 1, 1]`, the column that the call adds.
         mask: `[1, S]`, 1 where the call adds it.
     """
-    return _Link.apply(part, update, mask)  # type: ignore[no-any-return, no-untyped-call]
+    # Torch gives this method no types.
+    found: Tensor = _Link.apply(part, update, mask)  # type: ignore[no-untyped-call]
+    return found
 
 
 _LINK = make_kernel("link", link)
