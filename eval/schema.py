@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.transcriber import BackendInfo, BundleInfo, TimedText, Timings
+from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo, TimedText, Timings
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import RecipeError
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.compression import Compression
 
 _MOST_STATES = 20_000
 _TIE = 1e-12

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.quantization.clustering import Histogram, histogram, nearest, scalar_palette, vector_palette
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.compression import Compression
 
 Half = NDArray[np.float16]
 Real = NDArray[Any]

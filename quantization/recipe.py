@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.errors import OptionsError, RecipeError
-from whisperkit_tools.quantization.options import NBITS, SPEC_VERSIONS, Compression
+from whisperkit_tools.quantization.compression import NBITS, SPEC_VERSIONS, Compression
 
 FORMAT = 1
 Key = tuple[str, str]

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, Forced, TeacherForcing, Window
 from whisperkit_tools.memory import release_memory
+from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization.kept import Kept, Nothing, Pace
-from whisperkit_tools.quantization.segments import Segments
-from whisperkit_tools.quantization.teacher import DECODER, ENCODER, Forced, TeacherForcing, Window
+from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
 
 MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
 FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"

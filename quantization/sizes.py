@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import outlier_count
 
 ALIGNMENT = 64

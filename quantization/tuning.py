@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, TeacherForcing, Window, divergence
+from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization.kept import Kept, Nothing, Pace
+from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
 from whisperkit_tools.quantization.palette import Palettized
-from whisperkit_tools.quantization.segments import Segments
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
-from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing, Window, divergence
 
 _BETAS = (0.9, 0.99)
 _DONE = "done"

@@ -72,11 +72,11 @@ def prefill_bundle(tmp_path_factory, worker_id) -> Path:
     from filelock import FileLock
 
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.prefill_audio import Recording, demo_clips
-    from whisperkit_tools.convert.prefill_stage import PrefillConfig
-    from whisperkit_tools.convert.speech import verification_speech
-    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
+    from whisperkit_tools.conversion.convert import ConversionConfig, convert
+    from whisperkit_tools.conversion.prefill.audio import Recording, demo_clips
+    from whisperkit_tools.conversion.prefill.build import PrefillConfig
+    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+    from whisperkit_tools.conversion.speech import verification_speech
 
     base = tmp_path_factory.getbasetemp()
     root = (base if worker_id == "master" else base.parent) / "prefill-bundles"
@@ -95,8 +95,8 @@ def demo_bundle(tmp_path_factory, worker_id) -> Path:
     from filelock import FileLock
 
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.speech import verification_speech
+    from whisperkit_tools.conversion.convert import ConversionConfig, convert
+    from whisperkit_tools.conversion.speech import verification_speech
 
     base = tmp_path_factory.getbasetemp()
     root = (base if worker_id == "master" else base.parent) / "demo-bundles"
@@ -111,8 +111,9 @@ def write_run(tmp_path):
     """Write the folder of a finished evaluation of `(reference, hypothesis)` pairs, with fields of rows by index."""
     import jiwer
 
-    from whisperkit_tools.eval import schema, transcriber
-    from whisperkit_tools.eval.alignment import align
+    from whisperkit_tools.eval import schema
+    from whisperkit_tools.eval.backends import base as transcriber
+    from whisperkit_tools.eval.metrics.alignment import align
 
     def row(index, reference, hypothesis, changes):
         pieces = align(reference.split(), hypothesis.split())
@@ -167,8 +168,8 @@ def stateful_bundle(tmp_path_factory, worker_id) -> Path:
     from filelock import FileLock
 
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.speech import verification_speech
+    from whisperkit_tools.conversion.convert import ConversionConfig, convert
+    from whisperkit_tools.conversion.speech import verification_speech
 
     base = tmp_path_factory.getbasetemp()
     root = (base if worker_id == "master" else base.parent) / "stateful-bundles"
@@ -182,7 +183,7 @@ def stateful_bundle(tmp_path_factory, worker_id) -> Path:
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A server that speaks the Hub's protocol, and a client that keeps its cache beside it."""
-    from hub_server import TestHub
+    from helpers.hub_server import TestHub
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

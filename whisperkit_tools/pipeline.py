@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from whisperkit_tools.bundle import MANIFEST, Bundle, folder_bytes, sha256
 from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.transcriber import (
+from whisperkit_tools.eval.backends.base import (
     BackendInfo,
     BundleInfo,
     Candidate,
@@ -18,7 +18,7 @@ from whisperkit_tools.eval.transcriber import (
     TimedText,
     Timings,
 )
-from whisperkit_tools.mil.specs import Precision
+from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
 if TYPE_CHECKING:
@@ -181,6 +181,6 @@ def original_of(source: str) -> tuple[str, str]:
 
 def read_audio(path: Path) -> FloatArray:
     """Decode an audio file to 16 kHz mono, as `wkt transcribe` does."""
-    from whisperkit_tools.transcribe.audio import AudioInput, load_audio
+    from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 
     return load_audio(AudioInput(str(path), path))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import cast
 
 from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.transcriber import BackendInfo, Candidate, Transcriber
+from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Transcriber
 
 GROUP = "whisperkit_tools.transcribers"
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

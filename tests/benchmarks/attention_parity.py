@@ -27,9 +27,9 @@ from whisperkit_tools.compile_hints.attention import (
     attention_names,
     works_in_chunks,
 )
-from whisperkit_tools.convert.export import PackageMetadata, export_package
-from whisperkit_tools.convert.interface import PackageInterface, TensorInterface
-from whisperkit_tools.convert.parity import psnr_db
+from whisperkit_tools.conversion.export import PackageMetadata, export_package
+from whisperkit_tools.conversion.interface import PackageInterface, TensorInterface
+from whisperkit_tools.conversion.parity import psnr_db
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 

@@ -18,15 +18,15 @@ from gptq import compensable, compensate, output_error, second_moment, with_inpu
 from palettize_curve import Meter
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.compress.planner import importance
+from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, TeacherForcing
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.config import PalettizeConfig
-from whisperkit_tools.palettize.palettizer import Palettizer
-from whisperkit_tools.palettize.plan import importance
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
-from whisperkit_tools.quantization.teacher import DECODER, ENCODER, TeacherForcing
 
 
 class Tapped(TeacherForcing):

@@ -18,12 +18,12 @@ import torch
 from decoder_forms import KV_LENGTH, METADATA, MODELS, decoder
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention, attention, attention_names
-from whisperkit_tools.compile_hints.chips import Chip, ChipTable, load_chips
-from whisperkit_tools.compile_hints.cost import ProgramEstimate, estimate_program
+from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
+from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.convert.export import export_package
-from whisperkit_tools.convert.interface import package_interfaces
-from whisperkit_tools.convert.layout import TURBO_DECODER
+from whisperkit_tools.conversion.attention_layout import TURBO_DECODER
+from whisperkit_tools.conversion.export import export_package
+from whisperkit_tools.conversion.interface import package_interfaces
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.quiet import import_coremltools
 

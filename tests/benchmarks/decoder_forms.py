@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from whisperkit_tools.compile_hints.chips import Chip, ChipTable, load_chips
-from whisperkit_tools.compile_hints.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
+from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
+from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.convert.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.convert.interface import (
+from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
+from whisperkit_tools.conversion.interface import (
     STEP_FUNCTION,
     WINDOW_FUNCTION,
     package_interfaces,
@@ -60,7 +60,7 @@ def decoder(name: str, most_layers: int | None = None) -> TextDecoder:
 
 def measure(name: str, chip: Chip, table: ChipTable) -> list[ProgramEstimate]:
     """Export both forms for iOS 18 and count them."""
-    from whisperkit_tools.convert.stateful import export_stateful
+    from whisperkit_tools.conversion.stateful import export_stateful
 
     made = decoder(name)
     contract = package_interfaces(made.dims, KV_LENGTH, word_timestamps=True)["TextDecoder"]

@@ -20,12 +20,12 @@ import numpy as np
 import soundfile
 
 from whisperkit_tools.demo import demo_utterances
-from whisperkit_tools.eval.datasets import open_dataset
-from whisperkit_tools.eval.engines import ProcessEngine, SerialEngine
-from whisperkit_tools.eval.plan import EvaluateConfig
-from whisperkit_tools.eval.report import write_run_pages
-from whisperkit_tools.eval.runner import evaluate
-from whisperkit_tools.eval.transcriber import BackendInfo, Candidate, Hypothesis, Timings
+from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Hypothesis, Timings
+from whisperkit_tools.eval.datasets.open import open_dataset
+from whisperkit_tools.eval.reports.write import write_run_pages
+from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
+from whisperkit_tools.eval.runs.runner import evaluate
+from whisperkit_tools.eval.runs.tasks import EvaluateConfig
 from whisperkit_tools.pipeline import read_audio
 
 RATE_HZ = 16_000

@@ -24,7 +24,7 @@ import transformers
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from whisperkit_tools.demo import demo_longform, demo_utterances
-from whisperkit_tools.transcribe.audio import AudioInput, find_inputs, load_audio
+from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.errors import RecipeError
 from whisperkit_tools.mil.graph import Graph
-from whisperkit_tools.mil.specs import TensorSpec
+from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.quantization.palette import Palettized
 
 Real = NDArray[Any]

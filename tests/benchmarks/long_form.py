@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from whisperkit_tools.demo import demo_longform, demo_utterances
-from whisperkit_tools.eval.normalize import Normalization
-from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ, AudioInput, load_audio
+from whisperkit_tools.eval.metrics.normalize import Normalization
+from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ, AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.audio_selection import gate_clips
+from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.compress.planner import Aim
+from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.config import PalettizeConfig
-from whisperkit_tools.palettize.palettizer import Palettizer
-from whisperkit_tools.palettize.plan import Aim
-from whisperkit_tools.palettize.speech import gate_clips
 from whisperkit_tools.quantization.allocation import Candidate
-from whisperkit_tools.quantization.options import NBITS, Compression
+from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.sizes import dense_nbytes
-from whisperkit_tools.quantization.teacher import COMPONENTS, TeacherForcing, mean_divergence
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
 

@@ -28,10 +28,10 @@ HERE = Path(__file__).parent
 def sources(bundle: Path, source: str) -> list[dict[str, Any]]:
     """Evidence for each source of the mean, on the demo's held-out speech."""
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.prefill import encode, estimate, forced_tokens
-    from whisperkit_tools.convert.prefill_audio import SOURCES, demo_audio
-    from whisperkit_tools.convert.prefill_evidence import gather_evidence
-    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
+    from whisperkit_tools.conversion.prefill.audio import SOURCES, demo_audio
+    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+    from whisperkit_tools.conversion.prefill.evidence import gather_evidence
+    from whisperkit_tools.conversion.prefill.table import encode, estimate, forced_tokens
 
     checkpoint = open_checkpoint(source)
     forced = forced_tokens(checkpoint.generation_config)
@@ -53,7 +53,7 @@ def sources(bundle: Path, source: str) -> list[dict[str, Any]]:
 
 def passes(bundle: Path, utterances: int) -> list[dict[str, Any]]:
     """Decoder passes of a window and time from audio to first token, with and without, in turn."""
-    from whisperkit_tools.convert.prefill_audio import demo_clips
+    from whisperkit_tools.conversion.prefill.audio import demo_clips
     from whisperkit_tools.transcribe.options import TranscribeOptions
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -131,10 +131,10 @@ def make_table(folder: Path, package: Path, windows: int, decoder_only: bool) ->
 
     from whisperkit_tools.bundle import folder_bytes
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.export import PackageMetadata, export_package
-    from whisperkit_tools.convert.interface import prefill_interface
-    from whisperkit_tools.convert.prefill import encode, estimate, forced_tokens
-    from whisperkit_tools.convert.prefill_audio import noise_windows
+    from whisperkit_tools.conversion.export import PackageMetadata, export_package
+    from whisperkit_tools.conversion.interface import prefill_interface
+    from whisperkit_tools.conversion.prefill.audio import noise_windows
+    from whisperkit_tools.conversion.prefill.table import encode, estimate, forced_tokens
 
     checkpoint = open_checkpoint(str(folder))
     dims, forced = checkpoint.dims, forced_tokens(checkpoint.generation_config)

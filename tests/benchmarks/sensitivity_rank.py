@@ -18,12 +18,12 @@ import torch
 from scipy.stats import spearmanr
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, DECODER, TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.config import PalettizeConfig
-from whisperkit_tools.palettize.palettizer import Palettizer
-from whisperkit_tools.quantization.options import Compression
+from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
-from whisperkit_tools.quantization.teacher import COMPONENTS, DECODER, TeacherForcing, mean_divergence
 
 
 def main():

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.audio_selection import calibration_clips
+from whisperkit_tools.compress.planner import Model, Planner
+from whisperkit_tools.decoder.teacher_forcing import Window
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.palettize.plan import Model, Planner
-from whisperkit_tools.palettize.speech import calibration_clips
-from whisperkit_tools.quantization.options import NBITS, Compression
-from whisperkit_tools.quantization.profile import Profile, ProfileKey
+from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.recipe import Wishes
 from whisperkit_tools.quantization.sensitivity import FisherOptions
-from whisperkit_tools.quantization.teacher import Window
+from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey
 
 
 def windows(bundle, count, tokens):

@@ -22,12 +22,12 @@ import torch
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
-from whisperkit_tools.convert.alignment_heads import choose_alignment_heads
-from whisperkit_tools.convert.conversion import ConversionConfig, convert
-from whisperkit_tools.convert.speech import verification_speech
+from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
+from whisperkit_tools.conversion.convert import ConversionConfig, convert
+from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.demo import DemoUtterance, demo_utterances
 from whisperkit_tools.mil.quiet import quiet_coremltools
-from whisperkit_tools.transcribe.audio import AudioInput, load_audio
+from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from whisperkit_tools import __version__
-from whisperkit_tools.cli.interrupts import remembered
+from whisperkit_tools.cli.sigint import remembered
 from whisperkit_tools.errors import WktError
 
 # Short helps stand here so that listing the commands imports none of them; a test compares them with the commands'.

@@ -9,8 +9,8 @@ from whisperkit_tools.errors import EvaluationError
 
 if TYPE_CHECKING:
     from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.eval.transcriber import Candidate
-    from whisperkit_tools.mil.specs import Precision
+    from whisperkit_tools.eval.backends.base import Candidate
+    from whisperkit_tools.mil.tensor_spec import Precision
 
 TRANSFORMERS, OPENAI = "transformers", "openai"
 BUNDLE_OPTIONS = {
@@ -105,7 +105,7 @@ def candidates(
     Raises:
         WktError: A backend is unknown or not installed, or lacks a bundle or a model to run.
     """
-    from whisperkit_tools.cli.packages import unique_names
+    from whisperkit_tools.cli.arguments import unique_names
     from whisperkit_tools.pipeline import BUNDLE_BACKENDS
 
     names = {path.resolve(): name for name, path in unique_names([bundle.path for bundle in bundles]).items()}

@@ -17,8 +17,8 @@ def command(repo: str, first: str, second: str, revision: str | None, as_json: b
     A and B are names of variants, or contents as `wkt versions` shows them (the first characters are enough).
     """
     from whisperkit_tools.cli.registries import open_registry
-    from whisperkit_tools.publish.listing import compare
-    from whisperkit_tools.publish.registry import printable
+    from whisperkit_tools.publishing.listing import compare
+    from whisperkit_tools.publishing.registry.base import printable
 
     rows = compare(open_registry(repo), first, second, revision)
     if as_json:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.convert.conversion import ConversionResult
-    from whisperkit_tools.convert.prefill_audio import Recording
-    from whisperkit_tools.convert.prefill_stage import PrefillConfig
+    from whisperkit_tools.conversion.convert import ConversionResult
+    from whisperkit_tools.conversion.prefill.audio import Recording
+    from whisperkit_tools.conversion.prefill.build import PrefillConfig
 
 TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
 STATEFUL_TARGETS = ["ios18", "macos15"]
@@ -100,8 +100,8 @@ def command(
     """
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.cli.progress import ConsoleProgress
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.speech import verification_speech
+    from whisperkit_tools.conversion.convert import ConversionConfig, convert
+    from whisperkit_tools.conversion.speech import verification_speech
 
     if stateful:
         _check_states(deployment_target)
@@ -169,8 +169,8 @@ def _prefill(
         if names:
             raise click.UsageError(f"{', '.join(names)}: there is no prefill to apply to; add --prefill or --turbo")
         return None
-    from whisperkit_tools.convert.prefill_stage import DEFAULT_MAX_WER_DELTA, PrefillConfig
-    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
+    from whisperkit_tools.conversion.prefill.build import DEFAULT_MAX_WER_DELTA, PrefillConfig
+    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
 
     return PrefillConfig(
         source=source or "speech",
@@ -188,8 +188,8 @@ def _recordings(folder: Path) -> "tuple[Recording, ...]":
     Raises:
         AudioError: There is no audio, or a file of it is broken; all are named.
     """
-    from whisperkit_tools.convert.prefill_audio import Recording
-    from whisperkit_tools.transcribe.audio import find_inputs, load_audio
+    from whisperkit_tools.conversion.prefill.audio import Recording
+    from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
 
     recordings = []
     for item in find_inputs([str(folder)]):

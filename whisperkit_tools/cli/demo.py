@@ -90,8 +90,8 @@ def _print_sizes(reports: "Sequence[RunReport]") -> None:
 
 
 def _print_places(places: "Places", pulled: Path, page: Path) -> None:
-    from whisperkit_tools.publish.card import CARD
-    from whisperkit_tools.publish.picture import PICTURE
+    from whisperkit_tools.publishing.card import CARD
+    from whisperkit_tools.publishing.size_quality_chart import PICTURE
 
     click.echo(f"\nbundles    {places.bundles}")
     click.echo(f"published  {places.published}, its card {places.published / CARD}")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from whisperkit_tools.demo import DemoLongform, DemoUtterance
-    from whisperkit_tools.eval.examples import Dataset
-    from whisperkit_tools.eval.runner import FinishedRun
+    from whisperkit_tools.eval.datasets.examples import Dataset
+    from whisperkit_tools.eval.runs.runner import FinishedRun
     from whisperkit_tools.eval.schema import RunReport
     from whisperkit_tools.progress import Progress
-    from whisperkit_tools.publish.folder import FolderRegistry
+    from whisperkit_tools.publishing.registry.folder import FolderRegistry
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
 DATASET = "demo"
@@ -65,10 +65,10 @@ class Line:
 def convert_model(places: Places, progress: "Progress", *, limit: int | None, force: bool) -> Path:
     """The embedded checkpoint as a bundle in the layout for latency, with the prefill unless there is a limit."""
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.conversion import ConversionConfig, convert
-    from whisperkit_tools.convert.prefill_stage import PrefillConfig
-    from whisperkit_tools.convert.speech import verification_speech
-    from whisperkit_tools.transcribe.prefill_comparison import transcripts_with
+    from whisperkit_tools.conversion.convert import ConversionConfig, convert
+    from whisperkit_tools.conversion.prefill.build import PrefillConfig
+    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+    from whisperkit_tools.conversion.speech import verification_speech
 
     prefill = PrefillConfig(transcripts=transcripts_with, required=False) if limit is None else None
     config = ConversionConfig(output_dir=places.bundles, turbo=True, prefill=prefill, force=force)
@@ -82,9 +82,9 @@ def palettize(original: Path, progress: "Progress", *, limit: int | None, force:
         QualityGateError: One does not pass.
     """
     from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.palettize.config import PalettizeConfig
-    from whisperkit_tools.palettize.palettizer import Palettizer
-    from whisperkit_tools.palettize.plan import Aim
+    from whisperkit_tools.compress.compressor import Palettizer
+    from whisperkit_tools.compress.config import PalettizeConfig
+    from whisperkit_tools.compress.planner import Aim
     from whisperkit_tools.quantization.recipe import Wishes
     from whisperkit_tools.quantization.search import SearchOptions
 
@@ -98,8 +98,8 @@ def palettize(original: Path, progress: "Progress", *, limit: int | None, force:
 
 def demo_dataset(limit: int | None) -> "Dataset":
     """The demo's audio with its references; with a limit, so many short recordings of each language."""
-    from whisperkit_tools.eval.datasets import open_dataset
-    from whisperkit_tools.eval.examples import fingerprint
+    from whisperkit_tools.eval.datasets.examples import fingerprint
+    from whisperkit_tools.eval.datasets.open import open_dataset
 
     whole = open_dataset(DATASET)
     if limit is None:
@@ -127,9 +127,9 @@ def evaluate_bundles(bundles: Sequence[Path], dataset: "Dataset", places: Places
     from whisperkit_tools.bundle import Bundle
     from whisperkit_tools.cli.run_progress import RunProgress
     from whisperkit_tools.errors import EvaluationError
-    from whisperkit_tools.eval.engines import SerialEngine
-    from whisperkit_tools.eval.plan import EvaluateConfig
-    from whisperkit_tools.eval.runner import evaluate
+    from whisperkit_tools.eval.runs.engines import SerialEngine
+    from whisperkit_tools.eval.runs.runner import evaluate
+    from whisperkit_tools.eval.runs.tasks import EvaluateConfig
     from whisperkit_tools.pipeline import LoadBundle, bundle_candidate, read_audio
     from whisperkit_tools.transcribe.options import TranscribeOptions
 
@@ -150,10 +150,10 @@ def evaluate_bundles(bundles: Sequence[Path], dataset: "Dataset", places: Places
 
 def _judged(run: "FinishedRun", reference: "FinishedRun") -> "FinishedRun":
     """The run with its quality of inference, in its folder too."""
-    from whisperkit_tools.eval.report_reading import read_run
-    from whisperkit_tools.eval.run_store import write_json
+    from whisperkit_tools.eval.reports.read import read_run
+    from whisperkit_tools.eval.runs.store import write_json
+    from whisperkit_tools.eval.runs.summary import with_qoi
     from whisperkit_tools.eval.schema import REPORT_FILE, Report, to_json
-    from whisperkit_tools.eval.summary import with_qoi
 
     rates, base = ({row.id: row.wer for row in read_run(it.folder).rows} for it in (run, reference))
     report = with_qoi(run.report, rates, reference.report, base)
@@ -163,7 +163,7 @@ def _judged(run: "FinishedRun", reference: "FinishedRun") -> "FinishedRun":
 
 def write_pages(runs: "Sequence[FinishedRun]", places: Places) -> Path:
     """Each run's pages, and the page that compares them; its path."""
-    from whisperkit_tools.eval.report import PAGE_FILE, write_report, write_run_pages
+    from whisperkit_tools.eval.reports.write import PAGE_FILE, write_report, write_run_pages
 
     for run in runs:
         write_run_pages(run.folder)
@@ -177,9 +177,9 @@ def publish(bundles: Sequence[Path], places: Places) -> "FolderRegistry":
         PublishError: One does not prove that it is good enough, or the folder holds something else.
     """
     from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.publish.folder import FolderRegistry
-    from whisperkit_tools.publish.proof import examine
-    from whisperkit_tools.publish.publication import PublishOptions, carry_out, plan_publication
+    from whisperkit_tools.publishing.eligibility import examine
+    from whisperkit_tools.publishing.publish import PublishOptions, carry_out, plan_publication
+    from whisperkit_tools.publishing.registry.folder import FolderRegistry
 
     registry, options = FolderRegistry(places.published), PublishOptions(create=True)
     evidence = [examine(Bundle.open(path), places.evaluations, [DATASET]) for path in bundles]
@@ -190,7 +190,7 @@ def publish(bundles: Sequence[Path], places: Places) -> "FolderRegistry":
 
 def pull_back(registry: "FolderRegistry", variant: str, places: Places, *, force: bool) -> Path:
     """A published variant as a bundle; every file is checked."""
-    from whisperkit_tools.publish.pull import pull
+    from whisperkit_tools.publishing.pull import pull
 
     return pull(registry, variant, places.pulled, force=force).path
 
@@ -206,7 +206,7 @@ def transcribe(bundle: Path, limit: int | None) -> list[Line]:
 
 
 def _lines(transcriber: "Transcriber", utterance: "DemoUtterance | DemoLongform") -> list[Line]:
-    from whisperkit_tools.transcribe.audio import find_inputs, load_audio
+    from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
     from whisperkit_tools.transcribe.options import TranscribeOptions
 
     audio = load_audio(find_inputs([str(utterance.path)])[0])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.compile_hints.chips import Chip, ChipTable
-    from whisperkit_tools.compile_hints.cost import BundleEstimate
+    from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
+    from whisperkit_tools.compile_hints.lint.cost import BundleEstimate
 
 
 @click.command(short_help="Estimate FLOPs, bytes and latency of bundles on chips.")
@@ -34,7 +34,7 @@ def command(
     """
     from dataclasses import asdict
 
-    from whisperkit_tools.compile_hints.roofline import draw_roofline, require_matplotlib
+    from whisperkit_tools.compile_hints.lint.roofline import draw_roofline, require_matplotlib
 
     table, chips = _chips(chip_names)
     if plot:
@@ -58,7 +58,7 @@ def command(
 
 
 def _chips(names: str) -> tuple["ChipTable", list["Chip"]]:
-    from whisperkit_tools.compile_hints.chips import load_chips
+    from whisperkit_tools.compile_hints.lint.chips import load_chips
 
     table = load_chips()
     chosen = [name.strip() for name in names.split(",") if name.strip()]
@@ -74,8 +74,8 @@ def _chips(names: str) -> tuple["ChipTable", list["Chip"]]:
 def _estimates(
     paths: tuple[Path, ...], chips: list["Chip"], table: "ChipTable", tokens: int, function: str | None
 ) -> list["BundleEstimate"]:
-    from whisperkit_tools.cli.packages import find_functions, unique_names
-    from whisperkit_tools.compile_hints.cost import estimate_bundle
+    from whisperkit_tools.cli.arguments import find_functions, unique_names
+    from whisperkit_tools.compile_hints.lint.cost import estimate_bundle
     from whisperkit_tools.mil.graph import read_graph
 
     found = []

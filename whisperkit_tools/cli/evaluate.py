@@ -13,13 +13,13 @@ from whisperkit_tools.errors import EvaluationError, WktError
 
 if TYPE_CHECKING:
     from whisperkit_tools.cli.candidates import BackendChoice
-    from whisperkit_tools.eval.engines import Engine
-    from whisperkit_tools.eval.examples import Dataset
-    from whisperkit_tools.eval.plan import EvaluateConfig
-    from whisperkit_tools.eval.report_html import PageConfig
-    from whisperkit_tools.eval.runner import FinishedRun
-    from whisperkit_tools.eval.transcriber import Candidate
-    from whisperkit_tools.eval.worker import WorkerSpec
+    from whisperkit_tools.eval.backends.base import Candidate
+    from whisperkit_tools.eval.datasets.examples import Dataset
+    from whisperkit_tools.eval.reports.html import PageConfig
+    from whisperkit_tools.eval.runs.engines import Engine
+    from whisperkit_tools.eval.runs.runner import FinishedRun
+    from whisperkit_tools.eval.runs.tasks import EvaluateConfig
+    from whisperkit_tools.eval.runs.worker import WorkerSpec
 
 DEFAULT_ROOT = Path("evaluations")
 _SHOWN_FAILURES = 5
@@ -148,7 +148,7 @@ def command(
     Exit codes: 0 done, 1 with any example that failed, 2 wrong usage.
     """
     from whisperkit_tools.cli.progress import ConsoleProgress
-    from whisperkit_tools.eval.report_html import PageConfig
+    from whisperkit_tools.eval.reports.html import PageConfig
 
     if options["address"] is not None and options["engine_name"] != "ray":
         raise click.UsageError("--address is of a Ray cluster; add --engine ray")
@@ -165,8 +165,8 @@ def command(
 
 
 def _config(options: dict[str, Any]) -> "EvaluateConfig":
-    from whisperkit_tools.eval.normalize import NORMALIZERS
-    from whisperkit_tools.eval.plan import EvaluateConfig
+    from whisperkit_tools.eval.metrics.normalize import NORMALIZERS
+    from whisperkit_tools.eval.runs.tasks import EvaluateConfig
 
     if options["normalizer"] not in NORMALIZERS:
         raise click.UsageError(f"no normalizer {options['normalizer']!r}; there are {', '.join(NORMALIZERS)}")
@@ -235,7 +235,7 @@ def _check_used(backends: "Sequence[BackendChoice]", options: dict[str, Any]) ->
 
 
 def _dataset(name: str, options: dict[str, Any], progress: Any) -> "Dataset":
-    from whisperkit_tools.eval.datasets import DatasetOptions, open_dataset
+    from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
 
     names = ("split", "subset", "text_column", "revision", "limit", "sample", "seed", "language", "skip_bad")
     chosen = {key: options[key] for key in (*names, "min_duration_s", "max_duration_s")}
@@ -246,10 +246,10 @@ def _dataset(name: str, options: dict[str, Any], progress: Any) -> "Dataset":
 
 
 def _engine(options: dict[str, Any]) -> "Callable[[WorkerSpec], Engine]":
-    from whisperkit_tools.eval.engines import ProcessEngine, SerialEngine
+    from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
 
     if options["engine_name"] == "ray":
-        from whisperkit_tools.eval.cluster import RayEngine
+        from whisperkit_tools.eval.runs.ray_engine import RayEngine
 
         return partial(RayEngine, address=options["address"], workers=options["workers"])
     workers = options["workers"] or 1
@@ -284,7 +284,7 @@ class _Evaluation:
             WktError: The only one was stopped.
         """
         from whisperkit_tools.cli.run_progress import RunProgress
-        from whisperkit_tools.eval.runner import evaluate
+        from whisperkit_tools.eval.runs.runner import evaluate
         from whisperkit_tools.pipeline import read_audio
 
         self._first = candidates[0].name
@@ -309,10 +309,10 @@ class _Evaluation:
 
     def judge(self, reference: Path | None) -> None:
         """Measure quality of inference: against the reference run, else the first of several unless it was stopped."""
-        from whisperkit_tools.eval.report_reading import read_run
-        from whisperkit_tools.eval.run_store import write_json
+        from whisperkit_tools.eval.reports.read import read_run
+        from whisperkit_tools.eval.runs.store import write_json
+        from whisperkit_tools.eval.runs.summary import with_qoi
         from whisperkit_tools.eval.schema import REPORT_FILE, Report, to_json
-        from whisperkit_tools.eval.summary import with_qoi
 
         if reference is None and (len(self._done) < 2 or self._done[0].report.name != self._first):
             return
@@ -328,7 +328,7 @@ class _Evaluation:
 
     def write(self) -> None:
         """Write each run's pages, and the comparison of several."""
-        from whisperkit_tools.eval.report import write_report, write_run_pages
+        from whisperkit_tools.eval.reports.write import write_report, write_run_pages
 
         for done in self._done:
             write_run_pages(done.folder, self._page)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.compile_hints.chips import Chip, ChipTable
-    from whisperkit_tools.compile_hints.residency import Finding, Residency
+    from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
+    from whisperkit_tools.compile_hints.lint.rules import Finding, Residency
 
 PLACES_SHOWN = 4
 
@@ -56,7 +56,7 @@ def command(
 
 
 def _table(chip_name: str) -> tuple["ChipTable", "Chip"]:
-    from whisperkit_tools.compile_hints.chips import load_chips
+    from whisperkit_tools.compile_hints.lint.chips import load_chips
 
     table = load_chips()
     try:
@@ -72,8 +72,8 @@ def _reports(
     from dataclasses import replace
 
     table, chip = _table(chip_name)
-    from whisperkit_tools.cli.packages import find_functions
-    from whisperkit_tools.compile_hints.residency import judge, rules
+    from whisperkit_tools.cli.arguments import find_functions
+    from whisperkit_tools.compile_hints.lint.rules import judge, rules
     from whisperkit_tools.mil.compute_plan import planned_devices, require_compute_plan
     from whisperkit_tools.mil.graph import read_graph
 

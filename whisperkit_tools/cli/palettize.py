@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.palettize.config import Palettization, PalettizeConfig, Plan
-    from whisperkit_tools.palettize.palettizer import Palettizer
-    from whisperkit_tools.palettize.plan import Aim, Ticks
+    from whisperkit_tools.compress.compressor import Palettizer
+    from whisperkit_tools.compress.config import Palettization, PalettizeConfig, Plan
+    from whisperkit_tools.compress.planner import Aim, Ticks
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -73,7 +73,7 @@ def command(bundle_path: Path | None, dry_run: bool, as_json: bool, **options: A
     if options["plot"] is not None and options["plot"].suffix.lower() != ".png":
         raise click.BadParameter(f"{options['plot']} does not end in .png", param_hint="--plot")
     from whisperkit_tools.cli.progress import ConsoleProgress
-    from whisperkit_tools.palettize.palettizer import Palettizer
+    from whisperkit_tools.compress.compressor import Palettizer
 
     config = _config(options)
     with _ticking() as ticks:
@@ -92,7 +92,7 @@ def command(bundle_path: Path | None, dry_run: bool, as_json: bool, **options: A
 
 def _middle() -> "Aim":
     """What a dry run shows of a search: where it starts."""
-    from whisperkit_tools.palettize.plan import Aim
+    from whisperkit_tools.compress.planner import Aim
 
     return Aim(target_bits=4.5)
 
@@ -110,7 +110,7 @@ def _bundle(path: Path | None) -> Any:
 
 
 def _config(options: dict[str, Any]) -> "PalettizeConfig":
-    from whisperkit_tools.palettize.config import PalettizeConfig
+    from whisperkit_tools.compress.config import PalettizeConfig
     from whisperkit_tools.quantization.gate import Gate
     from whisperkit_tools.quantization.recipe import Wishes
     from whisperkit_tools.quantization.search import SearchOptions
@@ -133,7 +133,7 @@ def _config(options: dict[str, Any]) -> "PalettizeConfig":
 
 
 def _aim(options: dict[str, Any]) -> "Aim | None":
-    from whisperkit_tools.palettize.plan import Aim
+    from whisperkit_tools.compress.planner import Aim
 
     bits, size = options["bits"], options["target_size"]
     uniform = None if bits in (None, "mixed") else _number(bits)
@@ -207,7 +207,7 @@ def _written(work: "Palettizer", plan: "Plan", options: dict[str, Any]) -> None:
 
         write_recipe(plan.recipe, options["recipe_out"])
     if options["plot"]:
-        from whisperkit_tools.palettize.plot import plot_curves
+        from whisperkit_tools.compress.plot import plot_curves
 
         plot_curves(work.planner, plan, options["plot"])
 
@@ -253,7 +253,7 @@ def _result_json(result: "Palettization") -> dict[str, Any]:
 
 
 def _result_text(result: "Palettization") -> str:
-    from whisperkit_tools.palettize.record import describe
+    from whisperkit_tools.compress.manifest_section import describe
 
     lines = [describe(trial) for trial in result.trials]
     if result.tuning is not None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from whisperkit_tools.cli.interrupts import raise_if_asked
+from whisperkit_tools.cli.sigint import raise_if_asked
 
 
 class ConsoleProgress:

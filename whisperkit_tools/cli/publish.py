@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.publish.proof import Evidence
-    from whisperkit_tools.publish.publication import Plan
-    from whisperkit_tools.publish.registry import Commit, Registry
+    from whisperkit_tools.publishing.eligibility import Evidence
+    from whisperkit_tools.publishing.publish import Plan
+    from whisperkit_tools.publishing.registry.base import Commit, Registry
 
 DEFAULT_REPORTS = Path("evaluations")
 
@@ -48,7 +48,7 @@ def command(bundles: tuple[Path, ...], repo: str | None, folder: Path | None, re
     from datetime import UTC, datetime
 
     from whisperkit_tools.cli.registries import show_plan
-    from whisperkit_tools.publish.publication import PublishOptions, plan_publication
+    from whisperkit_tools.publishing.publish import PublishOptions, plan_publication
 
     _check_usage(repo, folder, revision, reports_repo, allow_unproven)
     registry, apart = _registries(repo, folder, revision, reports_repo)
@@ -89,8 +89,8 @@ def _check_usage(repo: str | None, folder: Path | None, revision: str | None, re
 def _registries(
     repo: str | None, folder: Path | None, revision: str | None, reports_repo: str | None
 ) -> tuple["Registry", "Registry | None"]:
-    from whisperkit_tools.publish.folder import FolderRegistry
-    from whisperkit_tools.publish.hub import HubRegistry
+    from whisperkit_tools.publishing.registry.folder import FolderRegistry
+    from whisperkit_tools.publishing.registry.hub import HubRegistry
 
     registry = FolderRegistry(folder) if folder is not None else HubRegistry(repo or "", revision=revision)
     return registry, HubRegistry(reports_repo, repo_type="dataset") if reports_repo is not None else None
@@ -101,7 +101,7 @@ def _evidence(bundles: tuple[Path, ...], reports: Path | None, required: list[st
     """The bundles with their proofs; reports that were named must be about them."""
     from whisperkit_tools.bundle import Bundle, find_bundle
     from whisperkit_tools.errors import BundleError
-    from whisperkit_tools.publish.proof import check_reports, examine
+    from whisperkit_tools.publishing.eligibility import check_reports, examine
 
     try:
         opened = [Bundle.open(path) for path in bundles] or [find_bundle()]
@@ -117,8 +117,8 @@ def _evidence(bundles: tuple[Path, ...], reports: Path | None, required: list[st
 
 def _plans(make_plan: Any, apart: "Registry | None", options: Any) -> list[tuple[str, "Plan", None]]:
     """What would be done, repository by repository."""
-    from whisperkit_tools.publish.publication import plan_reports, without_reports
-    from whisperkit_tools.publish.reports import split_reports
+    from whisperkit_tools.publishing.publish import plan_reports, without_reports
+    from whisperkit_tools.publishing.reports import split_reports
 
     plan = make_plan()
     if apart is None:
@@ -133,8 +133,8 @@ def _publish(
     """Commit, the reports first where they go into a repository of their own."""
     from dataclasses import replace
 
-    from whisperkit_tools.publish.publication import carry_out, plan_reports, without_reports
-    from whisperkit_tools.publish.reports import split_reports
+    from whisperkit_tools.publishing.publish import carry_out, plan_reports, without_reports
+    from whisperkit_tools.publishing.reports import split_reports
 
     done = []
     if apart is not None:

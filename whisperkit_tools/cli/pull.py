@@ -23,7 +23,7 @@ def command(repo: str, variant: str, revision: str | None, output_dir: Path, for
     from dataclasses import asdict
 
     from whisperkit_tools.cli.registries import open_registry, shown_size
-    from whisperkit_tools.publish.pull import pull
+    from whisperkit_tools.publishing.pull import pull
 
     def report(path: str, size_bytes: int) -> None:
         click.echo(f"{shown_size(size_bytes):>10}  {path}", err=True)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.publish.publication import Plan
-    from whisperkit_tools.publish.registry import Registry
+    from whisperkit_tools.publishing.publish import Plan
+    from whisperkit_tools.publishing.registry.base import Registry
 
 
 def open_registry(word: str, *, revision: str | None = None, repo_type: str = "model") -> "Registry":
     """The registry that a word names: a folder that is there or is written as a path, else a repository on the Hub."""
-    from whisperkit_tools.publish.folder import FolderRegistry
-    from whisperkit_tools.publish.hub import HubRegistry
+    from whisperkit_tools.publishing.registry.folder import FolderRegistry
+    from whisperkit_tools.publishing.registry.hub import HubRegistry
 
     if Path(word).is_dir() or word.startswith((".", "/", "~")) or word.endswith("/"):
         if revision is not None:

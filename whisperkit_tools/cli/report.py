@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from whisperkit_tools.eval.report import WrittenReport
+    from whisperkit_tools.eval.reports.write import WrittenReport
 
 IDS_SHOWN = 5
 
@@ -54,9 +54,9 @@ def command(
     """
     if target is None and (len(runs) > 1 or baseline is not None):
         raise click.UsageError("several runs are compared in a folder of their own: name it with -o")
-    from whisperkit_tools.eval.comparison import ComparisonConfig
-    from whisperkit_tools.eval.report import in_baseline_order, write_report, write_run_pages
-    from whisperkit_tools.eval.report_html import PageConfig
+    from whisperkit_tools.eval.reports.comparison import ComparisonConfig
+    from whisperkit_tools.eval.reports.html import PageConfig
+    from whisperkit_tools.eval.reports.write import in_baseline_order, write_report, write_run_pages
 
     page = PageConfig(title, embed_audio, embed_limit * 1_000_000, examples_limit)
     if target is None:
@@ -71,7 +71,7 @@ def command(
 
 
 def _print(written: "WrittenReport", as_json: bool) -> None:
-    from whisperkit_tools.eval.report import PAGE_FILE
+    from whisperkit_tools.eval.reports.write import PAGE_FILE
     from whisperkit_tools.eval.schema import to_json
 
     page = written.folder / PAGE_FILE
@@ -86,8 +86,8 @@ def _print(written: "WrittenReport", as_json: bool) -> None:
 
 
 def _print_table(written: "WrittenReport") -> None:
-    from whisperkit_tools.eval.report_format import points, points_interval, visible
-    from whisperkit_tools.eval.report_page import verdict
+    from whisperkit_tools.eval.reports.format import points, points_interval, visible
+    from whisperkit_tools.eval.reports.page import verdict
 
     names = [visible(run.report.name) for run in written.runs]
     width = max(map(len, names))
@@ -109,6 +109,6 @@ def _print_table(written: "WrittenReport") -> None:
 
 
 def _percent(value: float | None, width: int) -> str:
-    from whisperkit_tools.eval.report_format import percent
+    from whisperkit_tools.eval.reports.format import percent
 
     return f"{percent(value):>{width}}"

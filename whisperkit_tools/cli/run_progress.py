@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from whisperkit_tools.cli.interrupts import raise_if_asked
+from whisperkit_tools.cli.sigint import raise_if_asked
 
 if TYPE_CHECKING:
-    from whisperkit_tools.eval.runner import Status
+    from whisperkit_tools.eval.runs.runner import Status
 
 _LINE_EVERY_S = 30.0
 

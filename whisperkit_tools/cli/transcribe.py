@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whisperkit_tools.cli.interrupts import raise_if_asked
+from whisperkit_tools.cli.sigint import raise_if_asked
 from whisperkit_tools.errors import AudioError
 
 if TYPE_CHECKING:
-    from whisperkit_tools.transcribe.audio import AudioInput
+    from whisperkit_tools.transcribe.audio.load import AudioInput
     from whisperkit_tools.transcribe.options import TranscribeOptions
     from whisperkit_tools.transcribe.results import Transcription
     from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -194,7 +194,7 @@ def command(
     AUDIO is one or more files (wav, flac, mp3, m4a, ogg, ...; any rate, any channels), folders, or - for standard
     input. Texts go to stdout in the order of the inputs, one line each; with -o they go to files.
     """
-    from whisperkit_tools.transcribe.audio import find_inputs
+    from whisperkit_tools.transcribe.audio.load import find_inputs
     from whisperkit_tools.transcribe.options import TranscribeOptions
 
     if as_json and output_dir is None and format_name not in ("txt", "json"):
@@ -275,7 +275,7 @@ class _Run:
         Raises:
             AudioError: Naming all inputs that failed.
         """
-        from whisperkit_tools.transcribe.audio import load_audio
+        from whisperkit_tools.transcribe.audio.load import load_audio
 
         for number, item in enumerate(self._inputs):
             raise_if_asked()

@@ -21,7 +21,7 @@ def command(repo: str, variant: str, revision: str | None, pull_request: bool, d
     from datetime import UTC, datetime
 
     from whisperkit_tools.cli.registries import open_registry, plan_json, show_plan
-    from whisperkit_tools.publish.publication import Plan, PublishOptions, carry_out, plan_withdrawal
+    from whisperkit_tools.publishing.publish import Plan, PublishOptions, carry_out, plan_withdrawal
 
     registry = open_registry(repo, revision=revision)
     now = datetime.now(UTC).isoformat(timespec="seconds")

@@ -28,9 +28,9 @@ def command(bundle_path: Path, source: str | None, no_parity: bool, allow_pickle
     from whisperkit_tools.bundle import Bundle
     from whisperkit_tools.cli.info import STATEFUL_NOTE
     from whisperkit_tools.cli.progress import ConsoleProgress
-    from whisperkit_tools.convert.parity import ParityGate
-    from whisperkit_tools.convert.speech import verification_speech
-    from whisperkit_tools.convert.verification import bundle_is_stateful, verify_bundle
+    from whisperkit_tools.conversion.parity import ParityGate
+    from whisperkit_tools.conversion.speech import verification_speech
+    from whisperkit_tools.conversion.verify import bundle_is_stateful, verify_bundle
     from whisperkit_tools.errors import QualityGateError
 
     bundle = Bundle.open(bundle_path)
@@ -56,7 +56,7 @@ def _verdict(problems: tuple[str, ...]) -> str:
 def _checkpoint(bundle: "Bundle", source: str | None, allow_pickle: bool) -> tuple["Checkpoint | None", str | None]:
     """Open the checkpoint to compare with, or say why there is none."""
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.convert.verification import source_of
+    from whisperkit_tools.conversion.verify import source_of
     from whisperkit_tools.errors import CheckpointError
 
     recorded = source_of(bundle)

@@ -16,8 +16,8 @@ def command(repo: str, revision: str | None, as_json: bool) -> None:
     Variants that another tool published are listed with their sizes.
     """
     from whisperkit_tools.cli.registries import open_registry
-    from whisperkit_tools.publish.listing import list_variants
-    from whisperkit_tools.publish.registry import printable
+    from whisperkit_tools.publishing.listing import list_variants
+    from whisperkit_tools.publishing.registry.base import printable
 
     rows = list_variants(open_registry(repo), revision)
     if as_json:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-from whisperkit_tools.mil.specs import Precision, TensorSpec
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec
 
 BackendName: TypeAlias = Literal["torch", "coreml"]
 

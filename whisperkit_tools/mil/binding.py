@@ -8,8 +8,8 @@ import numpy as np
 
 from whisperkit_tools.errors import UnsupportedOperationError
 from whisperkit_tools.mil.graph import Constant, Graph, Operation
-from whisperkit_tools.mil.registry import Kernel, kernels
-from whisperkit_tools.mil.specs import TensorSpec
+from whisperkit_tools.mil.kernels import Kernel, kernels
+from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 
 @dataclass(slots=True)

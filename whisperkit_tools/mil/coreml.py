@@ -8,7 +8,7 @@ from typing import Any
 from whisperkit_tools.errors import BundleError, UnsupportedOperationError
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
-from whisperkit_tools.mil.specs import TensorSpec
+from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 COMPUTE_UNITS = ("all", "cpu_only", "cpu_and_gpu", "cpu_and_ne")
 

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from whisperkit_tools.mil.plan import Plan, Values, execute
+from whisperkit_tools.mil.schedule import Plan, Values, execute
 
 ConstantsKey: TypeAlias = tuple[tuple[int, int], ...]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from whisperkit_tools.mil import fused
+from whisperkit_tools.mil import fused_kernels as fused
 from whisperkit_tools.mil.binding import Node
-from whisperkit_tools.mil.registry import make_kernel
-from whisperkit_tools.mil.specs import TensorSpec, is_float
+from whisperkit_tools.mil.kernels import make_kernel
+from whisperkit_tools.mil.tensor_spec import TensorSpec, is_float
 
 
 class Surroundings:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.mil.blobs import Blob, BlobFile
 from whisperkit_tools.mil.protos import model_proto
-from whisperkit_tools.mil.specs import TensorSpec, dtype_name, numpy_dtype
+from whisperkit_tools.mil.tensor_spec import TensorSpec, dtype_name, numpy_dtype
+from whisperkit_tools.mil.weights_file import Blob, BlobFile
 
 
 @dataclass(frozen=True, slots=True)

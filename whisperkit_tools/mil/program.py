@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.binding import Node, bind
 from whisperkit_tools.mil.executor import ConstantsKey, Executor
-from whisperkit_tools.mil.feeding import Feed
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.plan import Plan, Target, execute
-from whisperkit_tools.mil.specs import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
-from whisperkit_tools.mil.state import ProgramState
+from whisperkit_tools.mil.inputs import Feed
+from whisperkit_tools.mil.schedule import Plan, Target, execute
+from whisperkit_tools.mil.states import ProgramState
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
 
 
 class Program(nn.Module):

@@ -10,20 +10,20 @@ import numpy as np
 from torch import Tensor
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches
+from whisperkit_tools.decoder.session import Models, Sizes
 from whisperkit_tools.errors import AudioError, BundleError
-from whisperkit_tools.mil.specs import Precision
-from whisperkit_tools.transcribe.audio import SAMPLE_RATE_HZ
-from whisperkit_tools.transcribe.chunked import HeardChunk, overlapping_chunks, stitched_segments
-from whisperkit_tools.transcribe.decoding import DecodedWindow, WindowDecoder
-from whisperkit_tools.transcribe.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
-from whisperkit_tools.transcribe.longform import Context, Phrase, split_window
-from whisperkit_tools.transcribe.models import Models, Sizes
+from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.transcribe.audio.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
+from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ
+from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
-from whisperkit_tools.transcribe.prefill import PrefilledCaches
 from whisperkit_tools.transcribe.results import Segment, Timings, Transcription
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
-from whisperkit_tools.transcribe.vad import cut_in_pauses, detector
-from whisperkit_tools.transcribe.words import WordAligner, shifted
+from whisperkit_tools.transcribe.windows.chunked import HeardChunk, overlapping_chunks, stitched_segments
+from whisperkit_tools.transcribe.windows.decoding import DecodedWindow, WindowDecoder
+from whisperkit_tools.transcribe.windows.sequential import Context, Phrase, split_window
+from whisperkit_tools.transcribe.windows.words import WordAligner, shifted
 
 ENGLISH = "en"
 Progress = Callable[[float, float], None]
@@ -117,7 +117,7 @@ class Transcriber:
         Raises:
             BundleError: The bundle is incomplete or damaged.
         """
-        from whisperkit_tools.transcribe.loading import load_models
+        from whisperkit_tools.decoder.loading import load_models
 
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         models = load_models(opened, precision=precision, backend=backend, compute_units=compute_units, device=device)

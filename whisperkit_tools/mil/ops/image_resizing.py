@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperkit_tools.mil.registry import operation
+from whisperkit_tools.mil.kernels import operation
 
 
 @operation("upsample_nearest_neighbor")

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whisperkit_tools.mil.kernels import operation
 from whisperkit_tools.mil.ops.conv import pad_spatial, spatial_padding
-from whisperkit_tools.mil.registry import operation
 
 
 def _padding(

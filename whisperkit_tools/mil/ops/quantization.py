@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.registry import operation
+from whisperkit_tools.mil.kernels import operation
 
 
 def _along(vector: Tensor, x: Tensor, axis: int | None) -> Tensor:

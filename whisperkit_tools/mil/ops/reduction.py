@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.registry import operation
+from whisperkit_tools.mil.kernels import operation
 
 
 def _dims(x: Tensor, axes: Sequence[int] | None) -> list[int]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.registry import operation
+from whisperkit_tools.mil.kernels import operation
 
 
 def _places(indices: Tensor, size: int) -> Tensor:

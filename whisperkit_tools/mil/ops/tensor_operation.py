@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperkit_tools.mil.registry import operation
+from whisperkit_tools.mil.kernels import operation
 
 
 @operation("identity", exact=True)

@@ -1,0 +1,1 @@
+"""The Neural Engine lint and the cost model of ML Programs."""

@@ -1,0 +1,1 @@
+"""Datasets: recordings with their reference texts."""

@@ -1,0 +1,350 @@
+"""Datasets of the Hugging Face Hub, and local copies of them, turned into folders of audio files with a table.
+
+A Hub dataset is fetched once, row by row, into a folder `metadata.jsonl` + `audio/` in the cache; evaluations read
+that folder, work without a connection, and can be resumed. Audio is kept in the bytes in which it is published.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.datasets.layouts import METADATA_FILES, LayoutOptions, read_folder
+from whisperkit_tools.eval.datasets.rows import (
+    AUDIO_EXTENSIONS,
+    DURATION_FIELDS,
+    ID_FIELDS,
+    LANGUAGE_FIELDS,
+    SPEAKER_FIELDS,
+    TEXT_FIELDS,
+    WORD_FIELDS,
+    Row,
+    first,
+)
+from whisperkit_tools.progress import Progress
+
+if TYPE_CHECKING:
+    from whisperkit_tools.eval.datasets.open import DatasetOptions
+
+_INFO_FILE = "dataset.json"
+_AUDIO_COLUMNS = ("audio", "speech", "file")
+_DATA_PATTERNS = ("*.parquet", "*.arrow")
+_DEFAULT_SPLIT = "test"
+
+
+def fetch_snapshot(hub_id: str, options: "DatasetOptions", progress: Progress) -> Path:
+    """Download a repository of audio files with a table, or find it in the Hub's cache; zipped audio is unpacked.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetError: The repository cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        with progress.stage(hub_id, "downloading"):
+            folder = Path(snapshot_download(hub_id, repo_type="dataset", revision=options.revision))
+    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+        raise DatasetError(_explain(hub_id, options.revision, error)) from error
+    archives = sorted(folder.glob("*.zip"))
+    return _unpacked(hub_id, folder, archives, options, progress) if archives else folder
+
+
+def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: "DatasetOptions", progress: Progress) -> Path:
+    """A folder with the table and the unpacked audio; its name holds the commit, so that it is made once."""
+    target = cache_folder(options) / f"{_safe(hub_id)}-{folder.name[:12]}"
+    if target.is_dir():
+        return target
+    with progress.stage(hub_id, "unpacking"), _WrittenWhole(target) as scratch:
+        for archive in archives:
+            try:
+                with zipfile.ZipFile(archive) as opened:
+                    opened.extractall(scratch)
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DatasetError(f"{archive} cannot be unpacked: {error}") from error
+        for name in METADATA_FILES:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, scratch / name)
+    return target
+
+
+def cache_folder(options: "DatasetOptions") -> Path:
+    """Where fetched datasets are kept."""
+    from huggingface_hub import constants
+
+    return options.cache_dir or Path(constants.HF_HOME) / "whisperkit-tools" / "datasets"
+
+
+class _WrittenWhole:
+    """A context with a scratch folder that takes its place when all went well, and leaves nothing otherwise."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+
+    def __enter__(self) -> Path:
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix=f".{self._target.name}-", dir=self._target.parent))
+        return self._scratch
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            return
+        old = self._scratch.with_name(f"{self._scratch.name}-old")
+        if self._target.is_dir():
+            self._target.rename(old)
+        try:
+            self._scratch.rename(self._target)
+        except OSError:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            if not self._target.is_dir():  # else another process was faster
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read_hub(hub_id: str, options: "DatasetOptions", progress: Progress) -> list[Row]:
+    """Rows of a Hub dataset, fetched on first use.
+
+    Raises:
+        DatasetError: It cannot be had, or its columns are not understood.
+    """
+    folder = _fetched(hub_id, options)
+    if folder is None:
+        if _has_plain_table(hub_id, options):
+            layout = LayoutOptions(options.split, options.text_column, options.language)
+            return read_folder(fetch_snapshot(hub_id, options, progress), layout) or []
+        folder = _target(hub_id, options)
+        with progress.stage(hub_id, "fetching"):
+            _materialise(folder, _hub_rows(hub_id, options), options, hub_id)
+    return (read_folder(folder, LayoutOptions()) or [])[: options.rows_needed]
+
+
+def _target(hub_id: str, options: "DatasetOptions") -> Path:
+    parts = (hub_id, options.subset, options.split or _DEFAULT_SPLIT, options.revision, options.text_column)
+    return cache_folder(options) / "--".join(_safe(part) for part in parts if part)
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def _fetched(hub_id: str, options: "DatasetOptions") -> Path | None:
+    """The folder of an earlier fetch, if it has all rows that are needed now."""
+    folder = _target(hub_id, options)
+    try:
+        info = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = options.rows_needed
+    return folder if info["complete"] or (needed is not None and info["rows"] >= needed) else None
+
+
+def _has_plain_table(hub_id: str, options: "DatasetOptions") -> bool:
+    """Whether a repository is a folder of audio with `metadata.json`, which `datasets` does not know."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().dataset_info(hub_id, revision=options.revision)
+    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+        raise DatasetError(_explain(hub_id, options.revision, error)) from error
+    return any(file.rfilename == "metadata.json" for file in info.siblings or ())
+
+
+def _hub_rows(hub_id: str, options: "DatasetOptions") -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(
+            hub_id,
+            options.subset,
+            split=options.split or _DEFAULT_SPLIT,
+            revision=options.revision,
+            streaming=options.streaming,
+        )
+    except Exception as error:  # `datasets` raises what its readers raise
+        raise DatasetError(_explain(hub_id, options.revision, error)) from error
+
+
+def read_local_files(folder: Path, options: "DatasetOptions") -> list[Row] | None:
+    """Rows of a local copy of a Hub dataset: parquet or arrow files, `save_to_disk` folders included.
+
+    Returns:
+        None when the folder holds nothing of the kind.
+
+    Raises:
+        DatasetError: The files cannot be read, or their columns are not understood.
+    """
+    found = sorted(path for pattern in _DATA_PATTERNS for path in folder.rglob(pattern))
+    if not found:
+        return None
+    target = cache_folder(options) / f"{_safe(folder.resolve().name)}-{_digest(found, options)}"
+    if not target.is_dir():
+        _materialise(target, _local_rows(folder, options), options, str(folder))
+    return read_folder(target, LayoutOptions())
+
+
+def _local_rows(folder: Path, options: "DatasetOptions") -> Any:
+    import datasets
+
+    try:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(str(folder))
+            return loaded[_split_of(list(loaded), folder, options)] if isinstance(loaded, dict) else loaded
+        # `datasets` understands the same names of files and folders here as on the Hub.
+        splits = datasets.get_dataset_split_names(str(folder), options.subset)
+        split = _split_of(splits, folder, options)
+        return datasets.load_dataset(str(folder), options.subset, split=split, streaming=True)
+    except DatasetError:
+        raise
+    except Exception as error:  # `datasets` raises what its readers raise
+        raise DatasetError(f"{folder} cannot be read: {_first_line(error)}") from error
+
+
+def _split_of(splits: list[str], folder: Path, options: "DatasetOptions") -> str:
+    wanted = options.split or (splits[0] if len(splits) == 1 else _DEFAULT_SPLIT)
+    if wanted not in splits:
+        raise DatasetError(f"no split {wanted!r} in {folder}: found {', '.join(splits)}; choose with --split")
+    return wanted
+
+
+def _digest(paths: Iterable[Path], options: "DatasetOptions") -> str:
+    """Names a local copy by its files and by what of them is taken."""
+    import hashlib
+
+    state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    chosen = [options.split, options.subset, options.text_column, options.audio_column, options.rows_needed]
+    return hashlib.sha256(json.dumps([state, chosen]).encode()).hexdigest()[:12]
+
+
+def _materialise(target: Path, rows: Any, options: "DatasetOptions", source: str) -> None:
+    """Write rows as a folder of audio files with a table.
+
+    Raises:
+        DatasetError: The columns are not understood, or the rows stop coming.
+    """
+    text, audio = _columns(rows, options, source)
+    needed = options.rows_needed
+    count = 0
+    with _WrittenWhole(target) as scratch:
+        (scratch / "audio").mkdir()
+        with (scratch / "metadata.jsonl").open("w", encoding="utf-8") as table:
+            for count, row in enumerate(_taken(rows, audio, needed, source), start=1):
+                entry = _entry(row, count, text, audio, scratch)
+                table.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        info = {"source": source, "rows": count, "complete": needed is None or count < needed}
+        (scratch / _INFO_FILE).write_text(json.dumps(info) + "\n", encoding="utf-8")
+
+
+def _columns(rows: Any, options: "DatasetOptions", source: str) -> tuple[str, str]:
+    """The columns with transcript and audio."""
+    names = list(rows.column_names or next(iter(rows), {}))
+    text = _pick(names, options.text_column, TEXT_FIELDS, "transcripts", "--text-column", source)
+    return text, _pick(names, options.audio_column, _AUDIO_COLUMNS, "audio", "audio_column", source)
+
+
+def _pick(names: list[str], wanted: str | None, usual: Iterable[str], what: str, option: str, source: str) -> str:
+    candidates = [wanted] if wanted else list(usual)
+    found = next((name for name in candidates if name in names), None)
+    if found is None:
+        raise DatasetError(
+            f"{source} has no column of {what}: looked for {', '.join(candidates)}, found {', '.join(names)}; "
+            f"choose with {option}"
+        )
+    return found
+
+
+def _taken(rows: Any, audio: str, needed: int | None, source: str) -> Iterator[Mapping[str, Any]]:
+    """The rows with audio as published bytes, so that no decoder of `datasets` is needed."""
+    import datasets
+
+    try:
+        features = rows.features or {}
+        if isinstance(features.get(audio), datasets.Audio):
+            rows = rows.cast_column(audio, datasets.Audio(decode=False))
+        yield from islice(rows, needed)
+    except Exception as error:  # `datasets` raises what its readers and its HTTP library raise
+        raise DatasetError(f"{source} broke off: {_first_line(error)}; run the command again") from error
+
+
+def _entry(row: Mapping[str, Any], number: int, text: str, audio: str, folder: Path) -> dict[str, Any]:
+    """Write the audio of one row and return its line of the table."""
+    value = row[audio]
+    content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
+    path = str((value if isinstance(value, str) else path) or "")
+    if not isinstance(content, bytes) and path and Path(path).is_file():
+        content = Path(path).read_bytes()
+    suffix = PurePosixPath(path).suffix.lower()
+    name = f"audio/{number:07d}{suffix if suffix in AUDIO_EXTENSIONS else '.wav'}"
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    fields = {
+        "id": first(row, ID_FIELDS) or PurePosixPath(path).stem or f"{number:07d}",
+        "text": row[text],
+        "duration": first(row, DURATION_FIELDS),
+        "language": first(row, LANGUAGE_FIELDS),
+        "speaker": first(row, SPEAKER_FIELDS),
+    }
+    entry = {"file_name": name, **{key: str(field) for key, field in fields.items() if field is not None}}
+    return entry | {name: row[name] for name in WORD_FIELDS if isinstance(row.get(name), list)}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
+    """Say in one line what happened and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    causes = list(_causes(error))
+    page = f"{_endpoint()}/datasets/{hub_id}"
+    log_in = "log in with `hf auth login` or set HF_TOKEN"
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"{hub_id} is gated: accept its terms at {page}, then {log_in}"
+    if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+        return f"{hub_id} has no revision {revision!r}; give a branch, a tag or a full commit hash"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return f"no dataset {hub_id} on {_endpoint()}; if it is private, {log_in}"
+    statuses = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError) and cause.response]
+    if statuses:
+        return f"{_endpoint()} answers HTTP {statuses[0]} for {hub_id}; try again later"
+    offline = (LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if isinstance(error, offline) or any(_is_no_connection(cause) for cause in causes):
+        return (
+            f"cannot reach {_endpoint()} and {hub_id} is not in the cache; to work offline download it elsewhere "
+            f"(`hf download --repo-type dataset {hub_id} --local-dir DIR`) and pass --dataset DIR; "
+            "for a mirror set HF_ENDPOINT"
+        )
+    return f"{hub_id} cannot be opened: {_first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_no_connection(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}  # of whichever HTTP library the client uses
+    return bool(names & {"ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled", "TransportError"})
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)

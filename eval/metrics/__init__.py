@@ -1,0 +1,1 @@
+"""Metrics: text normalisation, alignment, word error rate, quality of inference, intervals."""

@@ -1,0 +1,85 @@
+"""Which word of the hypothesis stands for which word of the reference, and how far apart the two are in time."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from whisperkit_tools.eval.backends.base import TimedText
+from whisperkit_tools.eval.datasets.examples import ReferenceWord
+from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer, Normalizer
+from whisperkit_tools.eval.schema import AlignmentPiece, WordTimestampError
+
+
+def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[AlignmentPiece, ...]:
+    """Align two lists of words by the least number of edits; the alignment is jiwer's.
+
+    Args:
+        reference: Words without spaces in them.
+        hypothesis: Likewise.
+
+    Returns:
+        Stretches in order, which together hold all words of both.
+    """
+    import jiwer
+
+    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+    return tuple(
+        AlignmentPiece(
+            chunk.type,
+            tuple(reference[chunk.ref_start_idx : chunk.ref_end_idx]),
+            tuple(hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in found.alignments[0]
+    )
+
+
+def word_start_distances(
+    reference: Sequence[ReferenceWord], hypothesis: Sequence[TimedText], normalize: Normalizer | None = None
+) -> list[float]:
+    """Distances in seconds between the starts of the words that were recognised.
+
+    Words are normalised one by one and aligned; a word that falls into several parts goes by its first part.
+
+    Args:
+        reference: With times.
+        hypothesis: Words with times.
+        normalize: For single words; None for `BasicTextNormalizer`.
+
+    Returns:
+        One for each matched word: the hypothesis' start less the reference's.
+    """
+    normalize = normalize or BasicTextNormalizer()
+    expected = _first_parts([(word.text, word.start_s) for word in reference], normalize)
+    heard = _first_parts([(word.text, word.start_s) for word in hypothesis], normalize)
+    distances: list[float] = []
+    at = [0, 0]
+    for piece in align([text for text, _ in expected], [text for text, _ in heard]):
+        if piece.type == "equal":
+            pairs = zip(expected[at[0] :], heard[at[1] : at[1] + len(piece.hypothesis)], strict=False)
+            distances += [there[1] - here[1] for here, there in pairs]
+        at = [at[0] + len(piece.reference), at[1] + len(piece.hypothesis)]
+    return distances
+
+
+def _first_parts(words: Iterable[tuple[str, float]], normalize: Normalizer) -> list[tuple[str, float]]:
+    parts = [(normalize(text).split(), start_s) for text, start_s in words]
+    return [(found[0], start_s) for found, start_s in parts if found]
+
+
+def word_timestamp_error(distances: Sequence[float]) -> WordTimestampError | None:
+    """Sum up the distances of all examples; None when no word was matched."""
+    if not distances:
+        return None
+    size = np.abs(np.asarray(distances, dtype=np.float64))
+    return WordTimestampError(
+        words=len(size),
+        mean_s=float(size.mean()),
+        median_s=float(np.median(size)),
+        p90_s=float(np.quantile(size, 0.9)),
+        within_100ms=float(np.mean(size <= _HUNDRED_MS)),
+        within_200ms=float(np.mean(size <= 2 * _HUNDRED_MS)),
+    )
+
+
+# Times come in hundredths of a second; a float's last bit must not decide whether 0.1 is within 0.1.
+_HUNDRED_MS = 0.1 + 1e-9

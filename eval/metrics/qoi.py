@@ -1,0 +1,100 @@
+"""Quality of inference: how often an optimised model is no worse than the one it was made from.
+
+The word error rate of a corpus hides examples that became worse behind others that became better; users of the
+original model notice exactly those. Source: the definition published with WhisperKit's evaluation results.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.metrics.wer import Interval
+
+_Z = 1.959963984540054  # of the normal distribution, for 95 %
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class QualityOfInference:
+    """One system judged by another, example by example, unweighted.
+
+    Attributes:
+        qoi: Fraction of examples with `wer <= wer of the reference run`; None without examples.
+        interval: 95 % Wilson score interval.
+        examples: That were compared.
+        better: Ids with a lower WER than the reference run.
+        worse: Ids with a higher one, worst first.
+    """
+
+    qoi: float | None
+    interval: Interval | None
+    examples: int
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+    @property
+    def equal(self) -> int:
+        """Examples with the same WER."""
+        return self.examples - len(self.better) - len(self.worse)
+
+
+def quality_of_inference(wer: Mapping[str, float], reference_wer: Mapping[str, float]) -> QualityOfInference:
+    """Compare the examples' word error rates with those of a reference run.
+
+    Args:
+        wer: Of each example, by id.
+        reference_wer: Of the same examples in the reference run.
+
+    Raises:
+        DatasetError: The two do not hold the same ids, or a rate is not a number.
+    """
+    _check(wer, reference_wer)
+    # Both rates have the same denominator, so equal error counts give bit-equal floats.
+    worse = sorted((id for id in wer if wer[id] > reference_wer[id]), key=lambda id: (reference_wer[id] - wer[id], id))
+    better = [id for id in wer if wer[id] < reference_wer[id]]
+    count = len(wer)
+    kept = count - len(worse)
+    return QualityOfInference(
+        qoi=kept / count if count else None,
+        interval=wilson_interval(kept, count) if count else None,
+        examples=count,
+        better=tuple(better),
+        worse=tuple(worse),
+    )
+
+
+def _check(wer: Mapping[str, float], reference_wer: Mapping[str, float]) -> None:
+    problems = []
+    for ids, where in ((reference_wer.keys() - wer.keys(), "reference"), (wer.keys() - reference_wer.keys(), "other")):
+        if ids:
+            problems.append(f"{len(ids)} only in the {where} run ({_listed(ids)})")
+    if problems:
+        raise DatasetError(
+            f"the two runs do not hold the same examples: {'; '.join(problems)}; run both on the same dataset"
+        )
+    broken = [id for id in wer if not math.isfinite(wer[id]) or not math.isfinite(reference_wer[id])]
+    if broken:
+        raise DatasetError(f"word error rates that are not numbers: {_listed(set(broken))}")
+
+
+def _listed(ids: set[str]) -> str:
+    shown = sorted(ids)[:_SHOWN]
+    return ", ".join(shown) + (", ..." if len(ids) > _SHOWN else "")
+
+
+def wilson_interval(successes: int, trials: int) -> Interval:
+    """95 % score interval of a proportion; unlike the plain normal one it stays within 0 and 1.
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Raises:
+        DatasetError: Without trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise DatasetError(f"{successes} of {trials} is no proportion")
+    share, weight = successes / trials, _Z * _Z / trials
+    middle = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
+    # At the ends the exact bounds are 0 and 1; rounding must not put them beside the proportion itself.
+    return (0.0 if successes == 0 else middle - half), (1.0 if successes == trials else middle + half)

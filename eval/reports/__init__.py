@@ -1,0 +1,1 @@
+"""Reports of evaluation runs as JSON, Markdown and HTML."""

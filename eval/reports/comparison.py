@@ -1,0 +1,244 @@
+"""Two runs over the same examples: is the difference of their word error rates more than chance, and where is it?
+
+Source: paired bootstrap over utterances: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
+performance evaluation", ICASSP 2004.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.metrics.qoi import wilson_interval
+from whisperkit_tools.eval.reports.read import ReadRun
+from whisperkit_tools.eval.schema import ResultRow
+
+IDS_SHOWN = 3
+CONFIDENCE = 0.95
+DEFAULT_SAMPLES = 10_000
+_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of the bootstrap to some tens of megabytes
+
+Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonConfig:
+    """How two runs are compared.
+
+    Attributes:
+        common_only: Compare the examples that both runs have; otherwise unequal ids are an error.
+        samples: Bootstrap samples.
+        seed: Of their drawing.
+    """
+
+    common_only: bool = False
+    samples: int = DEFAULT_SAMPLES
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise `ValueError` for too few samples."""
+        if self.samples < 100:
+            raise ValueError(f"samples is {self.samples}, at least 100 are needed for an interval")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An example that one run did better than the other.
+
+    Attributes:
+        id: The example's.
+        errors: The candidate's word errors less the baseline's.
+        baseline_wer: None where the reference has no words.
+        candidate_wer: None where the reference has no words.
+    """
+
+    id: str
+    errors: int
+    baseline_wer: float | None
+    candidate_wer: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A candidate against a baseline, over the examples that both transcribed.
+
+    Attributes:
+        baseline: Name of the run.
+        candidate: Name of the run.
+        baseline_key: Of the run.
+        candidate_key: Of the run.
+        examples: Compared.
+        left_out_failed: Examples that failed in one of the runs.
+        left_out_unpaired: Examples that only one of the runs has.
+        baseline_wer: Over the compared examples.
+        candidate_wer: Over the compared examples.
+        wer_difference: Candidate less baseline; positive is worse.
+        wer_difference_interval: 95 % paired bootstrap interval.
+        worse_probability: Fraction of bootstrap samples in which the candidate has more errors, ties counted half.
+        samples: Bootstrap samples.
+        seed: Of their drawing.
+        qoi: Fraction of examples on which the candidate is no worse than the baseline.
+        qoi_interval: 95 % Wilson interval.
+        qoi_reverse: Fraction of examples on which the baseline is no worse than the candidate.
+        qoi_reverse_interval: 95 % Wilson interval.
+        regressed: Examples with more errors than in the baseline, the most first.
+        improved: Examples with fewer errors, the most first.
+    """
+
+    baseline: str
+    candidate: str
+    baseline_key: str
+    candidate_key: str
+    examples: int
+    left_out_failed: int
+    left_out_unpaired: int
+    baseline_wer: float | None
+    candidate_wer: float | None
+    wer_difference: float | None
+    wer_difference_interval: tuple[float, float] | None
+    worse_probability: float | None
+    samples: int
+    seed: int
+    qoi: float
+    qoi_interval: tuple[float, float]
+    qoi_reverse: float
+    qoi_reverse_interval: tuple[float, float]
+    regressed: tuple[Change, ...] = ()
+    improved: tuple[Change, ...] = ()
+
+
+def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonConfig | None = None) -> Comparison:
+    """Compare two runs over the same examples.
+
+    Args:
+        baseline: What is compared with.
+        candidate: What is judged.
+        config: Standard values when None.
+
+    Raises:
+        DatasetError: The runs have other examples or other references, or none in common that both transcribed.
+    """
+    config = config or ComparisonConfig()
+    pairs, unpaired = _pairs(baseline, candidate, common_only=config.common_only)
+    good = [(old, new) for old, new in pairs if old.error is None and new.error is None]
+    if not good:
+        raise DatasetError(f"{baseline.folder} and {candidate.folder} have no example that both transcribed")
+    words = _array([old.reference_words for old, _ in good])
+    old_errors, new_errors = _array([errors(old) for old, _ in good]), _array([errors(new) for _, new in good])
+    drawn = _bootstrap(new_errors - old_errors, words, config)
+    total, no_worse, no_better = (
+        int(words.sum()),
+        int((new_errors <= old_errors).sum()),
+        int((old_errors <= new_errors).sum()),
+    )
+    changes = [
+        Change(new.id, int(more), old.wer, new.wer)
+        for (old, new), more in zip(good, new_errors - old_errors, strict=True)
+    ]
+    return Comparison(
+        baseline=baseline.report.name,
+        candidate=candidate.report.name,
+        baseline_key=baseline.report.key,
+        candidate_key=candidate.report.key,
+        examples=len(good),
+        left_out_failed=len(pairs) - len(good),
+        left_out_unpaired=unpaired,
+        baseline_wer=int(old_errors.sum()) / total if total else None,
+        candidate_wer=int(new_errors.sum()) / total if total else None,
+        wer_difference=int((new_errors - old_errors).sum()) / total if total else None,
+        wer_difference_interval=None if drawn is None else _middle(drawn),
+        worse_probability=None if drawn is None else float((drawn > 0).mean() + (drawn == 0).mean() / 2),
+        samples=config.samples,
+        seed=config.seed,
+        qoi=no_worse / len(good),
+        qoi_interval=wilson_interval(no_worse, len(good)),
+        qoi_reverse=no_better / len(good),
+        qoi_reverse_interval=wilson_interval(no_better, len(good)),
+        regressed=tuple(sorted((change for change in changes if change.errors > 0), key=lambda it: -it.errors)),
+        improved=tuple(sorted((change for change in changes if change.errors < 0), key=lambda it: it.errors)),
+    )
+
+
+def errors(row: ResultRow) -> int:
+    """Word errors of an example."""
+    return row.substitutions + row.deletions + row.insertions
+
+
+def _pairs(
+    baseline: ReadRun, candidate: ReadRun, *, common_only: bool
+) -> tuple[list[tuple[ResultRow, ResultRow]], int]:
+    old = {row.id: row for row in baseline.rows}
+    new = {row.id: row for row in candidate.rows}
+    common = [name for name in old if name in new]
+    unpaired = len(old) + len(new) - 2 * len(common)
+    if not common:
+        raise DatasetError(
+            f"{_of(baseline)} and {_of(candidate)} have no example in common; compare runs over one dataset"
+        )
+    if unpaired and not common_only:
+        raise DatasetError(
+            f"{_of(baseline)} and {_of(candidate)} are not over the same examples: {len(common)} in common, "
+            f"{_only(old, new)} only in the first, {_only(new, old)} only in the second; "
+            "compare those in common with --common, or evaluate both on the same selection"
+        )
+    pairs = [(old[name], new[name]) for name in common]
+    differ = [one.id for one, other in pairs if _scored_differently(one, other)]
+    if differ:
+        raise DatasetError(
+            f"{_of(baseline)} and {_of(candidate)} have other references for {_named(differ)}; "
+            "they were made from other data or with another --normalizer, evaluate one of them again"
+        )
+    return pairs, unpaired
+
+
+def _scored_differently(one: ResultRow, other: ResultRow) -> bool:
+    if one.error is not None or other.error is not None:
+        return False
+    return (one.reference_normalized, one.reference_words) != (other.reference_normalized, other.reference_words)
+
+
+def _of(run: ReadRun) -> str:
+    return f"{run.folder} ({run.report.dataset.name})"
+
+
+def _only(first: Mapping[str, ResultRow], second: Mapping[str, ResultRow]) -> str:
+    return _named([name for name in first if name not in second])
+
+
+def _named(ids: Sequence[str]) -> str:
+    if not ids:
+        return "0"
+    return f"{len(ids)} ({', '.join(ids[:IDS_SHOWN])}{', ...' if len(ids) > IDS_SHOWN else ''})"
+
+
+def _bootstrap(more: Counts, words: Counts, config: ComparisonConfig) -> Floats | None:
+    """Word error rate differences of samples drawn with replacement; None where no reference has words.
+
+    Args:
+        more: `[examples]`, the candidate's errors less the baseline's.
+        words: `[examples]`, reference words.
+        config: How many samples, and their seed.
+    """
+    if not words.sum():
+        return None
+    generator = np.random.default_rng(config.seed)
+    n_examples = len(more)
+    at_once = max(1, _DRAWS_AT_ONCE // n_examples)
+    drawn: list[Floats] = []
+    for start in range(0, config.samples, at_once):
+        chosen = generator.integers(n_examples, size=(min(at_once, config.samples - start), n_examples))
+        # A sample of nothing but empty references has no rate; it counts as no difference.
+        drawn.append(more[chosen].sum(axis=1) / np.maximum(words[chosen].sum(axis=1), 1))
+    return np.concatenate(drawn)
+
+
+def _middle(values: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _array(values: Sequence[int]) -> Counts:
+    return np.asarray(values, dtype=np.int64)

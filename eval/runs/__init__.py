@@ -1,0 +1,1 @@
+"""Evaluation runs: tasks, workers, the resumable store, scores."""

@@ -1,0 +1,282 @@
+"""Compressed weights into a package: a new `.mlpackage` from one and its palettes, checked by reading it back.
+
+Everything but the weights named is carried over as it is: names, interface, metadata, other weights, the Manifest. A
+weight that several operations read (the token embedding) is one operation and one stored copy, as it was.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.mil.graph import Graph, read_graph
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.mil.protos import model_proto
+from whisperkit_tools.mil.weights_writer import FILE_NAME, WeightsWriter
+from whisperkit_tools.quantization.compressed_ops import OUTLIERS, Forms, Weight, second_use
+from whisperkit_tools.quantization.compression import SPEC_VERSIONS, Compression
+from whisperkit_tools.quantization.palette import Palettized
+
+Half = NDArray[np.float16]
+_LINEAR_IN = {
+    "conv": ("weight",), "conv_transpose": ("weight",), "linear": ("weight",), "matmul": ("x", "y"), "gather": ("x",),
+}  # fmt: skip
+_AT_ONCE = 1 << 26  # elements that are made dense together when a package is checked
+
+
+def write_compressed(source: Path, palettized: Mapping[str, Palettized], destination: Path) -> None:
+    """Write a package with weights compressed, and check that it stands for what was intended.
+
+    Equal arguments give equal bytes. The package comes into place when it is whole and has been checked.
+
+    Args:
+        source: An uncompressed `.mlpackage`.
+        palettized: By name of the weight in the program.
+        destination: The `.mlpackage` to be; must not exist.
+
+    Raises:
+        BundleError: The source is damaged, the destination exists, or what was written does not read back.
+        RecipeError: A weight is not there, has another shape, is no float16 constant, needs a later deployment target,
+            or has outliers where they cannot be added; all of them are named.
+    """
+    if destination.exists():
+        raise BundleError(f"{destination} exists; choose another place or remove it")
+    weights = [Weight(name, part.shape, part.option, part) for name, part in palettized.items()]
+    spec, model = _checked(source, weights)
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial, ignore=lambda folder, _: _rewritten(Path(folder), model), copy_function=_copy)
+        target = partial / model.relative_to(source)
+        (target.parent / "weights").mkdir()
+        with WeightsWriter(target.parent / "weights" / "weight.bin") as writer:
+            _rewrite(spec, weights, writer, model.parent)
+        target.write_bytes(spec.SerializeToString(deterministic=True))
+        _check_written(partial, palettized)
+        partial.rename(destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def compressed_nbytes(source: Path, options: Mapping[str, Compression]) -> int:
+    """Bytes of all files of the package that `write_compressed` would write, before any palette is made.
+
+    Args:
+        source: An uncompressed `.mlpackage`.
+        options: By name of the weight in the program; the others stay as they are.
+
+    Raises:
+        BundleError: The source is damaged.
+        RecipeError: As `write_compressed`.
+    """
+    constants = read_graph(source).constants
+    known = {name: tuple(axis or 0 for axis in constants[name].spec.shape) for name in options if name in constants}
+    weights = [Weight(name, known.get(name, ()), option, None) for name, option in options.items()]
+    spec, model = _checked(source, weights)
+    with WeightsWriter(None) as writer:
+        _rewrite(spec, weights, writer, model.parent)
+    others = sum(path.stat().st_size for path in source.rglob("*") if path.is_file() and not _is_model(path, model))
+    return int(others + writer.nbytes + spec.ByteSize())
+
+
+def read_dense(package: Path, names: Iterable[str]) -> Iterator[tuple[str, Half]]:
+    """Read weights out of a package as the executor makes them dense, compressed or not, one after another.
+
+    Args:
+        package: The `.mlpackage`.
+        names: The weights' names in the program.
+
+    Yields:
+        Name and float16 array; outliers are added in float32 and the sum is rounded.
+
+    Raises:
+        BundleError: A weight is not there.
+    """
+    graph = read_graph(package)
+    specs = {output.name: output for op in graph.operations for output in op.outputs}
+    specs |= {name: constant.spec for name, constant in graph.constants.items()}
+    wanted = list(names)
+    missing = sorted(set(wanted) - set(specs))
+    if missing:
+        raise BundleError(f"{package} has no weights named {', '.join(missing)}")
+    for names_at_once in _portions(wanted, lambda name: specs[name].size):
+        parts = {part for name in names_at_once for part in (name, name + OUTLIERS) if part in specs}
+        found = Program(_constant_part(graph, {name: specs[name] for name in sorted(parts)})).predict({})
+        for name in names_at_once:
+            dense = found[name].astype(np.float16)  # float32 where a scale was multiplied: rounded here once
+            if name + OUTLIERS in parts:
+                dense = (dense.astype(np.float32) + found[name + OUTLIERS]).astype(np.float16)
+            yield name, dense
+
+
+def _portions(names: list[str], size: Callable[[str], int]) -> Iterator[list[str]]:
+    portion: list[str] = []
+    for name in names:
+        if portion and sum(map(size, portion)) + size(name) > _AT_ONCE:
+            yield portion
+            portion = []
+        portion.append(name)
+    if portion:
+        yield portion
+
+
+def _constant_part(graph: Graph, outputs: dict[str, Any]) -> Graph:
+    """The program that computes constants alone: the operations that `outputs` need."""
+    needed, operations = set(outputs), []
+    for operation in reversed(graph.operations):
+        if any(output.name in needed for output in operation.outputs):
+            operations.append(operation)
+            needed |= {value.name for values in operation.inputs.values() for value in values}
+    return replace(graph, inputs={}, states={}, outputs=outputs, operations=tuple(reversed(operations)))
+
+
+def _check_written(package: Path, palettized: Mapping[str, Palettized]) -> None:
+    wrong = [
+        name
+        for name, dense in read_dense(package, palettized)
+        if not np.array_equal(dense.view(np.uint16), palettized[name].dense().view(np.uint16))
+    ]
+    if wrong:
+        raise BundleError(f"{package}: {', '.join(wrong)} read back differently from what was written")
+
+
+# --- the program -----------------------------------------------------------------------------------------------------
+
+
+def _checked(source: Path, weights: list[Weight]) -> tuple[Any, Path]:
+    """The specification and where it lies, after all that can be wrong with the wish has been looked at."""
+    graph = read_graph(source)
+    model = _model_path(source)
+    problems = [line for weight in weights for line in _problems(weight, graph)]
+    if problems:
+        raise RecipeError(f"{source.name} cannot be compressed so: " + "; ".join(problems))
+    spec = model_proto().Model()
+    spec.ParseFromString(model.read_bytes())
+    return spec, model
+
+
+def _model_path(package: Path) -> Path:
+    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
+    return package / "Data" / str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
+
+
+def _problems(weight: Weight, graph: Graph) -> Iterator[str]:
+    name, option, version = weight.name, weight.option, graph.metadata.spec_version
+    constant = graph.constants.get(name)
+    if constant is None or not constant.in_weights_file:
+        compressed = any(op.type.startswith("constexpr_") and op.outputs[0].name == name for op in graph.operations)
+        yield f"{name} is compressed already" if compressed else f"there is no weight {name}"
+        return
+    if constant.spec.dtype != "float16":
+        yield f"{name} is {constant.spec.dtype}, only float16 weights can be compressed"
+    if constant.spec.shape != weight.shape:
+        yield f"{name} has shape {list(constant.spec.shape)}, the palette is for {list(weight.shape)}"
+    if option.misfit(weight.shape):
+        yield f"{name} with {option}: {option.misfit(weight.shape)}"
+    if option.spec_version > version:
+        found = SPEC_VERSIONS.get(version, f"specification version {version}")
+        yield f"{name} with {option} needs {option.target}, the package is for {found}"
+    if option.outlier_share:
+        yield from _outlier_problems(name, graph)
+
+
+def _outlier_problems(name: str, graph: Graph) -> Iterator[str]:
+    users = [
+        (op, key) for op in graph.operations for key, values in op.inputs.items() for v in values if v.name == name
+    ]
+    for operation, key in users:
+        if key not in _LINEAR_IN.get(operation.type, ()):
+            yield f"{name} has outliers, and {operation.type} {operation.name!r} cannot add them"
+    if name in graph.outputs:
+        yield f"{name} has outliers and is an output"
+
+
+def _rewrite(spec: Any, weights: list[Weight], writer: WeightsWriter, folder: Path) -> None:
+    """Put the weights' operations in place of the constants, in every function of the program, and lay out the file."""
+    rewriting = _Rewriting(spec.specificationVersion, weights, writer, folder)
+    for _, function in sorted(spec.mlProgram.functions.items()):
+        for _, block in sorted(function.block_specializations.items()):
+            rewriting.block(block)
+
+
+class _Rewriting:
+    """Goes through operations once, in order; each stored array is laid out when it is first met, and once."""
+
+    def __init__(self, spec_version: int, weights: list[Weight], writer: WeightsWriter, folder: Path) -> None:
+        self._spec_version, self._writer, self._folder = spec_version, writer, folder
+        self._weights = {weight.name: weight for weight in weights}
+        self._with_outliers = {weight.name for weight in weights if weight.option.outlier_share}
+        self._made: dict[str, list[Any]] = {}
+        self._moved: dict[tuple[str, int], int] = {}
+
+    def block(self, block: Any) -> None:
+        """Rewrite one block in place."""
+        found: list[Any] = []
+        for operation in block.operations:
+            name = operation.outputs[0].name if operation.outputs else ""
+            if operation.type == "const" and name in self._weights:
+                found += self._compressed(name, type(operation))
+                continue
+            self._move(operation)
+            found += self._with_second_use(operation)
+        copies = [type(operation).FromString(operation.SerializeToString()) for operation in found]
+        del block.operations[:]
+        block.operations.extend(copies)
+
+    def _compressed(self, name: str, new_operation: Callable[[], Any]) -> list[Any]:
+        """The operations of a weight; a second function with the same weight shares the stored arrays."""
+        if name not in self._made:
+            self._made[name] = Forms(self._spec_version, new_operation, self._writer).operations(self._weights[name])
+        return self._made[name]
+
+    def _with_second_use(self, operation: Any) -> list[Any]:
+        read = [
+            binding.name
+            for argument in operation.inputs.values()
+            for binding in argument.arguments
+            if binding.WhichOneof("binding") == "name" and binding.name in self._with_outliers
+        ]
+        if not read:
+            return [operation]
+        return second_use(operation, read)
+
+    def _move(self, operation: Any) -> None:
+        """Carry the arrays that an operation refers to over to the new file."""
+        values = list(operation.attributes.values())
+        for argument in operation.inputs.values():
+            values += [binding.value for binding in argument.arguments if binding.WhichOneof("binding") == "value"]
+        for value in values:
+            if value.WhichOneof("value") == "blobFileValue":
+                value.blobFileValue.offset = self._new_place(value.blobFileValue)
+                value.blobFileValue.fileName = FILE_NAME
+        for block in operation.blocks:
+            for inner in block.operations:
+                self._move(inner)
+
+    def _new_place(self, blob: Any) -> int:
+        key = (str(blob.fileName), int(blob.offset))
+        if key not in self._moved:
+            path = self._folder / key[0].removeprefix("@model_path/")
+            self._moved[key] = self._writer.copy(path, key[1])
+        return self._moved[key]
+
+
+def _is_model(path: Path, model: Path) -> bool:
+    """Whether a file of a package is its program or its weights, which are written anew."""
+    return path == model or model.parent / "weights" in path.parents
+
+
+def _rewritten(folder: Path, model: Path) -> list[str]:
+    """Names in `folder` that are not copied."""
+    return [path.name for path in folder.iterdir() if path in (model, model.parent / "weights")]
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy content, not permissions: coremltools writes files that only their owner can read."""
+    shutil.copyfile(source, target)

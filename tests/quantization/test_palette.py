@@ -1,0 +1,287 @@
+"""Palettes, against coremltools' own k-means, exhaustive search and scikit-learn."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.quantization.clustering import Histogram, histogram, scalar_palette
+from whisperkit_tools.quantization.compression import NBITS, Compression
+from whisperkit_tools.quantization.palette import palettize, whole_histogram
+
+RNG = np.random.default_rng(5)
+GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
+
+
+def weight(shape, seed=0, tails=5):
+    return (np.random.default_rng(seed).standard_t(tails, shape) * 0.03).astype(np.float16)
+
+
+def coremltools_dense(array, nbits, group_size=0, axis=0, exact=False, cluster_dim=1):
+    """What coremltools' k-means makes of an array; `exact` also below 10,000 weights, where it approximates."""
+    import_coremltools()
+    from coremltools.models.neural_network import quantization_utils
+    from coremltools.optimize.coreml._quantization_passes import palettize_weights
+
+    original = quantization_utils._get_kmeans_lookup_table_and_weight
+
+    def forced(nbits, weight, force_kmeans1d=False, **rest):
+        return original(nbits, weight, True, **rest)
+
+    passes = __import__("coremltools.optimize.coreml._quantization_passes", fromlist=["x"])
+    kept = passes._get_kmeans_lookup_table_and_weight
+    try:
+        if exact:
+            passes._get_kmeans_lookup_table_and_weight = forced
+        with quiet_coremltools():
+            found = palettize_weights.grouped_channelwise_compress(
+                array, "KMEANS", nbits, axis, group_size, cluster_dim=cluster_dim
+            )
+    finally:
+        passes._get_kmeans_lookup_table_and_weight = kept
+    return palettize_weights.decompress(found)
+
+
+def squared_error(array, dense):
+    return float(np.square(array.astype(np.float64) - dense).sum())
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nbits", [1, 2, 3, 4, 6])
+def test_no_worse_than_coremltools_per_tensor(nbits):
+    array = weight((128, 80))
+    ours = palettize(array, Compression(nbits)).squared_error(array)
+    assert ours <= squared_error(array, coremltools_dense(array, nbits)) * (1 + 1e-6)
+
+
+@pytest.mark.slow
+def test_no_worse_than_coremltools_at_eight_bits():
+    array = weight((128, 80))
+    ours = palettize(array, Compression(8)).squared_error(array)
+    assert ours <= squared_error(array, coremltools_dense(array, 8)) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("nbits", "axis"), [(1, 0), (2, 1), (3, 0), (4, 1)])
+def test_no_worse_than_exact_groups(nbits, axis):
+    array = weight((32, 48), seed=nbits)
+    ours = palettize(array, Compression(nbits, axis=axis, **GROUPS)).squared_error(array)
+    theirs = squared_error(array, coremltools_dense(array, nbits, 16, axis, exact=True))
+    assert ours == pytest.approx(theirs, rel=1e-3)  # the same clusters
+    assert ours <= theirs * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("nbits", [2, 4])
+def test_no_worse_than_coremltools_groups_where_it_approximates(nbits):
+    pytest.importorskip("sklearn")
+    array = weight((64, 64), seed=7)
+    ours = palettize(array, Compression(nbits, **GROUPS)).squared_error(array)
+    assert ours <= squared_error(array, coremltools_dense(array.astype(np.float32), nbits, 16)) * (1 + 1e-6)
+
+
+def best_by_search(values, mass, entries):
+    best = np.inf
+    for cuts in itertools.combinations(range(1, len(values)), min(entries, len(values)) - 1):
+        parts = zip((0, *cuts), (*cuts, len(values)), strict=True)
+        cost = 0.0
+        for start, end in parts:
+            part, counts = values[start:end], mass[start:end]
+            center = (part * counts).sum() / counts.sum()
+            cost += (counts * (part - center) ** 2).sum()
+        best = min(best, cost)
+    return best
+
+
+@given(data=st.data(), nbits=st.sampled_from([1, 2]))
+@settings(deadline=None, max_examples=60)
+def test_the_least_weighted_error_there_is(data, nbits):
+    numbers = data.draw(st.lists(st.integers(-40, 40), min_size=1, max_size=9, unique=True))
+    mass = np.array(data.draw(st.lists(st.floats(0.01, 10), min_size=len(numbers), max_size=len(numbers))))
+    values = np.sort(np.array(numbers, np.float64)) * 16
+    points = Histogram(values, mass, values.astype(np.float16).view(np.uint16))
+    lut = scalar_palette(points, 2**nbits).astype(np.float64)
+    found = (mass * np.square(values[:, None] - lut).min(axis=1)).sum()
+    # Entries are rounded to float16, which is eleven bits.
+    assert found <= best_by_search(values, mass, 2**nbits) + mass.sum() * (640 * 2**-11) ** 2
+
+
+@pytest.mark.parametrize("size", [1000, 40000])
+def test_the_histogram_counts_elements_and_importance(size):
+    array = np.concatenate([weight(size), np.float16([0.0, -0.0])])
+    importance = RNG.random(array.size).astype(np.float32)
+    found = histogram(array, importance)
+    values, inverse = np.unique(array, return_inverse=True)
+    np.testing.assert_array_equal(np.unique(found.values), values)
+    assert np.all(np.diff(found.values) >= 0)
+    merged = np.bincount(np.searchsorted(values, found.values), found.mass)
+    np.testing.assert_allclose(merged, np.bincount(inverse, importance), rtol=1e-9)
+    np.testing.assert_array_equal(found.codes.view(np.float16), found.values)
+
+
+def test_importance_decides_whom_the_palette_serves():
+    array = weight((64, 64))
+    importance = np.where(array > 0, 1.0, 1e-4).astype(np.float32)
+    plain, weighted = (palettize(array, Compression(2), given) for given in (None, importance))
+    assert weighted.squared_error(array, importance) < 0.6 * plain.squared_error(array, importance)
+    assert weighted.squared_error(array) > plain.squared_error(array)
+
+
+def test_elements_without_importance_have_no_say_but_a_place():
+    array = np.float16([[1, 1, 2, 2, 900, 901]])
+    importance = np.float32([[1, 1, 1, 1, 0, 0]])
+    found = palettize(array, Compression(1), importance)
+    np.testing.assert_array_equal(found.dense(), np.float16([[1, 1, 2, 2, 2, 2]]))
+    nothing = palettize(array, Compression(1), np.zeros_like(importance))
+    np.testing.assert_array_equal(nothing.dense(), palettize(array, Compression(1)).dense())
+
+
+@pytest.mark.parametrize("nbits", NBITS)
+@pytest.mark.parametrize("kind", ["zeros", "constant", "two values", "subnormal", "largest"])
+def test_few_values_are_kept_exactly(kind, nbits):
+    array = {
+        "zeros": np.zeros((16, 8)),
+        "constant": np.full((16, 8), -0.1),
+        "two values": RNG.choice([-3.0, 0.5], (16, 8)),
+        "subnormal": RNG.choice([6e-8, -6e-8], (16, 8)),
+        "largest": RNG.choice([65504.0, -65504.0], (16, 8)),
+    }[kind].astype(np.float16)
+    for option in (Compression(nbits), Compression(nbits, **GROUPS), Compression(nbits, outlier_share=0.05)):
+        found = palettize(array, option)
+        np.testing.assert_array_equal(found.dense(), array)
+        assert found.lut.shape[-2] == 2**nbits
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
+def test_values_that_are_no_numbers_are_refused_by_name(bad):
+    array = np.ones((4, 4), np.float32)
+    array[1, 2] = bad
+    with pytest.raises(BundleError, match="weight 'fc1' holds 1 values that are NaN or infinite"):
+        palettize(array, Compression(2), name="fc1")
+
+
+@pytest.mark.parametrize(
+    ("importance", "message"),
+    [
+        (np.ones((2, 2)), r"importance of 'w' has shape \[2, 2\], the weight \[4, 4\]"),
+        (np.full((4, 4), -1.0), "negative"),
+        (np.full((4, 4), np.nan), "NaN"),
+    ],
+)
+def test_importance_that_is_refused(importance, message):
+    with pytest.raises(RecipeError, match=message):
+        palettize(weight((4, 4)), Compression(1), importance, "w")
+
+
+def test_an_option_that_does_not_fit_is_refused():
+    with pytest.raises(RecipeError, match=r"weight 'w' \[20, 4\] cannot be stored with 2 bits, groups of 16"):
+        palettize(weight((20, 4)), Compression(2, **GROUPS), name="w")
+
+
+@pytest.mark.parametrize("tails", [2, 5, 50])
+@pytest.mark.parametrize("nbits", [2, 4, 6])
+def test_the_quick_search_comes_near(nbits, tails):
+    array = weight((64, 200), tails=tails)
+    importance = RNG.gamma(0.3, 1, array.shape).astype(np.float32)
+    exact, quick = (palettize(array, Compression(nbits), importance, exact=kind) for kind in (True, False))
+    assert quick.squared_error(array, importance) <= 1.01 * exact.squared_error(array, importance)
+
+
+# --- forms -----------------------------------------------------------------------------------------------------------
+
+
+def test_dense_is_what_coremltools_decompresses():
+    import_coremltools()
+    from coremltools.optimize._utils import LutParams
+    from coremltools.optimize.coreml._quantization_passes import palettize_weights
+
+    for option in (
+        Compression(3),
+        Compression(2, axis=1, **GROUPS),
+        Compression(4, cluster_dim=2),
+        Compression(2, axis=1, cluster_dim=4, **GROUPS),
+    ):
+        found = palettize(weight((32, 48, 1, 1), seed=3), option)
+        axis = option.axis if option.cluster_dim > 1 else None
+        expected = palettize_weights.decompress(LutParams(found.indices, found.lut, axis))
+        np.testing.assert_array_equal(found.dense(), expected)
+
+
+def test_scales_serve_channels_of_different_size():
+    array = weight((64, 96)) * np.geomspace(0.01, 1, 64, dtype=np.float16)[:, None]
+    plain, scaled = (palettize(array, Compression(3, per_channel_scale=given)) for given in (False, True))
+    relative = [
+        np.square((part.dense() - array).astype(np.float64)).sum(1) / np.square(array.astype(np.float64)).sum(1)
+        for part in (plain, scaled)
+    ]
+    assert relative[1].max() < 0.1 < relative[0].max()
+    np.testing.assert_array_equal(scaled.scale[:, 0], np.abs(array).max(axis=1))
+
+
+def test_each_group_is_served_no_worse_than_by_one_palette():
+    array = weight((64, 96)) * np.geomspace(0.01, 1, 64, dtype=np.float16)[:, None]
+    grouped, plain = (palettize(array, option).dense() for option in (Compression(3, **GROUPS), Compression(3)))
+    errors = [np.square(array.astype(np.float64) - dense).reshape(4, -1).sum(axis=1) for dense in (grouped, plain)]
+    assert np.all(errors[0] <= errors[1] * (1 + 1e-6))
+    assert errors[0][0] < 0.1 * errors[1][0]
+
+
+@pytest.mark.parametrize("cluster_dim", [2, 4])
+def test_vectors_are_no_worse_than_scikit_learn(cluster_dim):
+    cluster = pytest.importorskip("sklearn.cluster")
+    array = weight((64, 96))
+    rows = np.moveaxis(array.reshape(64 // cluster_dim, cluster_dim, 96), 1, 2).reshape(-1, cluster_dim)
+    theirs = cluster.KMeans(16, n_init=1, tol=1e-2, random_state=0).fit(rows.astype(np.float32)).inertia_
+    assert palettize(array, Compression(4, cluster_dim=cluster_dim)).squared_error(array) <= 1.02 * theirs
+
+
+def test_vectors_use_what_neighbours_have_in_common():
+    base = weight((32, 96))
+    array = np.repeat(base, 2, axis=0)
+    found = palettize(array, Compression(4, cluster_dim=2))
+    assert found.squared_error(array) <= 1.1 * 2 * palettize(base, Compression(4)).squared_error(base)
+
+
+def test_a_vector_counts_by_its_important_elements():
+    array = weight((64, 64))
+    importance = np.ones((64, 64), np.float32)
+    importance[1::2] = 1e-4
+    plain, weighted = (palettize(array, Compression(4, cluster_dim=2), given) for given in (None, importance))
+    assert weighted.squared_error(array, importance) < 0.3 * plain.squared_error(array, importance)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        Compression(3),
+        Compression(3, "per_grouped_channel", group_size=8),
+        Compression(3, per_channel_scale=True),
+        Compression(4, cluster_dim=2),
+        Compression(2, outlier_share=0.01),
+    ],
+    ids=str,
+)
+def test_a_histogram_that_is_given_changes_nothing(option):
+    rng = np.random.default_rng(0)
+    weight, importance = rng.normal(size=(64, 48)).astype(np.float16), rng.random((64, 48))
+    points = whole_histogram(weight, importance)
+    found, expected = (palettize(weight, option, importance, points=given) for given in (points, None))
+    assert np.array_equal(found.lut, expected.lut)
+    assert np.array_equal(found.indices, expected.indices)
+
+
+def test_equal_arguments_give_equal_palettes():
+    array = weight((64, 64))
+    for option in (
+        Compression(4),
+        Compression(3, **GROUPS),
+        Compression(4, cluster_dim=2),
+        Compression(2, outlier_share=0.01),
+    ):
+        first, second = palettize(array, option), palettize(array, option)
+        np.testing.assert_array_equal(first.lut, second.lut)
+        np.testing.assert_array_equal(first.indices, second.indices)

@@ -1,0 +1,118 @@
+"""Recipes: written, edited, given back; and what is refused."""
+
+import json
+
+import pytest
+
+from whisperkit_tools.errors import OptionsError, RecipeError
+from whisperkit_tools.quantization.compression import Compression
+from whisperkit_tools.quantization.recipe import (
+    Entry,
+    Recipe,
+    Wishes,
+    check_recipe,
+    check_wishes,
+    kept,
+    options_for,
+    read_recipe,
+    write_recipe,
+)
+
+A, B = ("AudioEncoder", "a_weight"), ("TextDecoder", "b_weight")
+SHAPES = {A: (64, 32, 1, 1), B: (128, 32)}
+IOS16, IOS18 = 7, 9
+
+
+@pytest.fixture
+def written(tmp_path):
+    entries = {A: Entry(Compression(4, outlier_share=0.005), 1200, 0.01), B: Entry(None, 8192, 0.0)}
+    path = tmp_path / "recipe.json"
+    write_recipe(Recipe({"AudioEncoder": "0" * 64}, IOS16, entries), path)
+    return path
+
+
+def test_a_recipe_comes_back_as_it_was_written(written):
+    assert read_recipe(written) == {A: Compression(4, outlier_share=0.005), B: None}
+    content = json.loads(written.read_text())
+    assert content["nbytes"] == 9392
+    assert content["divergence"] == 0.01
+
+
+def test_a_recipe_can_be_edited(written):
+    content = json.loads(written.read_text())
+    content["tensors"]["TextDecoder"]["b_weight"] = {"compression": {"nbits": 6}}
+    written.write_text(json.dumps(content))
+    choices = read_recipe(written)
+    assert choices[B] == Compression(6)
+    check_recipe(choices, SHAPES, IOS16)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", 'no object "tensors"'),
+        ('{"format": 9, "tensors": {}}', "format 9"),
+        ('{"format": 1, "tensors": {"A": {"w": {"compression": {"nbits": 5}}}}}', "A/w: .*nbits is 5"),
+        ('{"format": 1, "tensors": {"A": {"w": 4}}}', "A/w: expected"),
+        ('{"format": 1, "tensors": {"A": 4}}', "A: expected an object"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(tmp_path, content, message):
+    path = tmp_path / "r.json"
+    path.write_text(content)
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RecipeError, match=r"nothing.json: cannot be read"):
+        read_recipe(tmp_path / "nothing.json")
+
+
+def test_a_recipe_for_another_model_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"another model: it has 1 weights that the bundle lacks .*x.* and nothing for 1"
+    ):
+        check_recipe({A: None, ("AudioEncoder", "x"): None}, SHAPES, IOS16)
+
+
+def test_a_recipe_that_does_not_fit_names_all_problems():
+    grouped = Compression(4, "per_grouped_channel", group_size=24)
+    with pytest.raises(RecipeError, match=r"64 channels are no multiple of 24.*3 bits needs deployment target iOS 18"):
+        check_recipe({A: grouped, B: Compression(3)}, SHAPES, IOS16)
+
+
+def test_wishes_need_a_target():
+    with pytest.raises(
+        RecipeError, match="3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"
+    ):
+        check_wishes(Wishes(nbits=(3, 4)), IOS16)
+    with pytest.raises(RecipeError, match=r"groups of 16 .* needs deployment target iOS 18"):
+        check_wishes(Wishes(group_size=16), IOS16)
+    check_wishes(Wishes(nbits=(3, 4), group_size=16), IOS18)
+    with pytest.raises(OptionsError, match="5 bits are not to be had"):
+        Wishes(nbits=(5,))
+    with pytest.raises(OptionsError, match="group-size is 0"):
+        Wishes(group_size=0)
+
+
+def test_options_are_those_the_target_has():
+    plain = options_for((64, 32, 1, 1), Wishes(), IOS16)
+    assert {o.nbits for o in plain} == {2, 4, 6, 8}
+    assert all(o.spec_version == IOS16 for o in plain)
+    later = options_for((64, 32, 1, 1), Wishes(), IOS18)
+    assert {o.nbits for o in later} == {2, 3, 4, 6, 8}
+    assert any(o.group_size == 16 for o in later)
+    assert not any(o.group_size for o in options_for((50, 32), Wishes(), IOS18))
+    assert not any(o.outlier_share for o in options_for((64, 32), Wishes(), IOS16, outliers=False))
+    assert {o.nbits for o in options_for((64, 32), Wishes(nbits=(4,)), IOS18)} == {4}
+
+
+def test_patterns_match_names_with_and_without_the_component():
+    assert kept(tuple(SHAPES), ("a_*",)) == {A}
+    assert kept(tuple(SHAPES), ("TextDecoder/*", "a_weight")) == {A, B}
+    with pytest.raises(
+        RecipeError, match=r"--keep nope x_\* matches no weight; weights are called AudioEncoder/a_weight"
+    ):
+        kept(tuple(SHAPES), ("nope", "a_*", "x_*"))

@@ -1,0 +1,418 @@
+"""Gradients through the programs against plain autograd, and the curvature against measured divergences."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from whisperkit_tools.decoder import batched as short_decoder
+from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, Window, divergence, mean_divergence
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.activation_checkpointing import Segments
+from whisperkit_tools.mil.graph import read_graph
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization import checkpointing as kept
+from whisperkit_tools.quantization.allocation import Candidate
+from whisperkit_tools.quantization.compression import Compression
+from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.sensitivity import (
+    EMBEDS,
+    FEATURES,
+    Curvature,
+    FisherOptions,
+    compressible,
+    cotangent,
+    curvatures,
+    predicted_divergence,
+    reference_logits,
+)
+from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey, decode, encode
+
+TOKENS = (641, 642, 700, 30, 31, 32, 400, 401, 402, 500, 640)
+
+
+@pytest.fixture(scope="module")
+def packages(demo_bundle):
+    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
+
+
+@pytest.fixture(scope="module")
+def window():
+    features = torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3
+    return Window(features, TOKENS, 4)
+
+
+@pytest.fixture(scope="module")
+def embeds(packages, window):
+    return Program.load(packages["AudioEncoder"]).run({FEATURES: window.features})[EMBEDS]
+
+
+def _recurrent(forcing, window, embeds, wanted):
+    """The same loss as one graph from the first call to the last, caches and all."""
+    shape = [axis or 0 for axis in forcing.program.inputs["key_cache"].shape]
+    keys, values = torch.zeros(shape), torch.zeros(shape)
+    audio, total = embeds.clone().requires_grad_(True), torch.zeros(())
+    ids, length = forcing.ids(window), shape[3]
+    for at in range(len(ids)):
+        here = torch.eye(length)[at : at + 1]
+        padding = torch.full((1, length), -10000.0)
+        padding[:, : at + 1] = 0
+        outputs = forcing.program.run(
+            input_ids=ids[at], cache_length=torch.tensor([at], dtype=torch.int32), key_cache=keys, value_cache=values,
+            kv_cache_update_mask=here, encoder_output_embeds=audio, decoder_key_padding_mask=padding,
+        )  # fmt: skip
+        updates = outputs["key_cache_updates"], outputs["value_cache_updates"]
+        keys, values = (
+            torch.cat([cache[..., :at], update, cache[..., at + 1 :]], dim=-1)
+            for cache, update in zip((keys, values), updates, strict=True)
+        )
+        if at >= window.first - 1:
+            total = total + (outputs["logits"].reshape(-1) * wanted[at - window.first + 1]).sum()
+    total.backward()
+    return audio.grad
+
+
+def _cut(monkeypatch, forcing, size):
+    """Let chunks be of `size` positions; None leaves them."""
+    if size:
+        monkeypatch.setattr(
+            forcing, "_chunks", lambda count, length: [slice(at, min(at + size, count)) for at in range(0, count, size)]
+        )
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(
+    packages, window, embeds, chunk, is_linked, monkeypatch
+):
+    if not is_linked:
+        monkeypatch.setattr(short_decoder, "linked", lambda nodes: None)
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    assert forcing._short.is_linked == is_linked
+    _cut(monkeypatch, forcing, chunk)
+    forced = forcing.forward(window, embeds)
+    wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
+    for parameter in forcing.program.parameters():
+        parameter.requires_grad_(True)
+    arrived = forcing.backward(window, forced, embeds, wanted)
+    found = {name: weight.grad.clone() for name, weight in forcing.program.weights.items()}
+    for parameter in forcing.program.parameters():
+        parameter.grad = None
+    expected = _recurrent(forcing, window, embeds, wanted)
+    torch.testing.assert_close(arrived, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+    for name, weight in forcing.program.weights.items():
+        scale = float(weight.grad.abs().max())
+        torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-4 * scale + 1e-6)
+
+
+@pytest.mark.parametrize("failure", ["wrong", "raises"])
+def test_short_caches_are_given_up_where_they_do_not_compute_the_same(packages, window, embeds, failure, monkeypatch):
+    found = []
+    for broken in (False, True):
+        forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+        forced = forcing.forward(window, embeds)
+        weight = forcing.program.weights["layers_0_self_attn_k_proj_weight"]
+        weight.requires_grad_(True)
+        run = forcing._short.run
+
+        def fails(inputs, run=run):
+            if failure == "raises":
+                raise RuntimeError("operation reshape 'x' failed")
+            return {name: value * 1.1 for name, value in run(inputs).items()}
+
+        if broken:
+            monkeypatch.setattr(forcing._short, "run", fails)
+        wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
+        arrived = forcing.backward(window, forced, embeds, wanted)
+        assert (forcing._short is None) == broken
+        found.append((arrived, weight.grad))
+    for short, whole in zip(*found, strict=True):
+        torch.testing.assert_close(short, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_all_calls_at_once_give_what_they_give_one_by_one(packages, window, embeds, chunk, monkeypatch):
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    _cut(monkeypatch, forcing, chunk)
+    found, expected = forcing.forward(window, embeds), forcing.in_steps(window, embeds)
+    assert forcing._short is not None
+    for one, other in zip(found.tensors, expected.tensors, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    calls = []
+    monkeypatch.setattr(forcing, "in_steps", lambda *arguments: calls.append(1))
+    again = forcing.forward(replace(window, tokens=TOKENS[:8]), embeds)
+    assert not calls  # a shorter transcript is not tried again
+    torch.testing.assert_close(again.logits, found.logits[: len(again.logits)], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("failure", ["wrong", "raises"])
+def test_calls_are_made_one_by_one_where_all_at_once_do_not_compute_the_same(
+    packages, window, embeds, failure, monkeypatch
+):
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    run = forcing._short.run
+
+    def fails(inputs):
+        if failure == "raises":
+            raise RuntimeError("operation reshape 'x' failed")
+        return {name: value * (1.1 if name == "value_cache_updates" else 1) for name, value in run(inputs).items()}
+
+    monkeypatch.setattr(forcing._short, "run", fails)
+    found = forcing.forward(window, embeds)
+    assert forcing._short is None
+    for one, other in zip(found.tensors, forcing.in_steps(window, embeds).tensors, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_program_in_pieces_has_the_same_gradients(packages, window):
+    program = Program.load(packages["AudioEncoder"])
+    for parameter in program.parameters():
+        parameter.requires_grad_(True)
+    outputs = program.run({FEATURES: window.features})[EMBEDS]
+    wanted = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2))
+    outputs.backward(wanted)
+    expected = {name: weight.grad.clone() for name, weight in program.weights.items()}
+    for parameter in program.parameters():
+        parameter.grad = None
+    pieces = Segments(program, 50 << 20)
+    assert len(pieces) > 3
+    assert len(Segments(program, 1 << 40)) == 1
+    pieces.backward({FEATURES: window.features}, {EMBEDS: wanted})
+    for name, weight in program.weights.items():
+        torch.testing.assert_close(
+            weight.grad, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
+        )
+
+
+def test_cotangents_have_the_covariance_of_the_divergence():
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.cat([cotangent(logits, generator) for _ in range(4000)])
+    p = logits[0].softmax(-1)
+    torch.testing.assert_close(draws.T @ draws / len(draws), torch.diag(p) - torch.outer(p, p), rtol=0, atol=0.01)
+
+
+def test_divergence_is_that_of_torch():
+    first, second = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.kl_div(
+        second.log_softmax(-1), first.log_softmax(-1), reduction="none", log_target=True
+    ).sum(-1)
+    torch.testing.assert_close(divergence(first, second).float(), expected)
+
+
+@pytest.fixture(scope="module")
+def curvature(packages, window):
+    found = {}
+    curvatures(packages, [window], FisherOptions(samples=24), lambda name, value: found.update({name: value}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(packages, window):
+    """Three windows, and the curvature of a pass over them without interruption."""
+    windows = [window, Window(window.features.flip(-1), TOKENS[:8], 4), Window(window.features, TOKENS[:7], 4)]
+    found = {}
+    curvatures(packages, windows, FisherOptions(samples=1), found.__setitem__)
+    return windows, found
+
+
+@pytest.mark.parametrize("stop", [("TextDecoder", 1), ("TextDecoder", 2), ("AudioEncoder", 1), ("AudioEncoder", 2)])
+def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_path, monkeypatch, stop):
+    (windows, expected), options = whole, FisherOptions(samples=1)
+    monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.0)
+    found, done = {}, []
+
+    def kill(component, number, total):
+        if (component, number) == stop and not done.count(stop):
+            done.append(stop)
+            raise KeyboardInterrupt
+        done.append((component, number))
+
+    profile = Profile(tmp_path, ProfileKey({}, []))
+    with pytest.raises(KeyboardInterrupt):
+        curvatures(packages, windows, options, found.__setitem__, kill, profile)
+    done.clear()
+    done.append(stop)
+    curvatures(packages, windows, options, found.__setitem__, kill, Profile(tmp_path, ProfileKey({}, [])))
+    for component in COMPONENTS:
+        for part in ("diagonal", "gradients"):
+            for name, value in getattr(expected[component], part).items():
+                np.testing.assert_array_equal(getattr(found[component], part)[name], value)
+    assert len(expected["AudioEncoder"].gradients["embed_positions_weight"]) == len(windows)
+    # The window at which it was killed is done again, those before are not.
+    assert done[1] == stop
+    assert not list(profile.path.glob("*unfinished*"))
+
+
+def test_what_is_kept_of_a_pass_may_be_damaged(tmp_path):
+    profile = Profile(tmp_path, ProfileKey({}, []))
+    assert profile.load("TextDecoder") is None
+    profile.save("TextDecoder", {"a": torch.arange(3)})
+    assert profile.load("TextDecoder")["a"].tolist() == [0, 1, 2]
+    path = next(profile.path.glob("*unfinished*"))
+    path.write_bytes(path.read_bytes()[:20])
+    assert profile.load("TextDecoder") is None
+    profile.drop("TextDecoder")
+    profile.drop("TextDecoder")
+
+
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [("TextDecoder", "layers_0_self_attn_v_proj_weight"), ("TextDecoder", "layers_1_fc2_weight"),
+     ("AudioEncoder", "layers_2_fc1_weight")],
+)  # fmt: skip
+def test_the_predicted_divergence_of_small_changes_is_the_measured_one(packages, window, curvature, component, name):
+    programs = {key: Program.load(path) for key, path in packages.items()}
+    forcing = TeacherForcing(programs["TextDecoder"])
+
+    def logits():
+        audio = programs["AudioEncoder"].run({FEATURES: window.features})[EMBEDS]
+        return forcing.forward(window, audio).logits
+
+    reference, weight = logits(), programs[component].weights[name]
+    original, generator, measured, predicted = weight.detach().clone(), torch.Generator().manual_seed(3), 0.0, 0.0
+    for _ in range(6):
+        change = torch.randn(weight.shape, generator=generator) * original.std() * 0.02
+        with torch.no_grad():
+            weight.copy_(original + change)
+        measured += mean_divergence([reference], [logits()])
+        predicted += predicted_divergence(curvature[component].diagonal[name], change.numpy())
+    assert 0.5 < measured / predicted < 2.0
+
+
+def test_what_can_be_compressed(packages, curvature):
+    for component, path in packages.items():
+        names = compressible(read_graph(path))
+        assert set(names) == set(curvature[component].diagonal)
+        weights = Program.load(path).weights
+        assert all(curvature[component].diagonal[name].shape == tuple(weights[name].shape) for name in names)
+        assert not any("bias" in name or "norm" in name for name in names)
+    assert "embed_tokens_weight" in curvature["TextDecoder"].diagonal
+    assert np.all(curvature["TextDecoder"].diagonal["layers_0_fc1_weight"] >= 0)
+
+
+def test_errors_of_what_is_added_add_up(packages, window, curvature):
+    """The diagonal alone misses most of what a coarse palette of the encoder's positions does."""
+    name, found = "embed_positions_weight", curvature["AudioEncoder"]
+    assert [*found.gradients] == [name]
+    assert not curvature["TextDecoder"].gradients
+    encoder = Program.load(packages["AudioEncoder"])
+    reference = reference_logits(packages, [window])
+    weight = encoder.weights[name].detach().clone()
+    change = palettize(weight.half().numpy(), Compression(3), name=name).dense().astype(np.float32) - weight.numpy()
+    with torch.no_grad():
+        encoder.weights[name].add_(torch.from_numpy(change))
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    logits = forcing.forward(window, encoder.run({FEATURES: window.features})[EMBEDS]).logits
+    measured = mean_divergence(reference, [logits])
+    together = predicted_divergence(found.diagonal[name], change, found.gradients[name])
+    alone = predicted_divergence(found.diagonal[name], change)
+    assert 0.5 < measured / together < 2
+    assert alone < together < measured
+
+
+def test_the_reference_diverges_from_itself_by_nothing(packages, window):
+    first, second = reference_logits(packages, [window]), reference_logits(packages, [window])
+    assert mean_divergence(first, second) == 0
+
+
+def test_windows_and_caches_are_checked(packages, window):
+    with pytest.raises(ValueError, match="there is none"):
+        Window(window.features, (1, 2), 2)
+    with pytest.raises(ValueError, match="samples"):
+        FisherOptions(samples=0)
+    forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
+    with pytest.raises(BundleError, match="does not fit the caches of 448"):
+        forcing.ids(Window(window.features, tuple(range(500)), 1))
+    with pytest.raises(BundleError, match="lacks the inputs cache_length"):
+        TeacherForcing(Program.load(packages["AudioEncoder"]))
+
+
+# --- the profile's file ----------------------------------------------------------------------------------------------
+
+KEY = ProfileKey({"AudioEncoder": "1"}, ["a", "b"], {"samples": 1})
+NAME = ("AudioEncoder", "w")
+
+
+def test_curvature_is_kept_to_an_eighth_of_an_octave():
+    value = (10.0 ** np.random.default_rng(0).uniform(-6, 2, (50, 40))).astype(np.float32)
+    value[0] = 0
+    again = decode(*encode(value))
+    np.testing.assert_allclose(again[1:], value[1:], rtol=0.045)
+    assert not again[0].any()
+    assert not decode(*encode(np.zeros((3, 3), np.float32))).any()
+
+
+def test_a_profile_is_found_again_and_another_key_is_another_profile(tmp_path):
+    value = np.random.default_rng(0).uniform(0, 1, (8, 6)).astype(np.float32)
+    first = Profile(tmp_path, KEY)
+    assert not first.has_curvature("AudioEncoder")
+    first.save_curvature("AudioEncoder", Curvature({"w": value, "v": value}, {"w": value[None]}))
+    row = Candidate(Compression(4), 128, 0.5)
+    first.add_candidates(NAME, [row])
+    made = palettize(value, Compression(2, outlier_share=0.05), name="w")
+    first.save_palette(NAME, made)
+
+    again = Profile(tmp_path, KEY)
+    np.testing.assert_allclose(again.curvature("AudioEncoder").read("w"), value, rtol=0.045, atol=1e-6)
+    np.testing.assert_array_equal(again.curvature("AudioEncoder").gradients("w"), value[None])
+    assert again.curvature("AudioEncoder").gradients("v") is None
+    assert again.candidate(NAME, Compression(4)) == row
+    assert again.candidate(NAME, Compression(6)) is None
+    np.testing.assert_array_equal(again.palette(NAME, made.option).dense(), made.dense())
+
+    for key in (
+        ProfileKey({"AudioEncoder": "2"}, ["a", "b"], {"samples": 1}),
+        ProfileKey({"AudioEncoder": "1"}, ["a", "c"], {"samples": 1}),
+    ):
+        other = Profile(tmp_path, key)
+        assert not other.has_curvature("AudioEncoder")
+        assert other.candidate(NAME, Compression(4)) is None
+
+
+def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
+    first = Profile(tmp_path, KEY)
+    rows = [Candidate(Compression(n), n * 100, 1.0 / n) for n in (2, 4)]
+    first.add_candidates(NAME, rows)
+    file = first.path / "candidates.jsonl"
+    file.write_text(file.read_text()[:-20])
+    again = Profile(tmp_path, KEY)
+    assert again.candidate(NAME, Compression(2)) == rows[0]
+    assert again.candidate(NAME, Compression(4)) is None
+    again.add_candidates(NAME, rows[1:])
+    assert Profile(tmp_path, KEY).candidate(NAME, Compression(4)) == rows[1]
+
+
+def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
+    from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.compress import planner as plan
+    from whisperkit_tools.compress.planner import Aim, Model, Planner
+    from whisperkit_tools.quantization.recipe import Wishes
+
+    model, wishes, made = Model(Bundle.open(demo_bundle)), Wishes(nbits=(2, 4), outlier_shares=()), []
+    real = plan.palettize
+
+    def planner():
+        profile = Profile(tmp_path, ProfileKey(model.weights_sha256(), []))
+        if not profile.has_curvature("AudioEncoder"):
+            for component in COMPONENTS:
+                ones = {n: np.ones(s, np.float32) for (c, n), s in model.shapes.items() if c == component}
+                profile.save_curvature(component, Curvature(ones))
+        return Planner(model, profile, wishes, lambda what, done, total: None)
+
+    def counted(weight, option, importance, name, **kwargs):
+        made.append((name, option))
+        if len(made) == kill_at:
+            raise KeyboardInterrupt
+        return real(weight, option, importance, name, **kwargs)
+
+    monkeypatch.setattr(plan, "palettize", counted)
+    kill_at = 11
+    with pytest.raises(KeyboardInterrupt):
+        planner().recipe(Aim(target_bits=3))
+    kill_at = -1
+    whole, _ = planner().recipe(Aim(target_bits=3))
+    assert len(made) <= 2 * len(model.shapes) + 2  # what was lost is one weight under its two options
+    assert planner().recipe(Aim(target_bits=3))[0] == whole
+    assert len(made) <= 2 * len(model.shapes) + 2

@@ -1,0 +1,158 @@
+"""The house rules that a checkout cannot see by itself: what ships, who imports whom, what `wkt --help` costs."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "whisperkit_tools"
+
+# Room: what it may import of the house. A room may always import itself, `errors` and `progress`.
+ROOMS = {
+    "compile_hints": set(),
+    "compile_hints.lint": {"compile_hints", "mil"},
+    "quantization": {"decoder", "memory", "mil"},
+    "eval": set(),
+    "bundle": set(),
+    "demo": set(),
+    "mil": set(),
+    "decoder": {"bundle", "mil"},
+    "checkpoint": {"compile_hints", "demo"},
+    "conversion": {"bundle", "checkpoint", "compile_hints", "decoder", "demo", "mil", "transcribe"},
+    "transcribe": {"bundle", "decoder", "mil"},
+    "publishing": {"bundle", "eval"},
+    "compress": {
+        "bundle", "conversion", "decoder", "demo", "eval", "memory", "mil", "quantization", "transcribe",
+    },
+    "distill": {"checkpoint", "compile_hints", "conversion", "demo", "eval", "mil", "transcribe"},
+}  # fmt: skip
+
+
+def _settings():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+
+def test_every_package_folder_is_listed_so_that_the_wheel_has_it():
+    assert set(_settings()["packages"]) == _folders()
+
+
+def _folders():
+    found = set()
+    for top in (PACKAGE, *(path for path in PACKAGE.iterdir() if path.is_symlink())):
+        prefix = "whisperkit_tools" if top == PACKAGE else f"whisperkit_tools.{top.name}"
+        for path in top.resolve().rglob("__init__.py"):
+            found.add(".".join((prefix, *path.parent.relative_to(top.resolve()).parts)))
+    return found
+
+
+def test_the_outer_folders_are_linked_and_mapped():
+    mapped = _settings()["package-dir"]
+    for name in ("compile_hints", "eval", "quantization"):
+        link = PACKAGE / name
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / name
+        assert mapped[f"whisperkit_tools.{name}"] == name
+
+
+def _inside(path: Path) -> Path:
+    """The path as it is inside the import package."""
+    relative = path.relative_to(ROOT)
+    return relative if relative.parts[0] != "whisperkit_tools" else relative.relative_to("whisperkit_tools")
+
+
+def _room_of(path: Path) -> str:
+    parts = _inside(path).with_suffix("").parts
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in ROOMS else parts[0]
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def _upward(path: Path) -> list[str]:
+    room = _room_of(path)
+    if room not in ROOMS:
+        return []
+    allowed = ROOMS[room] | {room.partition(".")[0], "errors", "progress"}
+    houses = {name.split(".")[1] for name in _imports(path) if name.startswith("whisperkit_tools.")}
+    return [f"{path.relative_to(ROOT)} imports {name}" for name in sorted(houses - allowed - {"__version__"})]
+
+
+def test_no_room_imports_upward():
+    files = [
+        path
+        for top in ("whisperkit_tools", "compile_hints", "quantization", "eval")
+        for path in (ROOT / top).rglob("*.py")
+    ]
+    assert [line for path in files for line in _upward(path)] == []
+
+
+def test_the_import_guard_closes(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    bad = tmp_path / "compile_hints" / "bad.py"
+    bad.parent.mkdir()
+    bad.write_text("from whisperkit_tools.mil.program import Program\n")
+    assert _upward(bad) == ["compile_hints/bad.py imports mil"]
+    bad.with_name("residency.py").write_text("from whisperkit_tools.transcribe.audio.load import read\n")
+    assert _upward(bad.with_name("residency.py")) == ["compile_hints/residency.py imports transcribe"]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom whisperkit_tools.cli import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "print(sorted({'torch', 'coremltools', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convert",
+        "transcribe",
+        "demo",
+        "info",
+        "verify",
+        "lint",
+        "estimate",
+        "doctor",
+        "palettize",
+        "report",
+        "evaluate",
+        "publish",
+        "pull",
+        "versions",
+        "compare_published",
+        "unpublish",
+    ],
+)
+def test_command_modules_import_nothing_heavy(name):
+    heavy = "{'torch', 'coremltools', 'transformers'}"
+    code = f"import sys, whisperkit_tools.cli.{name}\nprint(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_nothing_mentions_how_it_was_made():
+    """Paths of the machine it was written on have no place in a published tree."""
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if files.returncode:
+        pytest.skip("not a git checkout")
+    text = [
+        ROOT / line for line in files.stdout.splitlines() if line.endswith((".py", ".md", ".toml", ".json", "Makefile"))
+    ]
+    assert [str(path) for path in text if path.is_file() and "/work" + "/" in path.read_text(encoding="utf-8")] == []

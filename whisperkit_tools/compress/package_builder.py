@@ -1,0 +1,84 @@
+"""Writing a compressed bundle's packages, and proving by running them that they are what was intended."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.conversion.parity import psnr_db
+from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, DECODER, ENCODER, TeacherForcing, Window
+from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.memory import release_memory
+from whisperkit_tools.mil.program import Program
+from whisperkit_tools.quantization.package_writer import read_dense, write_compressed
+from whisperkit_tools.quantization.palette import Palettized
+from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
+
+LEAST_DB = 70.0
+FloatArray = NDArray[np.float32]
+Palettes = Mapping[str, Mapping[str, Palettized]]
+
+
+def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
+    """Fill a folder with a bundle's files, encoder and decoder compressed; the manifest is left to the caller."""
+    compressed = {f"{name}.mlpackage" for name in COMPONENTS if palettes.get(name)}
+    for item in sorted(source.path.iterdir()):
+        # Compiled models beside the packages would be preferred by the runtime, and are of the uncompressed weights.
+        if item.name == MANIFEST or item.name in compressed or item.suffix == ".mlmodelc" or item.name.startswith("."):
+            continue
+        if item.is_dir():
+            shutil.copytree(item, folder / item.name)
+        else:
+            shutil.copyfile(item, folder / item.name)
+    for name in COMPONENTS:
+        if palettes.get(name):
+            write_compressed(source.package(name), palettes[name], folder / f"{name}.mlpackage")
+
+
+def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Window) -> dict[str, float]:
+    """Run what was written against the uncompressed programs with the intended weights put in.
+
+    Returns:
+        PSNR in dB of each component in float32.
+
+    Raises:
+        QualityGateError: A weight is not exactly what was intended, or the components compute something else.
+    """
+    problems = [
+        line for name in COMPONENTS for line in _different_weights(folder / f"{name}.mlpackage", palettes.get(name, {}))
+    ]
+    if problems:
+        raise QualityGateError(f"the written packages do not hold the intended weights: {'; '.join(problems)}")
+    intended, written = _outputs(source.path, palettes, window), _outputs(folder, {}, window)
+    figures = {name: round(psnr_db(intended[name], written[name]), 2) for name in COMPONENTS}
+    if short := {name: value for name, value in figures.items() if not value >= LEAST_DB}:
+        raise QualityGateError(
+            f"the written packages do not compute what was intended: {short} dB, at least {LEAST_DB:g} is required"
+        )
+    return figures
+
+
+def _outputs(folder: Path, palettes: Palettes, window: Window) -> dict[str, FloatArray]:
+    """What the components in a folder compute, with these weights put in; one is loaded at a time."""
+    embeds = _loaded(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
+    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).in_steps(window, embeds).logits
+    return {ENCODER: embeds.numpy(), DECODER: logits.numpy()}
+
+
+def _loaded(folder: Path, component: str, palettes: Palettes) -> Program:
+    release_memory()
+    program = Program.load(folder / f"{component}.mlpackage")
+    with torch.no_grad():
+        for name, part in palettes.get(component, {}).items():
+            program.weights[name].copy_(torch.from_numpy(part.dense().astype(np.float32)))
+    return program
+
+
+def _different_weights(package: Path, palettes: Mapping[str, Palettized]) -> list[str]:
+    """One line for each weight of a written package that does not dequantise to what was intended, bit by bit."""
+    counts = {name: np.count_nonzero(dense != palettes[name].dense()) for name, dense in read_dense(package, palettes)}
+    return [f"{package.name}: {name} differs in {count} elements" for name, count in counts.items() if count]

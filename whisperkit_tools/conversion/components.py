@@ -1,0 +1,87 @@
+"""A checkpoint's components, one after another: their modules, and the inputs on which they are compared."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from whisperkit_tools.checkpoint import Checkpoint
+from whisperkit_tools.compile_hints.attention import Cat, MultiHeadAttention
+from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, MelSpectrogram
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.conversion.attention_layout import Layout
+from whisperkit_tools.conversion.export import fold_query_scale
+from whisperkit_tools.conversion.interface import PackageInterface, package_interfaces
+from whisperkit_tools.conversion.parity import Arrays, Reference, as_float16
+
+COMPUTED_IN_FLOAT32 = ("MelSpectrogram",)
+
+
+class Components:
+    """Gives each component's module when it is needed, so that only one is in memory at a time."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        kv_length: int,
+        heads: AlignmentHeads | None,
+        audio: NDArray[np.float32],
+        layout: Layout | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            checkpoint: The opened checkpoint.
+            kv_length: Positions of the decoder's caches.
+            heads: The alignment heads that the decoder gives out, or None.
+            audio: Speech at 16 kHz; cut or filled with silence to one window.
+            layout: How the packages are laid out; plainly unless given.
+        """
+        self.checkpoint = checkpoint
+        self.kv_length = kv_length
+        self.heads = heads
+        self.layout = layout or Layout()
+        self.interfaces: dict[str, PackageInterface] = package_interfaces(
+            checkpoint.dims, kv_length, word_timestamps=heads is not None
+        )
+        start = np.array([checkpoint.generation_config["decoder_start_token_id"]], np.int32)
+        self._known: Arrays = {"audio": one_window(audio), "input_ids": start}
+
+    def load(self, name: str) -> torch.nn.Module:
+        """The component's module, with the weights in float16 as they are stored in the package."""
+        if name == "MelSpectrogram":
+            return MelSpectrogram(self.checkpoint.dims.n_mels)
+        module: torch.nn.Module
+        if name == "AudioEncoder":
+            module = self.checkpoint.load_encoder(torch.float16, self.layout.implementation(name))
+        else:
+            module = self.checkpoint.load_decoder(
+                self.kv_length,
+                self.heads,
+                torch.float16,
+                self.layout.implementation(name),
+                self.layout.logits_chunk_size,
+            )
+        fold_query_scale(module)
+        return module
+
+    def reference(self, name: str, module: torch.nn.Module) -> Reference:
+        """Compute the module on the speech; its outputs become the next component's inputs.
+
+        The outputs are rounded to float16 on the way, as the runtime hands them on. The attention is computed plainly,
+        whatever its layout in the package is, so that the layout is compared too.
+        """
+        for part in module.modules():
+            if isinstance(part, MultiHeadAttention):
+                part.implementation = Cat()
+        interface = self.interfaces[name]
+        example = {key: self._known[key] for key in interface.inputs if key in self._known}
+        reference = Reference(name, module, interface, example)
+        self._known |= {key: as_float16(array) for key, array in reference.outputs[0].items()}
+        return reference
+
+
+def one_window(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cut audio, or fill it with silence, to the `[480000]` samples of a window."""
+    window = np.zeros(N_SAMPLES, np.float32)
+    window[: min(audio.size, N_SAMPLES)] = audio[:N_SAMPLES]
+    return window

@@ -1,0 +1,375 @@
+"""A checkpoint to a verified bundle: export each component, run what was written, put the folder in place."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from whisperkit_tools import __version__
+from whisperkit_tools.bundle import (
+    DEFAULT_BUNDLES_DIR,
+    PACKAGES,
+    folder_bytes,
+    new_bundle,
+    variant_name,
+    write_manifest,
+)
+from whisperkit_tools.checkpoint import Checkpoint
+from whisperkit_tools.compile_hints.stateful_decoder import STATE_ALIGNMENT, aligned
+from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
+from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
+from whisperkit_tools.conversion.attention_layout import PLAIN, TURBO_DECODER, TURBO_ENCODER, Layout
+from whisperkit_tools.conversion.components import COMPUTED_IN_FLOAT32, Components, one_window
+from whisperkit_tools.conversion.export import (
+    DEPLOYMENT_TARGETS,
+    PackageMetadata,
+    check_stateful_target,
+    export_package,
+)
+from whisperkit_tools.conversion.interface import (
+    PackageInterface,
+    package_problems,
+    stateful_interfaces,
+    stateful_problems,
+)
+from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, require
+from whisperkit_tools.conversion.prefill.build import PrefillConfig, PrefillOutcome, PrefillStage
+from whisperkit_tools.errors import ConversionError
+from whisperkit_tools.progress import Progress, SilentProgress
+
+_DESCRIPTIONS = {
+    "MelSpectrogram": "Log-mel features of a 30-second window of 16 kHz audio",
+    "AudioEncoder": "Whisper's audio encoder: log-mel features to audio embeddings",
+    "TextDecoder": "Whisper's text decoder: one token a call, key and value caches in, their updates out",
+    "TextDecoderContextPrefill": "The text decoder's caches after start, language and task, looked up",
+}
+_STATEFUL_DESCRIPTION = (
+    "Whisper's text decoder with caches as states: project_audio once a window, main once a token, on one state"
+)
+_RECORDED_LIBRARIES = ("coremltools", "numpy", "safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionConfig:
+    """What to make of a checkpoint.
+
+    Attributes:
+        output_dir: The folder that holds bundles.
+        deployment_target: The oldest system that is to load the packages; a key of `DEPLOYMENT_TARGETS`.
+        kv_length: Positions of the decoder's caches, or None for all that the checkpoint has.
+        word_timestamps: Whether the decoder gives out its alignment heads' weights.
+        turbo: Whether the bundle is laid out for latency, and named so.
+        stateful: Whether the decoder's caches are states (iOS 18, macOS 15), and the bundle is named so; today's open
+            runtime does not load that form.
+        audio_encoder_attention: Name of the encoder's attention, or None for what `turbo` says.
+        text_decoder_attention: Name of the decoder's attention, or None for what `turbo` says.
+        attention_chunk_size: Positions in a chunk of the attentions that work in chunks, or None for the default.
+        logits_chunk_size: Most logits that one product gives, or None for all at once.
+        verify: Whether the packages are run and compared before the bundle is put in place.
+        compile: Whether `.mlmodelc` folders are added (macOS with Xcode).
+        force: Whether an existing bundle is replaced.
+        prefill: How the table of caches after the forced tokens is made, or None for none. `turbo` does not imply it
+            here, as its evidence needs someone who transcribes; the command `wkt convert --turbo` hands both in.
+        gate: The parity that is required.
+    """
+
+    output_dir: Path = DEFAULT_BUNDLES_DIR
+    deployment_target: str = "ios16"
+    kv_length: int | None = None
+    word_timestamps: bool = True
+    turbo: bool = False
+    stateful: bool = False
+    audio_encoder_attention: str | None = None
+    text_decoder_attention: str | None = None
+    attention_chunk_size: int | None = None
+    logits_chunk_size: int | None = None
+    verify: bool = True
+    compile: bool = False
+    force: bool = False
+    prefill: PrefillConfig | None = None
+    gate: ParityGate = field(default_factory=ParityGate)
+
+    def __post_init__(self) -> None:
+        """Check the values that need no checkpoint.
+
+        Raises:
+            ConversionError: The target is unknown, the layout options make no sense, or the compiler is not to be
+                had here.
+        """
+        if self.deployment_target not in DEPLOYMENT_TARGETS:
+            known = ", ".join(DEPLOYMENT_TARGETS)
+            raise ConversionError(f"unknown deployment target {self.deployment_target!r}; known are {known}")
+        if self.stateful:
+            check_stateful_target(self.deployment_target)
+        encoder = self.layout.audio_encoder  # raises for options that make no sense
+        if self.turbo and encoder != TURBO_ENCODER:
+            raise ConversionError(
+                f"--turbo is the layout with {TURBO_ENCODER!r} for the encoder, but {encoder!r} was chosen; leave one "
+                "of the two out"
+            )
+        if self.compile and (sys.platform != "darwin" or shutil.which("xcrun") is None):
+            raise ConversionError(
+                "--compile needs macOS with Xcode's command line tools; leave it out: the runtime compiles an "
+                ".mlpackage when it first loads it"
+            )
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of each component; what was not chosen follows from `turbo`."""
+        return Layout(
+            self.audio_encoder_attention or (TURBO_ENCODER if self.turbo else PLAIN),
+            self.text_decoder_attention or (TURBO_DECODER if self.turbo else PLAIN),
+            self.attention_chunk_size,
+            self.logits_chunk_size,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """A bundle that was made.
+
+    Attributes:
+        path: The variant folder.
+        bytes: Size of each package.
+        parity: Figures of each package; empty when not verified.
+        seconds: Wall time of the whole conversion.
+        notes: What the user should know.
+        prefill: What became of the prefill; None when none was asked for.
+    """
+
+    path: Path
+    bytes: dict[str, int]
+    parity: tuple[ComponentParity, ...]
+    seconds: float
+    notes: tuple[str, ...]
+    prefill: PrefillOutcome | None = None
+
+
+def convert(
+    checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress | None = None
+) -> ConversionResult:
+    """Convert a checkpoint to a bundle.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        config: What to make of it.
+        audio: `[480000]` samples of speech at 16 kHz, on which the packages are verified.
+        progress: Who is told where the work stands.
+
+    Raises:
+        ConversionError: The options do not fit the checkpoint, or coremltools refuses it.
+        CheckpointError: Weights are damaged.
+        QualityGateError: A package does not compute what the checkpoint does.
+        BundleError: The bundle exists.
+    """
+    start = time.monotonic()
+    work = _Conversion(checkpoint, config, audio, progress or SilentProgress())
+    name = variant_name(checkpoint.org, checkpoint.model, turbo=config.turbo, stateful=config.stateful)
+    target = config.output_dir / name
+    with new_bundle(target, force=config.force) as folder:
+        work.run(folder)
+        parity = tuple(work.parity)
+        require(list(parity), config.gate)
+        sizes = {path.stem: folder_bytes(path) for path in sorted(folder.glob("*.mlpackage"))}
+        write_manifest(folder, _manifest(work, target.name))
+    return ConversionResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes), work.prefill)
+
+
+class _Conversion:
+    """The state of one conversion: what has been decided and measured on the way."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.config = config
+        self.progress = progress
+        self.notes = list(checkpoint.notes)
+        self.parity: list[ComponentParity] = []
+        self.kv_length = _kv_length(checkpoint, config)
+        config.layout.check_length(checkpoint.dims.n_audio_ctx)
+        self.audio = audio
+        self.heads: AlignmentHeads | None = None
+        self.prefill: PrefillOutcome | None = None
+        self.prefill_stage = config.prefill and PrefillStage(
+            checkpoint, config.prefill, verify=config.verify, progress=progress
+        )
+        for note in checkpoint.notes:
+            progress.note(note)
+
+    def run(self, folder: Path) -> None:
+        """Fill the folder with packages and assets."""
+        self.heads = self._alignment_heads()
+        with self.progress.stage("checkpoint", "hash"):
+            self.sha256 = self.checkpoint.content_sha256
+        components = Components(self.checkpoint, self.kv_length, self.heads, self.audio, self.config.layout)
+        for name in PACKAGES:
+            self._component(components, name, folder / f"{name}.mlpackage")
+        for asset in self.checkpoint.assets:
+            shutil.copyfile(asset, folder / asset.name)
+        if self.heads != self.checkpoint.alignment_heads and self.heads is not None:
+            self._ship_chosen_heads(folder / "generation_config.json")
+        if self.prefill_stage:
+            self._prefill(self.prefill_stage, folder)
+
+    def _alignment_heads(self) -> AlignmentHeads | None:
+        if not self.config.word_timestamps or self.checkpoint.alignment_heads:
+            return self.checkpoint.alignment_heads if self.config.word_timestamps else None
+        with self.progress.stage("TextDecoder", "alignment heads"):
+            choice = choose_alignment_heads(self.checkpoint, [one_window(self.audio)])
+        self.notes.append(f"the checkpoint names no alignment heads; {choice.reason}")
+        self.progress.note(self.notes[-1])
+        return choice.heads
+
+    def _ship_chosen_heads(self, path: Path) -> None:
+        """Write the heads that were chosen where other tools look for them."""
+        generation = {**self.checkpoint.generation_config, "alignment_heads": [list(pair) for pair in self.heads or ()]}
+        path.write_text(json.dumps(generation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def _component(self, components: Components, name: str, path: Path) -> None:
+        """Export and verify one component."""
+        with self.progress.stage(name, "load"):
+            module = components.load(name)
+        with self.progress.stage(name, "export"):
+            problems = self._export(components, name, module, path)
+        if problems:
+            raise ConversionError(f"the export does not keep the runtime's contract: {'; '.join(problems)}")
+        if self.config.compile:
+            with self.progress.stage(name, "compile"):
+                compile_package(path)
+        if self.config.verify:
+            with self.progress.stage(name, "verify: PyTorch"):
+                reference = components.reference(name, module)
+            del module
+            with self.progress.stage(name, "verify: package"):
+                self.parity.append(reference.compare(path))
+
+    def _prefill(self, stage: PrefillStage, folder: Path) -> None:
+        """Add the prefill, or a note on why there is none."""
+        self.prefill = stage.run(folder, self._export_prefill)
+        if self.prefill.parity is not None:
+            self.parity.append(self.prefill.parity)
+        if self.prefill.reason:
+            self.notes.append("prefill" + ("" if self.prefill.included else " left out") + f": {self.prefill.reason}")
+            self.progress.note(self.notes[-1])
+
+    def _export_prefill(self, module: torch.nn.Module, interface: PackageInterface, path: Path) -> None:
+        target = self.config.deployment_target
+        export_package(module, interface, path, deployment_target=target, metadata=self._metadata(path.stem))
+        if problems := package_problems(path.stem, path, interface):
+            raise ConversionError(f"the export does not keep the runtime's contract: {'; '.join(problems)}")
+        if self.config.compile:
+            compile_package(path)
+
+    def _export(self, components: Components, name: str, module: torch.nn.Module, path: Path) -> list[str]:
+        """Write one package; return where it differs from its interface."""
+        metadata, target = self._metadata(name), self.config.deployment_target
+        if self.config.stateful and isinstance(module, TextDecoder):
+            from whisperkit_tools.conversion.stateful import export_stateful
+
+            functions = stateful_interfaces(
+                self.checkpoint.dims, self.kv_length, word_timestamps=self.heads is not None
+            )
+            export_stateful(module, functions, path, deployment_target=target, metadata=metadata)
+            return stateful_problems(name, path, functions)
+        interface = components.interfaces[name]
+        float32 = name in COMPUTED_IN_FLOAT32
+        export_package(module, interface, path, deployment_target=target, metadata=metadata, float32=float32)
+        return package_problems(name, path, interface)
+
+    def _metadata(self, name: str) -> PackageMetadata:
+        checkpoint = self.checkpoint
+        revision = checkpoint.revision or next(iter(self.sha256.values()))[:12]
+        return PackageMetadata(
+            description=_STATEFUL_DESCRIPTION
+            if self.config.stateful and name == "TextDecoder"
+            else _DESCRIPTIONS[name],
+            author=f"{checkpoint.org}, converted by whisperkit-tools {__version__}",
+            license=checkpoint.license or "see the source model",
+            version=revision,
+            user_defined={
+                "source": f"{checkpoint.org}/{checkpoint.model}",
+                "source_revision": revision,
+                "whisperkit_tools_version": __version__,
+            },
+        )
+
+
+def _kv_length(checkpoint: Checkpoint, config: ConversionConfig) -> int:
+    most = checkpoint.dims.n_text_ctx
+    length = most if config.kv_length is None else config.kv_length
+    if not 8 <= length <= most:
+        raise ConversionError(f"--kv-length is {length}, allowed are 8 to {most}, the positions that the decoder has")
+    if config.stateful and length % STATE_ALIGNMENT:
+        raise ConversionError(
+            f"--kv-length is {length}, but caches that are states need a multiple of {STATE_ALIGNMENT} to run on the "
+            f"Neural Engine (apple/coremltools#2631); the next are {length // STATE_ALIGNMENT * STATE_ALIGNMENT} and "
+            f"{aligned(length)}"
+        )
+    return length
+
+
+def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
+    checkpoint, config = work.checkpoint, work.config
+    return {
+        "variant": variant,
+        "tool": {"name": "whisperkit-tools", "version": __version__},
+        "libraries": {name: version(name) for name in _RECORDED_LIBRARIES},
+        "python": platform.python_version(),
+        "source": {
+            "name": checkpoint.source,
+            "org": checkpoint.org,
+            "model": checkpoint.model,
+            "revision": checkpoint.revision,
+            "license": checkpoint.license,
+            "sha256": work.sha256,
+        },
+        "dimensions": asdict(checkpoint.dims),
+        "conversion": {
+            "deployment_target": config.deployment_target,
+            "kv_length": work.kv_length,
+            "word_timestamps": work.heads is not None,
+            "alignment_heads": [list(pair) for pair in work.heads or ()],
+            "turbo": config.turbo,
+            "stateful": config.stateful,
+            **config.layout.recorded(),
+            "compiled": config.compile,
+            "verified": config.verify,
+            "notes": work.notes,
+        },
+        "parity": {
+            "gate": asdict(config.gate),
+            "psnr_db": {
+                item.component: {"float32": _rounded(item.float32_db), "float16": _rounded(item.float16_db)}
+                for item in work.parity
+            },
+        },
+        **({"prefill": work.prefill.recorded()} if work.prefill else {}),
+    }
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in figures.items()}
+
+
+def compile_package(path: Path) -> None:
+    """Compile an `.mlpackage` to the `.mlmodelc` beside it (macOS with Xcode).
+
+    Raises:
+        ConversionError: The compiler fails.
+    """
+    command = ["xcrun", "coremlcompiler", "compile", str(path), str(path.parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise ConversionError(f"coremlcompiler failed on {path.name}: {reason[-1] if reason else done.returncode}")

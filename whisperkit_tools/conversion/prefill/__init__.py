@@ -1,0 +1,1 @@
+"""The prefill: caches of the forced tokens, computed ahead and looked up."""

@@ -1,0 +1,135 @@
+"""An existing bundle, checked again: its files' hashes, the runtime's contract, and parity with its checkpoint."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whisperkit_tools.bundle import PACKAGES, Bundle
+from whisperkit_tools.checkpoint import Checkpoint
+from whisperkit_tools.checkpoint.model import dimensions
+from whisperkit_tools.conversion.components import Components
+from whisperkit_tools.conversion.interface import (
+    PREFILL,
+    package_interfaces,
+    package_problems,
+    stateful_interfaces,
+    stateful_problems,
+)
+from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
+from whisperkit_tools.conversion.prefill.check import prefill_contract_problems, prefill_problems
+from whisperkit_tools.errors import BundleError, CheckpointError
+from whisperkit_tools.mil.graph import read_graph
+from whisperkit_tools.progress import Progress, SilentProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        files: Differences from the manifest's hashes.
+        contract: Differences from what the runtime reads.
+        parity: Shortfalls against the checkpoint.
+        measured: The figures behind `parity`; empty where no checkpoint was at hand.
+    """
+
+    files: tuple[str, ...]
+    contract: tuple[str, ...]
+    parity: tuple[str, ...]
+    measured: tuple[ComponentParity, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """All that differs."""
+        return self.files + self.contract + self.parity
+
+
+def verify_bundle(
+    bundle: Bundle,
+    checkpoint: Checkpoint | None,
+    audio: NDArray[np.float32],
+    gate: ParityGate,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check a bundle.
+
+    Args:
+        bundle: The bundle.
+        checkpoint: What it was converted from, or None to leave parity unchecked.
+        audio: Speech at 16 kHz for the parity.
+        gate: The parity that is required.
+        progress: Who is told where the work stands.
+
+    Raises:
+        BundleError: A package cannot be read at all, although its hashes are right.
+    """
+    listener: Progress = progress or SilentProgress()
+    with listener.stage(bundle.name, "hashes"):
+        files = bundle.differing_files()
+    with listener.stage(bundle.name, "contract"):
+        contract = _contract_problems(bundle)
+    measured: list[ComponentParity] = []
+    if checkpoint is not None and not files and not contract:
+        measured = _measure(bundle, checkpoint, audio, listener)
+    parity = [line for item in measured for line in item.shortfalls(gate)]
+    if measured and checkpoint is not None and bundle.has(PREFILL):
+        with listener.stage(PREFILL, "speech"):
+            parity += prefill_problems(bundle, checkpoint)
+    return Verification(tuple(files), tuple(contract), tuple(parity), tuple(measured))
+
+
+def bundle_is_stateful(bundle: Bundle) -> bool:
+    """Say whether the decoder's caches are states, a form that today's open runtime does not load."""
+    try:
+        return bool(read_graph(bundle.package("TextDecoder"), "main").states)
+    except BundleError:  # `verify_bundle` says what is wrong with it
+        return False
+
+
+def _contract_problems(bundle: Bundle) -> list[str]:
+    try:
+        dims = dimensions(bundle.read_json("config.json"), str(bundle.asset("config.json")))
+        decoder = read_graph(bundle.package("TextDecoder"), "main")
+    except (BundleError, CheckpointError) as error:
+        return [str(error)]
+    stateful = bool(decoder.states)
+    cache = {**decoder.inputs, **decoder.states}.get("key_cache")
+    kv_length = (cache.shape[3] if cache and len(cache.shape) == 4 else None) or dims.n_text_ctx
+    word_timestamps = "alignment_heads_weights" in decoder.outputs
+    interfaces = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)
+    problems = [f"{name} is missing" for name in ("tokenizer.json",) if not (bundle.path / name).is_file()]
+    for name in PACKAGES:
+        try:
+            if stateful and name == "TextDecoder":
+                functions = stateful_interfaces(dims, kv_length, word_timestamps=word_timestamps)
+                problems += stateful_problems(name, bundle.package(name), functions)
+            else:
+                problems += package_problems(name, bundle.package(name), interfaces[name])
+        except Exception as error:  # protobuf and coremltools raise many kinds for a damaged model file
+            problems.append(f"{name}: cannot be read ({type(error).__name__}: {error})")
+    return problems + prefill_contract_problems(bundle, dims)
+
+
+def _measure(
+    bundle: Bundle, checkpoint: Checkpoint, audio: NDArray[np.float32], progress: Progress
+) -> list[ComponentParity]:
+    conversion = bundle.manifest["conversion"]
+    heads = tuple((int(layer), int(head)) for layer, head in conversion["alignment_heads"]) or None
+    components = Components(checkpoint, int(conversion["kv_length"]), heads, audio)
+    measured = []
+    for name in PACKAGES:
+        with progress.stage(name, "parity"):
+            module = components.load(name)
+            reference = components.reference(name, module)
+            del module
+            measured.append(reference.compare(bundle.package(name)))
+    return measured
+
+
+def source_of(bundle: Bundle) -> tuple[str, str | None, dict[str, str]] | None:
+    """Name, revision and weight hashes of the checkpoint that a bundle records, or None."""
+    source = bundle.manifest.get("source")
+    if not isinstance(source, dict) or "name" not in source or "conversion" not in bundle.manifest:
+        return None
+    return str(source["name"]), source.get("revision"), dict(source.get("sha256", {}))

@@ -1,0 +1,1 @@
+"""Distillation: training smaller models."""

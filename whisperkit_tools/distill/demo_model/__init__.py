@@ -1,0 +1,1 @@
+"""The factory of the embedded demo model: grammar, speech synthesis, training, export."""

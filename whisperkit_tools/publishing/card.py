@@ -1,0 +1,328 @@
+"""The model card: `README.md` with metadata that the Hub understands, and sections that wkt keeps up to date.
+
+A section stands between two comments; what people write outside of them survives, as do metadata of their own. Whatever
+comes from outside (names, licences, reasons, figures' labels) is escaped.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from whisperkit_tools.errors import PublishError
+from whisperkit_tools.eval.reports.format import markdown_text
+from whisperkit_tools.publishing.index import Version
+from whisperkit_tools.publishing.provenance import Source
+
+CARD = "README.md"
+SECTIONS = ("about", "variants", "use", "made")
+_LEGEND = (
+    "WER: word error rate. QoI: share of examples on which the variant is no worse than its reference. In parentheses: "
+    "95% intervals. Speed is that of the machine that measured, not of a phone."
+)
+_COLUMNS = (("wer", "WER {} (%)", 2), ("qoi", "QoI {} (%)", 1), ("rtfx", "Speed {} (x real time)", 1))
+_SYSTEMS = {"ios16": "iOS 16, macOS 13", "ios17": "iOS 17, macOS 14", "ios18": "iOS 18, macOS 15"}
+_OURS = ("coreml", "whisper", "asr", "quantized")  # tags
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class CardVariant:
+    """What the card says of one variant.
+
+    Attributes:
+        version: Its entry in the index.
+        deployment_target: Oldest system that loads it.
+        chips: Families to which the device table recommends it.
+        foreign: Whether another tool published it, so that its name and size are all that is known.
+    """
+
+    version: Version
+    deployment_target: str
+    chips: tuple[str, ...] = ()
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CardModel:
+    """What the card says of the source.
+
+    Attributes:
+        repo_id: Of the published repository; the folder's name for a local one.
+        sources: What the variants were made from.
+        languages: Codes that the tokenizer knows.
+        commands: How the variants were made.
+        tools: Versions of wkt and the libraries.
+        picture: Path of a picture of size and quality in the repository.
+    """
+
+    repo_id: str
+    sources: tuple[Source, ...]
+    languages: tuple[str, ...]
+    commands: tuple[str, ...]
+    tools: Mapping[str, str]
+    picture: str | None = None
+
+
+def render_card(model: CardModel, variants: Sequence[CardVariant], present: bytes | None) -> bytes:
+    """The card for the variants that are there.
+
+    Args:
+        model: The source and how the variants were made.
+        variants: All of them.
+        present: The card that is there; what is outside the sections survives.
+
+    Raises:
+        PublishError: The present card cannot be read, or its sections are broken.
+    """
+    text = _decode(present)
+    metadata, body = _split(text)
+    merged = {**metadata, **_metadata(model, variants, metadata)}
+    results = _model_index(model, variants, metadata)
+    merged.pop("model-index", None)
+    merged |= {"model-index": results} if results else {}
+    if not body.strip():
+        body = f"# {markdown_text(model.repo_id.rsplit('/', maxsplit=1)[-1])}\n"
+    for name, content in zip(SECTIONS, _contents(model, variants), strict=True):
+        body = _replace(body, name, content)
+    front = yaml.safe_dump(merged, sort_keys=False, allow_unicode=True, width=1000)
+    return f"---\n{front}---\n{body}".encode()
+
+
+def _decode(present: bytes | None) -> str:
+    try:
+        return (present or b"").decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise PublishError(f"the repository's {CARD} is not UTF-8 ({error}); mend it first") from error
+
+
+def _split(text: str) -> tuple[dict[str, Any], str]:
+    found = _FRONT.match(text)
+    if found is None:
+        return {}, text
+    try:
+        metadata = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        raise PublishError(
+            f"the metadata of the repository's {CARD} are not YAML ({error}); mend them first"
+        ) from error
+    if not isinstance(metadata, dict):
+        raise PublishError(f"the metadata of the repository's {CARD} are no mapping; mend them first")
+    return metadata, text[found.end() :]
+
+
+def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata that we keep up to date; a licence and tags that people wrote stay."""
+    compressed = any(re.search(r"_\d+MB$", item.version.variant) for item in variants)
+    wanted = _OURS if compressed else _OURS[:-1]
+    tags = present.get("tags") or ()
+    theirs = [str(tag) for tag in ([tags] if isinstance(tags, str) else tags) if tag not in _OURS]
+    licences = sorted({source.license for source in model.sources if source.license})
+    made: dict[str, Any] = {
+        "library_name": "whisperkit",
+        "pipeline_tag": "automatic-speech-recognition",
+        "license": present.get("license") or (_license(licences[0]) if len(licences) == 1 else "other"),
+        "tags": [*theirs, *wanted],
+    }
+    bases = _bases(model)
+    if bases:
+        made["base_model"] = bases[0] if len(bases) == 1 else bases
+        # The Hub knows finetune, adapter, merge and quantized; a converted float16 copy is the last of them, too.
+        made["base_model_relation"] = "quantized"
+    if model.languages:
+        made["language"] = list(model.languages)
+    return made
+
+
+def _bases(model: CardModel) -> list[str]:
+    """Sources that are on the Hub: those with a commit there, not folders of somebody's machine."""
+    return sorted({item.name for item in model.sources if item.revision and _HUB_ID.fullmatch(item.name)})
+
+
+def _model_index(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> list[Any]:
+    """Our results, and entries of the `model-index` that people made under other names."""
+    name = model.repo_id.rsplit("/", maxsplit=1)[-1]
+    there = present.get("model-index")
+    theirs = [item for item in there if not isinstance(item, dict) or item.get("name") != name] if isinstance(
+        there, list) else []  # fmt: skip
+    results = _results(variants)
+    return [*theirs, *([{"name": name, "results": results}] if results else [])]
+
+
+def _license(name: str | None) -> str:
+    """A licence as the Hub names them: one lower-case word."""
+    return re.sub(r"[^a-z0-9.+-]+", "-", (name or "other").lower()).strip("-")[:64] or "other"
+
+
+def _results(variants: Sequence[CardVariant]) -> list[dict[str, Any]]:
+    """WER in percent of each variant on each dataset, as the Hub's `model-index` has them."""
+    return [
+        {
+            "task": {"type": "automatic-speech-recognition", "name": "Automatic Speech Recognition"},
+            "dataset": {"name": dataset, "type": dataset},
+            "metrics": [{"type": "wer", "value": round(value, 2), "name": f"WER of {item.version.variant}"}],
+        }
+        for item in variants
+        for dataset, value in sorted(item.version.metrics.get("wer", {}).items())
+    ]
+
+
+def _replace(body: str, name: str, content: str) -> str:
+    begin, end = f"<!-- wkt:begin {name} -->", f"<!-- wkt:end {name} -->"
+    if (body.count(begin), body.count(end)) not in ((0, 0), (1, 1)) or (
+        begin in body and body.index(end) < body.index(begin)
+    ):
+        raise PublishError(
+            f"the repository's {CARD} has a broken section: one {begin!r} and one {end!r} after it belong together"
+        )
+    section = f"{begin}\n{content.strip()}\n{end}"
+    if begin not in body:
+        return f"{body.rstrip()}\n\n{section}\n"
+    return body[: body.index(begin)] + section + body[body.index(end) + len(end) :]
+
+
+def _contents(model: CardModel, variants: Sequence[CardVariant]) -> list[str]:
+    return [_about(model), _table(model, variants), _use(model, variants), _made(model, variants)]
+
+
+def _about(model: CardModel) -> str:
+    sources = ", ".join(map(_source, model.sources)) or "Whisper models"
+    return (
+        f"Core ML models of {sources}, for speech recognition on Apple silicon. Each folder is a variant that an app "
+        "downloads and runs as it is."
+    )
+
+
+def _source(source: Source) -> str:
+    text = markdown_text(source.name)
+    if source.revision and _HUB_ID.fullmatch(source.name):
+        text = f"[{text}](https://huggingface.co/{_url(source.name)})"
+    revision = f", revision `{_code(source.revision)}`" if source.revision else ""
+    licence = f", licence {markdown_text(source.license)}" if source.license else ""
+    about = f"{revision}{licence}"
+    return f"{text} ({about.removeprefix(', ')})" if about else text
+
+
+def _table(model: CardModel, variants: Sequence[CardVariant]) -> str:
+    columns = _columns(variants)
+    headings = ["Variant", "Size (MB)", *(heading.format(markdown_text(name)) for name, _, heading, _ in columns)]
+    rule = ["---", *["---:"] * (len(headings) - 1), "---", "---"]
+    rows = [
+        [
+            f"`{_code(item.version.variant)}`",
+            f"{item.version.size_bytes / 1e6:.1f}",
+            *(_figure(item.version.metrics, kind, name, digits) for name, kind, _, digits in columns),
+            markdown_text(_SYSTEMS.get(item.deployment_target, item.deployment_target)),
+            markdown_text(", ".join(item.chips) or "-"),
+        ]
+        for item in variants
+    ]
+    lines = ["## Variants", "", _row([*headings, "Needs", "Chips"]), _row(rule), *map(_row, rows)]
+    lines += _notes(variants)
+    if columns:
+        lines += ["", _LEGEND]
+    if model.picture:
+        lines += ["", f"![Size and quality of the variants]({_url(model.picture)})"]
+    return "\n".join(lines)
+
+
+def _notes(variants: Sequence[CardVariant]) -> list[str]:
+    """What readers must know of single variants, after an empty line."""
+    notes = [
+        f"- `{_code(item.version.variant)}` was published without its proof: {markdown_text(item.version.unproven)}"
+        for item in variants
+        if item.version.unproven
+    ]
+    notes += [
+        f"- `{_code(item.version.variant)}` keeps the decoder's caches as states: it needs iOS 18 or macOS 15, and "
+        "WhisperKit does not load it today"
+        for item in variants
+        if "_stateful" in item.version.variant
+    ]
+    notes += [
+        f"- `{_code(item.version.variant)}` was published by another tool; nothing is known of its making"
+        for item in variants
+        if item.foreign
+    ]
+    return ["", *notes] if notes else []
+
+
+def _columns(variants: Sequence[CardVariant]) -> list[tuple[str, str, str, int]]:
+    """Dataset, kind, heading and digits of each figure that some variant has."""
+    metrics = [item.version.metrics for item in variants]
+    datasets = sorted({name for item in metrics for kind, _, _ in _COLUMNS for name in item.get(kind, {})})
+    return [
+        (name, kind, heading, digits)
+        for name in datasets
+        for kind, heading, digits in _COLUMNS
+        if any(name in item.get(kind, {}) for item in metrics)
+    ]
+
+
+def _figure(metrics: Mapping[str, Any], kind: str, dataset: str, digits: int) -> str:
+    value = metrics.get(kind, {}).get(dataset)
+    if value is None:
+        return "-"
+    interval = metrics.get(f"{kind}_interval", {}).get(dataset)
+    around = f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else ""
+    return f"{value:.{digits}f}{around}"
+
+
+def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
+    if not variants:
+        return "## How to use\n\nThere is no variant at present; earlier revisions of this repository have some."
+    runnable = [item.version.variant for item in variants if "_stateful" not in item.version.variant]
+    name, repo = _code((runnable or [variants[0].version.variant])[0]), _code(model.repo_id)
+    on_hub = _HUB_ID.fullmatch(model.repo_id) is not None
+    where = f'model: "{name}", modelRepo: "{repo}"' if on_hub else f'modelFolder: "{repo}/{name}", download: false'
+    return "\n".join([
+        "## How to use",
+        "",
+        "In an app, with [WhisperKit](https://github.com/argmaxinc/argmax-oss-swift):",
+        "",
+        "```swift",
+        "import WhisperKit",
+        "",
+        f"let config = WhisperKitConfig({where})",
+        "let pipe = try await WhisperKit(config)",
+        'let results = try await pipe.transcribe(audioPath: "audio.m4a")',
+        "```",
+        "",
+        "On any machine, with whisperkit-tools:",
+        "",
+        "```",
+        f"wkt pull {'' if on_hub else './'}{repo} {name}",
+        f"wkt transcribe --bundle bundles/{name} audio.m4a",
+        "```",
+    ])  # fmt: skip
+
+
+def _made(model: CardModel, variants: Sequence[CardVariant]) -> str:
+    lines = ["## How it was made", ""]
+    if model.commands:
+        lines += ["```", *(_code(command) for command in model.commands), "```", ""]
+    tools = [f"{markdown_text(name)} {markdown_text(text)}" for name, text in sorted(model.tools.items())]
+    lines += [f"With {', '.join(tools)}.", ""] if tools else []
+    lines += ["| Variant | Made from | sha256 of its content |", "| --- | --- | --- |"]
+    for item in variants:
+        revision = item.version.source_revision
+        source = f"{markdown_text(item.version.source)}{f' at `{_code(revision[:12])}`' if revision else ''}"
+        content = f"`{_code(item.version.content[:16])}`" if item.version.content else "-"
+        lines.append(_row([f"`{_code(item.version.variant)}`", source, content]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _code(text: str) -> str:
+    """Text for a code span, a block or a table's cell: nothing that ends one, begins a comment, or is not seen."""
+    return "".join(character for character in text if character.isprintable() and character not in "`|<>")
+
+
+def _url(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._~/-]", "", text)

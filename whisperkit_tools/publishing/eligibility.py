@@ -1,0 +1,252 @@
+"""What a bundle must prove before it is published: that it is what was verified, and that it passed its gate."""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from whisperkit_tools.bundle import MANIFEST, PACKAGES, Bundle, folder_bytes
+from whisperkit_tools.errors import DatasetError, PublishError
+from whisperkit_tools.eval.schema import REPORT_FILE, RunReport, read_report
+from whisperkit_tools.publishing.provenance import section
+from whisperkit_tools.publishing.registry.base import check_path
+from whisperkit_tools.publishing.variant_names import check_variant
+
+_SIZED = ("AudioEncoder", "TextDecoder")  # what the size in a variant's name counts
+_SIZE_IN_NAME = re.compile(r"_(\d+)MB$")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A bundle with what was found about it.
+
+    Attributes:
+        bundle: The bundle.
+        content: sha256 over the paths and hashes of its files: evaluation reports name a bundle by it.
+        model_bytes: Encoder and decoder together.
+        size_bytes: All files.
+        reports: Its evaluations, newest of each dataset, by dataset.
+        report_folders: Where each of them lies.
+        shortfalls: What it does not prove; none means that it may be published.
+        unproven: Why it is published in spite of shortfalls.
+    """
+
+    bundle: Bundle
+    content: str
+    model_bytes: int
+    size_bytes: int
+    reports: Mapping[str, RunReport] = field(default_factory=dict)
+    report_folders: Mapping[str, Path] = field(default_factory=dict)
+    shortfalls: tuple[str, ...] = ()
+    unproven: str | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the bundle was palettized."""
+        return bool(self.bundle.manifest.get("compression"))
+
+    def files(self) -> dict[str, Path]:
+        """What is published: path inside the variant folder to file; only what the manifest names, and itself."""
+        return _published(self.bundle)
+
+
+def examine(
+    bundle: Bundle, reports: Path | None, required: Collection[str] = (), *, allow_unproven: str | None = None
+) -> Evidence:
+    """Check a bundle's proofs.
+
+    Args:
+        bundle: The bundle.
+        reports: Folder with the runs of `wkt evaluate`; None when there is none.
+        required: Datasets whose evaluation the policy asks for.
+        allow_unproven: A reason to publish it whatever is missing; a changed or rejected bundle is refused still.
+
+    Raises:
+        PublishError: It may not be published; every reason is named.
+    """
+    check_variant(bundle.name)
+    content = _check_files(bundle)
+    model_bytes = sum(folder_bytes(bundle.package(name)) for name in _SIZED)
+    _check_size(bundle.name, model_bytes)
+    if section(bundle.manifest, "compression").get("rejected"):
+        raise PublishError(
+            f"{bundle.name} was rejected by its quality gate and is never published; compress it less, or lower the "
+            "gate's limits, with `wkt palettize`"
+        )
+    found = find_reports(reports, content) if reports is not None else {}
+    shortfalls = [*_verification(bundle.manifest), *_gate(bundle.name, bundle.manifest)]
+    missing = sorted(set(required) - set(found))
+    shortfalls += [f"no evaluation of this very bundle on {name} (`wkt evaluate --dataset {name}`)" for name in missing]
+    if shortfalls and allow_unproven is None:
+        raise PublishError(
+            f"{bundle.name} does not prove that it is good enough: {'; '.join(shortfalls)}. Make up for it, or say why "
+            "it is published all the same with --allow-unproven REASON"
+        )
+    return Evidence(
+        bundle,
+        content,
+        model_bytes,
+        sum(path.stat().st_size for path in _published(bundle).values()),
+        {name: run for name, (run, _) in found.items()},
+        {name: folder for name, (_, folder) in found.items()},
+        tuple(shortfalls),
+        allow_unproven if shortfalls else None,
+    )
+
+
+def content_digest(files: Mapping[str, Any]) -> str:
+    """One digest of a bundle's content from the manifest's `files`: as `wkt evaluate` names it in its reports."""
+    whole = hashlib.sha256()
+    for name in sorted(files, key=lambda item: item.split("/")):
+        whole.update(f"{name} {files[name]['sha256']}\n".encode())
+    return whole.hexdigest()
+
+
+def _check_files(bundle: Bundle) -> str:
+    """The digest of the bundle's content, whose files are exactly those of its manifest."""
+    recorded = bundle.manifest.get("files")
+    if not isinstance(recorded, dict) or not recorded:
+        raise PublishError(
+            f"{bundle.name} has no {MANIFEST} that records its files, so nothing about it can be proved; convert or "
+            "palettize it with wkt"
+        )
+    for name in recorded:
+        check_path(name)
+        path = bundle.path / name
+        if any(parent.is_symlink() for parent in (path, *path.parents) if bundle.path in (parent, *parent.parents)):
+            raise PublishError(
+                f"{bundle.name}: {name} is reached through a symbolic link; publish the files themselves"
+            )
+    changed = bundle.differing_files()
+    if changed:
+        raise PublishError(
+            f"{bundle.name} has changed since it was verified: {'; '.join(changed)}; make it again, or remove what "
+            "does not belong to it"
+        )
+    missing = [name for name in PACKAGES if not any(item.startswith(f"{name}.mlpackage/") for item in recorded)]
+    if missing:
+        raise PublishError(f"{bundle.name} lacks {', '.join(missing)}")
+    return content_digest(recorded)
+
+
+def _check_size(name: str, model_bytes: int) -> None:
+    """The runtime and people read a compressed variant's size from its name."""
+    found = _SIZE_IN_NAME.search(name)
+    if found is not None and int(found[1]) != int(model_bytes / 1e6):
+        raise PublishError(
+            f"{name} says {found[1]} MB, but its encoder and decoder have {int(model_bytes / 1e6)} MB; "
+            "give the folder the name that `wkt palettize` gave it"
+        )
+
+
+def _verification(manifest: Mapping[str, Any]) -> list[str]:
+    conversion, parity = section(manifest, "conversion"), section(manifest, "parity")
+    if not conversion:
+        return ["its manifest records no conversion, so its parity with a checkpoint is unknown"]
+    if not conversion.get("verified"):
+        return ["it was converted with --no-verify, so its parity with the checkpoint is unknown"]
+    measured, gate = section(parity, "psnr_db"), section(parity, "gate")
+    missing = [name for name in PACKAGES if name not in measured]
+    if missing:
+        return [f"its manifest has no parity figures of {', '.join(missing)}"]
+    return [
+        f"its parity: {component} {name} has {value} dB in {mode}, at least {least} dB is required"
+        for mode in ("float32", "float16")
+        if isinstance(least := gate.get(f"{mode}_db"), int | float)
+        for component in measured
+        for name, value in section(section(measured, component), mode).items()
+        if not (isinstance(value, int | float) and value >= least)
+    ]
+
+
+def _gate(name: str, manifest: Mapping[str, Any]) -> list[str]:
+    compression = section(manifest, "compression")
+    if not compression:
+        named = _SIZE_IN_NAME.search(name)
+        return ["its name is that of a compressed variant, its manifest says nothing of a compression"] if named else []
+    gate = section(compression, "gate")
+    if "shortfalls" not in gate or "qoi" not in gate:
+        return ["it is compressed, and no quality gate was asked"]
+    return [f"its quality gate: {line}" for line in gate["shortfalls"]]
+
+
+def _published(bundle: Bundle) -> dict[str, Path]:
+    names = [*section(bundle.manifest, "files"), MANIFEST]
+    return {name: bundle.path / name for name in sorted(names)}
+
+
+def find_reports(root: Path, content: str) -> dict[str, tuple[RunReport, Path]]:
+    """The newest finished evaluation of a bundle on each dataset.
+
+    Args:
+        root: A run's folder, or a folder of them.
+        content: The bundle's digest; reports of other bundles are passed over.
+
+    Returns:
+        Dataset to the run and its folder.
+
+    Raises:
+        PublishError: A report is damaged.
+    """
+    found: dict[str, tuple[RunReport, Path]] = {}
+    for run, folder in all_reports(root):
+        if run.bundle is None or run.bundle.sha256 != content:
+            continue
+        known = found.get(run.dataset.name)
+        if known is None or known[0].finished < run.finished:
+            found[run.dataset.name] = (run, folder)
+    return found
+
+
+def all_reports(root: Path) -> list[tuple[RunReport, Path]]:
+    """Every run below a folder, with the folder it lies in; comparisons of several runs are passed over.
+
+    Raises:
+        PublishError: A report is damaged, or a symbolic link.
+    """
+    found = []
+    for path in sorted(root.rglob(REPORT_FILE)) if root.is_dir() else ():
+        if path.is_symlink():
+            raise PublishError(f"{path} is a symbolic link; give the folder that `wkt evaluate` made")
+        runs = _runs(path)
+        found += [(runs[0], path.parent)] if len(runs) == 1 else []
+    return found
+
+
+def check_reports(root: Path, evidence: Sequence[Evidence]) -> list[str]:
+    """Whether a folder of reports that was asked for is about these bundles.
+
+    Returns:
+        A line for each report of another content of one of these bundles: it was measured before a change.
+
+    Raises:
+        PublishError: The folder is not there, holds no report, or none of these bundles.
+    """
+    reports = all_reports(root)
+    if not reports:
+        raise PublishError(f"no report of `wkt evaluate` in {root}; pass the folder of a run, or of several")
+    contents = {item.content: item.bundle.name for item in evidence}
+    others = [(run, folder) for run, folder in reports if run.bundle is None or run.bundle.sha256 not in contents]
+    if len(others) == len(reports):
+        about = "; ".join(sorted({f"{folder} is about {_subject(run)}" for run, folder in others})[:3])
+        here = ", ".join(f"{name} ({content[:12]})" for content, name in contents.items())
+        raise PublishError(f"no report in {root} is of this very bundle, {here}: {about}; evaluate it again")
+    names = set(contents.values())
+    return [
+        f"passed over {folder}: it measured another content of {run.bundle.name}, {run.bundle.sha256[:12]}"
+        for run, folder in others
+        if run.bundle is not None and run.bundle.name in names
+    ]
+
+
+def _subject(run: RunReport) -> str:
+    return run.name if run.bundle is None else f"{run.bundle.name} ({run.bundle.sha256[:12]})"
+
+
+def _runs(path: Path) -> Sequence[RunReport]:
+    try:
+        return read_report(path).runs
+    except DatasetError as error:
+        raise PublishError(str(error)) from error

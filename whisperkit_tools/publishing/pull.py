@@ -1,0 +1,136 @@
+"""Getting a variant back: every file is checked before the folder appears, and nothing leads out of it.
+
+What a repository says is not trusted: paths are checked, sizes and hashes are compared with the manifest and with what
+the registry says of its files.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whisperkit_tools.bundle import MANIFEST, Bundle, new_bundle
+from whisperkit_tools.errors import PublishError
+from whisperkit_tools.publishing.eligibility import content_digest
+from whisperkit_tools.publishing.index import INDEX, Index
+from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, digest, printable
+from whisperkit_tools.publishing.variant_names import check_variant, variants_of
+
+Progress = Callable[[str, int], None]
+"""Called with the path and the bytes of a file that is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A variant that was downloaded.
+
+    Attributes:
+        path: Its folder.
+        commit: The state of the repository that it came from.
+        files: How many.
+        size_bytes: Together.
+        has_manifest: Whether hashes of our own were there to compare with; a bundle of another tool has none.
+        runs_here: Whether `wkt` can run it: models that another tool published compiled only run on Apple's systems.
+    """
+
+    path: Path
+    commit: str
+    files: int
+    size_bytes: int
+    has_manifest: bool
+    runs_here: bool
+
+
+def pull(
+    registry: Registry,
+    variant: str,
+    output_dir: Path,
+    *,
+    revision: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Download a variant.
+
+    Args:
+        registry: Where from.
+        variant: Its name.
+        output_dir: The folder that holds bundles.
+        revision: A tag or a commit; the present state when None.
+        force: Replace a bundle that is there.
+        progress: Told of each file.
+
+    Raises:
+        PublishError: No such variant, or what came is not what was published.
+        BundleError: The target exists.
+    """
+    check_variant(variant)
+    snapshot = registry.snapshot(revision)
+    if snapshot.commit is None:
+        raise PublishError(registry.absent)
+    known = variants_of(snapshot.files)
+    if variant not in known:
+        there = printable(", ".join(known)) or "none"
+        raise PublishError(f"{registry.label} has no variant {variant!r}; there are: {there}")
+    names = {path.removeprefix(f"{variant}/"): path for path in known[variant]}
+    for name in names:
+        check_path(name)
+    with new_bundle(output_dir / variant, force=force) as folder:
+        for name, path in names.items():
+            _fetch(registry, snapshot, path, folder / name)
+            if progress is not None:
+                progress(path, snapshot.files[path].size_bytes)
+        manifest = _check_manifest(folder, names)
+        _check_index(registry, snapshot, variant, folder)
+        runs_here = any(name.startswith("AudioEncoder.mlpackage/") for name in names)
+        if runs_here:
+            Bundle.open(folder)
+    sizes = [snapshot.files[path].size_bytes for path in names.values()]
+    return Pulled(output_dir / variant, snapshot.commit, len(names), sum(sizes), manifest, runs_here)
+
+
+def _fetch(registry: Registry, snapshot: Snapshot, path: str, destination: Path) -> None:
+    registry.fetch(path, snapshot, destination)
+    expected: RemoteFile = snapshot.files[path]
+    if not expected.holds(destination):
+        registry.fetch(path, snapshot, destination, again=True)  # it may have been damaged where it was kept
+    if not expected.holds(destination):
+        raise PublishError(
+            f"{path} from {registry.label} is not what the repository says it is: {destination.stat().st_size} bytes, "
+            f"sha256 {digest(destination)[:12]}..., expected {expected.size_bytes} bytes, "
+            f"{(expected.sha256 or expected.blob_id or 'unknown')[:12]}...; nothing was kept, pull again"
+        )
+
+
+def _check_manifest(folder: Path, names: Mapping[str, str]) -> bool:
+    """Compare the files with the manifest among them; whether there is one."""
+    if MANIFEST not in names:
+        return False
+    try:
+        recorded: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files")
+    except (ValueError, AttributeError) as error:
+        raise PublishError(f"the {MANIFEST} that came is damaged ({error}); nothing was kept") from error
+    if not isinstance(recorded, dict):
+        raise PublishError(f"the {MANIFEST} that came records no files; nothing was kept")
+    for name in recorded:
+        check_path(name)
+    differing = Bundle.open(folder).differing_files()
+    if differing:
+        raise PublishError(f"what came is not what was published: {'; '.join(differing)}; nothing was kept")
+    return True
+
+
+def _check_index(registry: Registry, snapshot: Snapshot, variant: str, folder: Path) -> None:
+    """Compare a variant of ours with the version that the index names."""
+    version = Index.parse(registry.read(INDEX, snapshot)).current(variant)
+    if version is None:
+        return
+    content = content_digest(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files", {})) if (
+        folder / MANIFEST).is_file() else "none"  # fmt: skip
+    if content != version.content:
+        raise PublishError(
+            f"{variant} in {registry.label} is not the version that its {INDEX} names: content {content[:12]}, "
+            f"expected {version.content[:12]}; somebody changed it without wkt. Nothing was kept; take an earlier "
+            "commit with --revision"
+        )

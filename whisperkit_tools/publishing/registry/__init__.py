@@ -1,0 +1,1 @@
+"""Registries: where variants are published, on the Hub or in a folder."""
