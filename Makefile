@@ -33,7 +33,7 @@ test: lint
 
 # The property tests on examples drawn anew, which `make test` leaves out to be repeatable.
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --hypothesis-profile fuzz $$(grep -l '^from hypothesis' tests/*.py)
+	$(BIN)/python -m pytest -n auto --hypothesis-profile fuzz $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 wheel-test: $(VENV)/.dev
 	BIN=$(abspath $(BIN)) sh tests/wheel_smoke.sh

@@ -1,6 +1,7 @@
 """The house rules that a checkout cannot see by itself: what ships, who imports whom, what `wkt --help` costs."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -156,3 +157,12 @@ def test_nothing_mentions_how_it_was_made():
         ROOT / line for line in files.stdout.splitlines() if line.endswith((".py", ".md", ".toml", ".json", "Makefile"))
     ]
     assert [str(path) for path in text if path.is_file() and "/work" + "/" in path.read_text(encoding="utf-8")] == []
+
+
+def test_fuzzing_finds_the_property_tests():
+    """`make fuzz` names its files by a search, which finds nothing if the tests move."""
+    done = subprocess.run(["make", "-n", "fuzz"], cwd=ROOT, capture_output=True, text=True, check=True)
+    search = re.search(r"\$\((grep .*)\)", done.stdout)
+    assert search is not None
+    found = subprocess.run(["sh", "-c", search[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"tests/quantization/test_allocation.py", "tests/transcribe/windows/test_chunked.py"} <= set(found)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.mil_programs import save
 
 from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 
@@ -14,28 +15,18 @@ from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Packages with names of another publisher, no manifest: `sin` in the encoder, nothing amiss in the decoder."""
-    ct = import_coremltools()
+    import_coremltools()
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types
 
-    def save(path: Path, program: Any) -> None:
-        specs = [mb.TensorSpec(shape=(1, 64, 1, 32), dtype=types.fp16)]
-        target = ct.target.iOS16
-        with quiet_coremltools():
-            model = ct.convert(
-                mb.program(input_specs=specs, opset_version=target)(program),
-                convert_to="mlprogram",
-                minimum_deployment_target=target,
-                skip_model_load=True,
-                compute_precision=ct.precision.FLOAT32,
-            )
-            model.save(str(path))
+    def write(path: Path, program: Any) -> None:
+        save(program, [mb.TensorSpec(shape=(1, 64, 1, 32), dtype=types.fp16)], path, pass_pipeline=None)
 
     root = tmp_path_factory.mktemp("theirs") / "their-whisper"
     root.mkdir()
     kernel = np.ones((64, 64, 1, 1), np.float16)
-    save(root / "whisper_encoder.mlpackage", lambda x: mb.relu(x=mb.sin(x=mb.conv(x=x, weight=kernel))))
-    save(root / "whisper_decoder_second.mlpackage", lambda x: mb.relu(x=mb.conv(x=x, weight=kernel)))
+    write(root / "whisper_encoder.mlpackage", lambda x: mb.relu(x=mb.sin(x=mb.conv(x=x, weight=kernel))))
+    write(root / "whisper_decoder_second.mlpackage", lambda x: mb.relu(x=mb.conv(x=x, weight=kernel)))
     return root
 
 

@@ -15,22 +15,29 @@ TABLE = RNG.standard_normal((10, 8)).astype(np.float16)
 
 
 def save(program: Callable[..., Any], specs: list[Any], path: Path, opset: str = "iOS16", **options: Any) -> Path:
-    """Build a program and save it as a package."""
+    """Build a program and save it as a package in float32, as it stands.
+
+    Args:
+        program: What `mb.program` decorates.
+        specs: Its inputs.
+        path: The package to write.
+        opset: The deployment target, by coremltools' name.
+        options: Arguments of `coremltools.convert` that take the place of these or join them.
+    """
     ct = import_coremltools()
     from coremltools.converters.mil import Builder as mb
 
     target = getattr(ct.target, opset)
     with quiet_coremltools():
         built = mb.program(input_specs=specs, opset_version=target)(program)
-        model = ct.convert(
-            built,
-            convert_to="mlprogram",
-            minimum_deployment_target=target,
-            skip_model_load=True,
-            compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-            **options,
-        )
+        settings = {
+            "convert_to": "mlprogram",
+            "minimum_deployment_target": target,
+            "skip_model_load": True,
+            "compute_precision": ct.precision.FLOAT32,
+            "pass_pipeline": ct.PassPipeline.EMPTY,
+        }
+        model = ct.convert(built, **{**settings, **options})
         model.author, model.license, model.short_description = "A. Author", "MIT", "for tests"
         model.user_defined_metadata["key"] = "value"
         model.save(str(path))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.mil_programs import save
 
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
@@ -25,24 +26,6 @@ DIMS = ModelDimensions(
     decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=96, n_text_ctx=448, vocab_size=300,
 )  # fmt: skip
 LENGTH = 32
-
-
-def save(program: Any, specs: list[Any], path: Path) -> Path:
-    """Build a program in float32 and save it as it stands."""
-    ct = import_coremltools()
-    from coremltools.converters.mil import Builder as mb
-
-    with quiet_coremltools():
-        built = mb.program(input_specs=specs, opset_version=ct.target.iOS17)(program)
-        ct.convert(
-            built,
-            convert_to="mlprogram",
-            minimum_deployment_target=ct.target.iOS17,
-            skip_model_load=True,
-            compute_precision=ct.precision.FLOAT32,
-            pass_pipeline=ct.PassPipeline.EMPTY,
-        ).save(str(path))
-    return path
 
 
 def export(module: torch.nn.Module, shapes: dict[str, tuple[int, ...]], path: Path) -> Path:
@@ -220,7 +203,7 @@ def attention_program(query_shape: tuple[int, ...], **options: Any) -> tuple[Any
 @pytest.mark.parametrize("weights_first", [True, False])
 def test_attention_in_every_way_to_write_it(tmp_path: Path, column: bool, mask: str, weights_first: bool) -> None:
     written = attention_program((2, 3, 5, 8), column=column, mask=mask, weights_first=weights_first)
-    path = save(*written, tmp_path / "Attention.mlpackage")
+    path = save(*written, tmp_path / "Attention.mlpackage", "iOS17")
     assert fused_types(path)["fused_scaled_dot_product_attention"] == 1
     check_equal(path)
 
@@ -242,7 +225,7 @@ def test_attention_over_the_channel_axis(tmp_path: Path, scores: str, combined: 
         return mb.einsum(values=[value, weights], equation=combined), mb.identity(x=added)
 
     shapes = [(2, 6, heads, 8), (2, 8, heads, 5), (2, 8, heads, 6), (2, 6, 1, 1)]
-    path = save(program, [mb.TensorSpec(shape=shape) for shape in shapes], tmp_path / "Split.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=shape) for shape in shapes], tmp_path / "Split.mlpackage", "iOS17")
     assert fused_types(path)["fused_scaled_dot_product_attention"] == 1
     check_equal(path)
 
@@ -255,7 +238,7 @@ def test_what_somebody_else_reads_is_not_fused(tmp_path: Path) -> None:
         weights = mb.softmax(x=mb.matmul(x=x, y=x, transpose_y=True), axis=-1)
         return mb.matmul(x=weights, y=x), mb.identity(x=weights)
 
-    path = save(program, [mb.TensorSpec(shape=(1, 2, 5, 4))], tmp_path / "Shared.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=(1, 2, 5, 4))], tmp_path / "Shared.mlpackage", "iOS17")
     assert "fused_scaled_dot_product_attention" not in fused_types(path)
     check_equal(path)
 
@@ -268,7 +251,7 @@ def test_softmax_over_another_axis_is_not_fused(tmp_path: Path, axis: int) -> No
     def program(x: Any) -> Any:
         return mb.matmul(x=mb.softmax(x=mb.matmul(x=x, y=x, transpose_y=True), axis=axis), y=x)
 
-    path = save(program, [mb.TensorSpec(shape=(1, 2, 5, 4))], tmp_path / "Axis.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=(1, 2, 5, 4))], tmp_path / "Axis.mlpackage", "iOS17")
     assert "fused_scaled_dot_product_attention" not in fused_types(path)
     check_equal(path)
 
@@ -293,7 +276,7 @@ def test_pointwise_convolution(tmp_path: Path, options: dict[str, Any], fused: b
     def program(x: Any) -> Any:
         return mb.conv(x=x, weight=weight, **options)
 
-    path = save(program, [mb.TensorSpec(shape=(1, 4, 1, length))], tmp_path / "Conv.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=(1, 4, 1, length))], tmp_path / "Conv.mlpackage", "iOS17")
     assert ("fused_conv" in fused_types(path)) == fused
     check_equal(path)
 
@@ -311,7 +294,7 @@ def test_large_matrix_times_one_vector(tmp_path: Path, exact: bool, with_bias: b
     def program(x: Any) -> Any:
         return mb.linear(x=x, weight=weight, bias=bias)
 
-    path = save(program, [mb.TensorSpec(shape=(1, 1, 1 << 8))], tmp_path / "Linear.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=(1, 1, 1 << 8))], tmp_path / "Linear.mlpackage", "iOS17")
     assert fused_types(path)["packed_half"] == 1
     check_equal(path)
 
@@ -334,6 +317,6 @@ def test_batch_norm_after_layer_norm(tmp_path: Path, parts: str) -> None:
     def program(x: Any) -> Any:
         return mb.batch_norm(x=mb.layer_norm(x=x, axes=[1], epsilon=np.float32(1e-5)), **vectors)
 
-    path = save(program, [mb.TensorSpec(shape=(1, 4, 1, 7))], tmp_path / "Norm.mlpackage")
+    path = save(program, [mb.TensorSpec(shape=(1, 4, 1, 7))], tmp_path / "Norm.mlpackage", "iOS17")
     assert "batch_norm" not in fused_types(path)
     check_equal(path)

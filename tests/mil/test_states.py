@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.mil_programs import save as save_program
 
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.graph import function_names
@@ -21,12 +22,7 @@ def builder():
 
 
 def save(function, specs, path: Path) -> Path:
-    ct = import_coremltools()
-    from coremltools.converters.mil import Builder as mb
-
-    program = mb.program(input_specs=specs, opset_version=ct.target.iOS18)(function)
-    ct.convert(program, minimum_deployment_target=ct.target.iOS18, skip_model_load=True).save(str(path))
-    return path
+    return save_program(function, specs, path, "iOS18", compute_precision=None, pass_pipeline=None)
 
 
 def join(parts: dict[str, Path], path: Path, default: str) -> Path:

@@ -33,14 +33,8 @@ TOKENS = (641, 642, 700, 30, 31, 32, 400, 401, 402, 500, 640)
 
 
 @pytest.fixture(scope="module")
-def packages(demo_bundle):
-    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
-
-
-@pytest.fixture(scope="module")
-def window():
-    features = torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3
-    return Window(features, TOKENS, 4)
+def window(noise_features):
+    return Window(noise_features, TOKENS, 4)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, Window
+from whisperkit_tools.decoder.teacher_forcing import Window
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization import checkpointing as kept
 from whisperkit_tools.quantization.compression import Compression
@@ -49,14 +49,8 @@ def test_the_gradient_of_entries_is_what_differences_say(option):
 
 
 @pytest.fixture(scope="module")
-def packages(demo_bundle):
-    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
-
-
-@pytest.fixture(scope="module")
-def window():
-    features = torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3
-    return Window(features, (641, 642, 700, 30, 31, 32, 400, 401, 402, 640), 4)
+def window(noise_features):
+    return Window(noise_features, (641, 642, 700, 30, 31, 32, 400, 401, 402, 640), 4)
 
 
 def _palettes(packages, component, names, nbits):

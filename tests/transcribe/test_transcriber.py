@@ -27,16 +27,6 @@ from whisperkit_tools.transcribe.transcriber import Transcriber
 parity = benchmark("generate_parity")
 
 
-@pytest.fixture(scope="module")
-def transcriber(demo_bundle):
-    return Transcriber.load(demo_bundle)
-
-
-@pytest.fixture(scope="module")
-def oracle():
-    return parity.Oracle(demo_checkpoint_dir())
-
-
 def read(path):
     return load_audio(AudioInput(str(path), Path(path)))
 

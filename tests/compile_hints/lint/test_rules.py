@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.mil_programs import save
 
 from whisperkit_tools.compile_hints.lint.chips import KINDS, Figure, load_chips
 from whisperkit_tools.compile_hints.lint.rules import Finding, Residency, judge, padding_bytes, rules
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.quiet import import_coremltools
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 TABLE = load_chips()
@@ -25,23 +26,11 @@ def build(tmp_path: Path) -> Callable[..., Graph]:
     def make(program: Callable[..., Any], *inputs: tuple[tuple[Any, ...], str], opset: str = "iOS17") -> Graph:
         nonlocal count
         count += 1
-        ct = import_coremltools()
-        from coremltools.converters.mil import Builder as mb
+        import_coremltools()
         from coremltools.converters.mil.mil import types
 
-        target = getattr(ct.target, opset)
-        specs = [mb.TensorSpec(shape=shape, dtype=getattr(types, dtype)) for shape, dtype in inputs]
-        with quiet_coremltools():
-            model = ct.convert(
-                mb.program(input_specs=specs, opset_version=target)(program),
-                convert_to="mlprogram",
-                minimum_deployment_target=target,
-                skip_model_load=True,
-                compute_precision=ct.precision.FLOAT32,
-                pass_pipeline=ct.PassPipeline.EMPTY,
-            )
-            path = tmp_path / f"program{count}.mlpackage"
-            model.save(str(path))
+        specs = [mb().TensorSpec(shape=shape, dtype=getattr(types, dtype)) for shape, dtype in inputs]
+        path = save(program, specs, tmp_path / f"program{count}.mlpackage", opset)
         return read_graph(path)
 
     return make

@@ -1,6 +1,7 @@
 """The runner: what a run gives, that it resumes after any death, and that failures are told."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -190,7 +191,7 @@ def _command(tmp_path: Path, out: str, workers: int) -> list[str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_random_points_it_resumes_to_the_same_report(tmp_path, monkeypatch, workers):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=os.pathsep)
     config = EvaluateConfig("none", noise_snr_db=(5.0,), noise_kinds=("white",), streaming=True, checks_no_speech=False)
     whole = run(tmp_path / "whole", make_dataset(tmp_path / "audio", 12), config=config)
     command, chance = _command(tmp_path, "killed", workers), random.Random(workers)

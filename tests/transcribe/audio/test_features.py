@@ -7,24 +7,13 @@ import pytest
 import torch
 from helpers.benchmark_modules import benchmark
 
-from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform
+from whisperkit_tools.demo import demo_longform
 from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.transcribe.audio.features import AudioFeatures, FileFeatures, audio_features
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.transcriber import Transcriber
 
 parity = benchmark("generate_parity")
-
-
-@pytest.fixture(scope="module")
-def transcriber(demo_bundle):
-    return Transcriber.load(demo_bundle)
-
-
-@pytest.fixture(scope="module")
-def oracle():
-    return parity.Oracle(demo_checkpoint_dir())
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.transcribe import transcriber as module
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.transcriber import Transcriber
 from whisperkit_tools.transcribe.windows.chunked import HeardChunk, overlapping_chunks, stitched_segments
 from whisperkit_tools.transcribe.windows.decoding import DecodedWindow
 from whisperkit_tools.transcribe.windows.stitching import stitch
@@ -30,11 +29,6 @@ BEGIN = 1000
 SPECIAL = SimpleNamespace(
     timestamp_begin=BEGIN, is_text=lambda token: token < 900, is_timestamp=lambda token: token >= BEGIN
 )
-
-
-@pytest.fixture(scope="module")
-def transcriber(demo_bundle):
-    return Transcriber.load(demo_bundle)
 
 
 @pytest.fixture(scope="module")

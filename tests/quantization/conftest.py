@@ -1,0 +1,17 @@
+"""What the tests of gradients through a bundle's programs share."""
+
+import pytest
+import torch
+
+from whisperkit_tools.decoder.teacher_forcing import COMPONENTS
+
+
+@pytest.fixture(scope="session")
+def packages(demo_bundle):
+    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
+
+
+@pytest.fixture(scope="session")
+def noise_features():
+    """Features `[1, n_mels, 1, frames]` of nothing in particular."""
+    return torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3
