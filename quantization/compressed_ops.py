@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.mil.weights_writer import FILE_NAME, WeightsWriter, pack_bits
+from whisperkit_tools.mil.tensor_spec import mil_type
+from whisperkit_tools.mil.weights_file import FILE_NAME, WeightsWriter, pack_bits
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import Palettized, outlier_count
 from whisperkit_tools.quantization.sizes import MIN_BLOB_ELEMENTS
@@ -23,10 +24,6 @@ from whisperkit_tools.quantization.sizes import MIN_BLOB_ELEMENTS
 OUTLIERS, PALETTE = "_outliers", "_palette"
 """What is put behind a name for the sparse part, and for what the palette alone gives."""
 
-_DATA_TYPES = {
-    "float16": 10, "int32": 23, "uint8": 31, "uint32": 33,
-    "uint4": 35, "uint2": 36, "uint1": 37, "uint6": 38, "uint3": 39,
-}  # fmt: skip
 Shape = Sequence[int]
 
 
@@ -177,7 +174,7 @@ def _mask(palettized: Palettized) -> NDArray[np.uint8]:
 
 def _set_type(value_type: Any, dtype: str, shape: Shape) -> None:
     tensor = value_type.tensorType
-    tensor.dataType = _DATA_TYPES[dtype]
+    tensor.dataType = mil_type(dtype)
     tensor.rank = len(shape)
     for size in shape:
         tensor.dimensions.add().constant.size = size

@@ -18,7 +18,7 @@ from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.protos import model_proto
-from whisperkit_tools.mil.weights_writer import FILE_NAME, WeightsWriter
+from whisperkit_tools.mil.weights_file import FILE_NAME, WeightsWriter
 from whisperkit_tools.quantization.compressed_ops import OUTLIERS, Forms, Weight, second_use
 from whisperkit_tools.quantization.compression import SPEC_VERSIONS, Compression
 from whisperkit_tools.quantization.palette import Palettized

@@ -24,7 +24,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_libraries():
     os.environ["TQDM_DISABLE"] = "1"
-    from whisperkit_tools.mil.quiet import import_coremltools
+    from whisperkit_tools.mil.coreml import import_coremltools
 
     import_coremltools()
 

@@ -24,8 +24,8 @@ from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.conversion.attention_layout import TURBO_DECODER
 from whisperkit_tools.conversion.export import export_package
 from whisperkit_tools.conversion.interface import package_interfaces
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
-from whisperkit_tools.mil.quiet import import_coremltools
 
 
 def measure(made: TextDecoder, name: str, chips: list[Chip], table: ChipTable) -> tuple[int, list[ProgramEstimate]]:

@@ -27,8 +27,8 @@ from whisperkit_tools.conversion.interface import (
     package_interfaces,
     stateful_interfaces,
 )
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
-from whisperkit_tools.mil.quiet import import_coremltools
 
 # d_model, decoder layers and heads, vocabulary, alignment heads.
 MODELS = {

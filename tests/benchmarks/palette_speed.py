@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 

@@ -26,7 +26,7 @@ from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
 from whisperkit_tools.conversion.convert import ConversionConfig, convert
 from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.demo import DemoUtterance, demo_utterances
-from whisperkit_tools.mil.quiet import quiet_coremltools
+from whisperkit_tools.mil.coreml import quiet_coremltools
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.mil_programs import save
 
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, psnr
 from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
 from whisperkit_tools.errors import BundleError, ConversionError, QualityGateError
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools
 
 METADATA = PackageMetadata("what", "who", "MIT", "1", {"key": "value"})
 

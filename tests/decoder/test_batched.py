@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from whisperkit_tools.decoder.cache_linking import link, linked
-from whisperkit_tools.mil.binding import bind
 from whisperkit_tools.mil.graph import read_graph
+from whisperkit_tools.mil.kernels import bind
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 METADATA = Metadata("", "", "", "", 9, "CoreML8", {})

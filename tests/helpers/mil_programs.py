@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 
 RNG = np.random.default_rng(3)
 WEIGHT = RNG.standard_normal((3000, 64)).astype(np.float16)

@@ -11,9 +11,8 @@ import pytest
 
 from whisperkit_tools.errors import UnsupportedOperationError
 from whisperkit_tools.mil.backend import load_backend
-from whisperkit_tools.mil.coreml import COMPUTE_UNITS
+from whisperkit_tools.mil.coreml import COMPUTE_UNITS, import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 
 on_macos = pytest.mark.skipif(sys.platform != "darwin", reason="Core ML runs on macOS only")
 
@@ -73,7 +72,7 @@ def test_core_ml_agrees_with_torch(package: Path, compute_units: str) -> None:
 
 
 def test_importing_coremltools_is_silent() -> None:
-    code = "from whisperkit_tools.mil.quiet import import_coremltools; import_coremltools()"
+    code = "from whisperkit_tools.mil.coreml import import_coremltools; import_coremltools()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
 

@@ -12,13 +12,13 @@ from helpers.mil_programs import save
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.mil.binding import bind
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.executor import Executor
 from whisperkit_tools.mil.fused_kernels import packed_half
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Graph, read_graph
+from whisperkit_tools.mil.kernels import bind
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.schedule import Plan, Target
 
 DIMS = ModelDimensions(

@@ -17,9 +17,9 @@ import torch
 from helpers.mil_programs import RNG, WEIGHT, check, expected, save, step_program
 
 from whisperkit_tools.errors import BundleError, UnsupportedOperationError
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 
@@ -69,7 +69,7 @@ def test_reading_a_graph_waits_for_neither_torch_nor_coremltools(package: Path) 
 def test_message_classes_are_those_of_coremltools() -> None:
     code = (
         "from whisperkit_tools.mil.protos import model_proto; alone = model_proto(); "
-        "from whisperkit_tools.mil.quiet import import_coremltools; import_coremltools(); "
+        "from whisperkit_tools.mil.coreml import import_coremltools; import_coremltools(); "
         "print(model_proto() is not alone, model_proto().Model is alone.Model)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

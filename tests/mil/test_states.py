@@ -8,9 +8,9 @@ import torch
 from helpers.mil_programs import save as save_program
 
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import function_names
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools
 
 
 def builder():

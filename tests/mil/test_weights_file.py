@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.kernels import kernels
 from whisperkit_tools.mil.ops.constexpr import unpack
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
-from whisperkit_tools.mil.tensor_spec import TensorSpec
-from whisperkit_tools.mil.weights_file import BlobFile, unpack_bits
+from whisperkit_tools.mil.tensor_spec import TensorSpec, numpy_dtype
+from whisperkit_tools.mil.weights_file import BlobFile, WeightsWriter, unpack_bits
 
 RNG = np.random.default_rng(11)
 CONV = RNG.standard_normal((32, 16, 1, 1)).astype(np.float32)
@@ -75,6 +76,54 @@ def test_blobs_of_less_than_eight_bits(tmp_path: Path, width: int) -> None:
     found = blobs.find(offset, TensorSpec("w", (3, 7), f"uint{width}")).read()
     blobs.close()
     np.testing.assert_array_equal(found.reshape(-1), values)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "float16",
+        "float32",
+        "int4",
+        "int8",
+        "int16",
+        "int32",
+        "uint1",
+        "uint2",
+        "uint3",
+        "uint4",
+        "uint6",
+        "uint8",
+        "uint16",
+        "uint32",
+    ],
+)
+def test_data_types_are_numbered_as_coremltools_numbers_them(tmp_path: Path, dtype: str) -> None:
+    import_coremltools()
+    from coremltools.libmilstoragepython import _BlobStorageWriter as Writer
+
+    values = np.ones(8, numpy_dtype(dtype))
+    writer = Writer(str(tmp_path / "weight.bin"))
+    suffix = {"float16": "fp16", "float32": "float"}.get(dtype, dtype)
+    offset = getattr(writer, f"write_{suffix}_data")(values.view(np.uint16) if dtype == "float16" else values)
+    del writer
+    written = (tmp_path / "weight.bin").read_bytes()
+    with WeightsWriter(tmp_path / "own.bin") as own:
+        assert own.add(dtype, 8, values) == offset
+    assert (tmp_path / "own.bin").read_bytes()[offset : offset + 64] == written[offset : offset + 64]
+
+
+def test_an_entry_is_copied_from_one_file_to_another(tmp_path: Path) -> None:
+    values = RNG.integers(0, 8, 21).astype(np.uint8)
+    with WeightsWriter(tmp_path / "first.bin") as first:
+        first.add("float16", 3, np.ones(3, np.float16))
+        offset = first.add("uint3", 21, values)
+    with WeightsWriter(tmp_path / "second.bin") as second:
+        copied = second.copy(tmp_path / "first.bin", offset)
+        with pytest.raises(BundleError, match="there is no record at byte 1; make the package again"):
+            second.copy(tmp_path / "first.bin", 1)
+    blobs = BlobFile(tmp_path / "second.bin")
+    np.testing.assert_array_equal(blobs.find(copied, TensorSpec("w", (21,), "uint3")).read(), values)
+    blobs.close()
 
 
 # --- compressed weights ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.mil.quiet import import_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.quantization import kmeans
 from whisperkit_tools.quantization.kmeans import cluster
 

@@ -8,9 +8,9 @@ import torch
 
 from whisperkit_tools.bundle import folder_bytes, sha256
 from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.package_writer import compressed_nbytes, read_dense, write_compressed
 from whisperkit_tools.quantization.palette import palettize
@@ -200,7 +200,7 @@ def test_what_reads_back_differently_does_not_come_into_place(sources, tmp_path,
     from whisperkit_tools.quantization import compressed_ops as forms
 
     monkeypatch.setattr(forms, "pack_bits", lambda elements, width: pack(elements ^ 1, width))
-    from whisperkit_tools.mil.weights_writer import pack_bits as pack
+    from whisperkit_tools.mil.weights_file import pack_bits as pack
 
     with pytest.raises(BundleError, match="read back differently"):
         write_compressed(sources["iOS16"], made(Compression(4)), tmp_path / "Small.mlpackage")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisperkit_tools.errors import BundleError, RecipeError
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.clustering import Histogram, histogram, scalar_palette
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize, whole_histogram

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from whisperkit_tools.mil.quiet import import_coremltools
-from whisperkit_tools.mil.weights_writer import WeightsWriter, pack_bits
+from whisperkit_tools.mil.coreml import import_coremltools
+from whisperkit_tools.mil.weights_file import WeightsWriter, pack_bits
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sizes import blob_nbytes, dense_nbytes, stored_nbytes

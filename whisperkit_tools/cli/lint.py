@@ -74,7 +74,7 @@ def _reports(
     table, chip = _table(chip_name)
     from whisperkit_tools.cli.arguments import find_functions
     from whisperkit_tools.compile_hints.lint.rules import judge, rules
-    from whisperkit_tools.mil.compute_plan import planned_devices, require_compute_plan
+    from whisperkit_tools.mil.coreml import planned_devices, require_compute_plan
     from whisperkit_tools.mil.graph import read_graph
 
     if unknown := sorted(set(ignored) - rules().keys()):

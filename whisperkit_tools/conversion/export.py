@@ -18,7 +18,7 @@ import torch
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
 from whisperkit_tools.conversion.interface import PackageInterface, TensorInterface
 from whisperkit_tools.errors import ConversionError
-from whisperkit_tools.mil.quiet import import_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools
 
 # Names that users know, to coremltools' own; a macOS name means the same opset as the iOS one of its year.
 DEPLOYMENT_TARGETS = {

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES
 from whisperkit_tools.compile_hints.stateful_decoder import state_shapes
-from whisperkit_tools.mil.quiet import import_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools
 
 PREFILL = "TextDecoderContextPrefill"
 STEP_FUNCTION = "main"

@@ -40,7 +40,7 @@ from whisperkit_tools.conversion.export import (
     make_reproducible,
 )
 from whisperkit_tools.conversion.interface import STEP_FUNCTION, WINDOW_FUNCTION, PackageInterface
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 
 DROP_IDLE_WRITES = "wkt::drop_idle_writes"
 

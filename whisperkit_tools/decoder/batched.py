@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from whisperkit_tools.decoder.cache_linking import linked
-from whisperkit_tools.mil.binding import Node, bind
 from whisperkit_tools.mil.graph import read_graph
-from whisperkit_tools.mil.kernels import make_kernel
+from whisperkit_tools.mil.kernels import Node, bind, make_kernel
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.schedule import Plan, Target, execute
 

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.binding import Node
-from whisperkit_tools.mil.kernels import make_kernel
+from whisperkit_tools.mil.kernels import Node, make_kernel
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 MASK = "kv_cache_update_mask"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whisperkit_tools.decoder.prefill_lookup import ContextPrefill, PrefilledCaches
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.mil.backend import Backend
+from whisperkit_tools.mil.backend import ArrayModel
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 MASKED = -10000.0  # the runtime's own value: finite in float16, and zero after the softmax
@@ -45,7 +45,7 @@ class Component(Interface, Protocol):
 class NumpyComponent:
     """A component around a `predict` on numpy arrays, such as Core ML's."""
 
-    def __init__(self, model: Backend) -> None:
+    def __init__(self, model: ArrayModel) -> None:
         self._model = model
         self.inputs = model.inputs
         self.outputs = model.outputs

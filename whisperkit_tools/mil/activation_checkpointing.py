@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.binding import Node, bind
 from whisperkit_tools.mil.graph import read_graph
+from whisperkit_tools.mil.kernels import Node, bind
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.schedule import Plan, Target, execute
 from whisperkit_tools.mil.tensor_spec import TensorSpec

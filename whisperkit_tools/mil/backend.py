@@ -1,16 +1,23 @@
-"""One way to load a package, whatever runs it."""
+"""Loaded packages as their users see them, whatever runs them, and one function that loads them.
+
+A loaded package maps named values to named values. `TensorModel` does so on torch tensors, `ArrayModel` on NumPy arrays
+with the signature of coremltools' `MLModel.predict`. `Program` is both, `CoreMLProgram` is an `ArrayModel`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BackendName: TypeAlias = Literal["torch", "coreml"]
 
 
-class Backend(Protocol):
-    """Something that runs a package, with the signature of coremltools' `MLModel.predict`."""
+class LoadedModel(Protocol):
+    """The interface of a loaded package."""
 
     @property
     def inputs(self) -> Mapping[str, TensorSpec]:
@@ -28,11 +35,23 @@ class Backend(Protocol):
         ...
 
     def make_state(self) -> Any:
-        """Return fresh states, all zero."""
+        """Return fresh states, all zero, with `read_state(name)` and `write_state(name, value)`."""
         ...
 
+
+class TensorModel(LoadedModel, Protocol):
+    """A package that runs on torch tensors."""
+
+    def run(self, inputs: "Mapping[str, Tensor]", /, *, state: Any = None) -> "Mapping[str, Tensor]":
+        """Run on tensors by input name, and on states, and return tensors by output name."""
+        ...
+
+
+class ArrayModel(LoadedModel, Protocol):
+    """A package that runs on NumPy arrays."""
+
     def predict(self, data: Any, state: Any = None) -> Any:
-        """Run on NumPy arrays by input name, and on states, and return arrays by output name."""
+        """Run on arrays by input name, and on states, and return arrays by output name."""
         ...
 
 
@@ -44,7 +63,7 @@ def load_backend(
     precision: Precision = "float32",
     device: str = "cpu",
     function: str = "main",
-) -> Backend:
+) -> ArrayModel:
     """Load a package for running.
 
     Args:

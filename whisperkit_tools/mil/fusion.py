@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from whisperkit_tools.mil import fused_kernels as fused
-from whisperkit_tools.mil.binding import Node
-from whisperkit_tools.mil.kernels import make_kernel
+from whisperkit_tools.mil.kernels import Node, make_kernel
 from whisperkit_tools.mil.tensor_spec import TensorSpec, is_float
 
 

@@ -1,8 +1,8 @@
-"""How the name of an ML Program operation leads to the function that computes it.
+"""Kernels, the functions that compute operations, and the binding of a graph's operations to calls of them.
 
-A kernel is a plain function. Its positional parameters are tensors and bear the names of the operation's parameters;
-its keyword-only parameters are Python values, known when the program is loaded in all but unusual programs. Two
-keyword-only names are filled in by the executor: `out_dtype`, the torch type in which the first output is held, and
+A kernel is a plain function. Its positional parameters are tensors and have the names of the operation's parameters.
+Its keyword-only parameters are Python values, known when the program is loaded in all but unusual programs. The
+schedule fills in two keyword-only names: `out_dtype`, the torch type in which the first output is held, and
 `out_device`.
 """
 
@@ -10,9 +10,15 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+
+import numpy as np
+
+from whisperkit_tools.errors import UnsupportedOperationError
+from whisperkit_tools.mil.graph import Constant, Graph, Operation
+from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -82,4 +88,99 @@ def make_kernel(name: str, function: Callable[..., Any], *, exact: bool = False)
         variadic=variadic[0] if variadic else None,
         values=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
         exact=exact,
+    )
+
+
+@dataclass(slots=True)
+class Node:
+    """A call of a kernel.
+
+    Attributes:
+        type: The operation's type.
+        name: The operation's name, for messages.
+        kernel: What computes it.
+        arguments: Names of the tensors passed by position; None for one left out.
+        outputs: What it computes.
+        values: Python values passed by keyword.
+        dynamic: Keyword parameters whose value is a tensor that has to be read at run time, by name.
+    """
+
+    type: str
+    name: str
+    kernel: Kernel
+    arguments: tuple[str | None, ...]
+    outputs: tuple[TensorSpec, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+    dynamic: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of all values that the call reads."""
+        return (*(name for name in self.arguments if name is not None), *self.dynamic.values())
+
+
+def bind(graph: Graph) -> list[Node]:
+    """Find the kernel of each operation and bind its arguments.
+
+    Raises:
+        UnsupportedOperationError: Operations without a kernel, all of them in one message.
+    """
+    known = kernels()
+    unknown = [op for op in graph.operations if op.type not in known or op.has_blocks]
+    unknown += [op for op in graph.operations if op not in unknown and _unknown_inputs(op, known[op.type])]
+    if unknown:
+        raise UnsupportedOperationError(_unsupported_message(graph, unknown, known))
+    return [_bind_one(op, known[op.type], graph.constants) for op in graph.operations]
+
+
+def _unknown_inputs(op: Operation, kernel: Kernel) -> list[str]:
+    """Return the parameters of an operation that its kernel does not have."""
+    accepted = {*kernel.tensors, *kernel.values, kernel.variadic}
+    return [parameter for parameter in op.inputs if parameter not in accepted]
+
+
+def _bind_one(op: Operation, kernel: Kernel, constants: dict[str, Constant]) -> Node:
+    inputs = op.inputs
+    arguments: list[str | None]
+    if kernel.variadic:
+        arguments = [inputs[name][0].name for name in kernel.tensors]
+        arguments.extend(source.name for source in inputs[kernel.variadic])
+    else:
+        arguments = [inputs[name][0].name if name in inputs else None for name in kernel.tensors]
+        while arguments and arguments[-1] is None:
+            arguments.pop()
+    values: dict[str, Any] = {}
+    dynamic: dict[str, str] = {}
+    for parameter in kernel.values:
+        if parameter not in inputs:
+            continue
+        sources = inputs[parameter]
+        if all(source.name in constants for source in sources):
+            found = [python_value(constants[source.name].value) for source in sources]
+            values[parameter] = found[0] if len(found) == 1 else found
+        else:
+            dynamic[parameter] = sources[0].name
+    return Node(op.type, op.name, kernel, tuple(arguments), op.outputs, values, dynamic)
+
+
+def python_value(value: Any) -> Any:
+    """Return a constant as `str`, number, bool or nested lists of them."""
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _unsupported_message(graph: Graph, unknown: Iterable[Operation], known: dict[str, Kernel]) -> str:
+    """Name each unknown operation, where it stands, and what is supported."""
+    lines = []
+    for op in unknown:
+        reason = "control flow" if op.has_blocks else ""
+        if not reason and op.type in known:
+            reason = f"with {', '.join(_unknown_inputs(op, known[op.type]))}"
+        traced = f", traced from {op.module}" if op.module else ""
+        what = f"{op.type}{f' ({reason})' if reason else ''}"
+        lines.append(f"  {what}: {op.name!r}, operation {op.position} of function {graph.function!r}{traced}")
+    count = f"{len(lines)} operation{'s' if len(lines) > 1 else ''}"
+    return (
+        f"{graph.path}: {count} cannot be executed:\n"
+        + "\n".join(lines)
+        + f"\nSupported are: {', '.join(sorted(known))}"
     )

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.mil.binding import Node, bind
 from whisperkit_tools.mil.executor import ConstantsKey, Executor
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
 from whisperkit_tools.mil.inputs import Feed
+from whisperkit_tools.mil.kernels import Node, bind
 from whisperkit_tools.mil.schedule import Plan, Target, execute
 from whisperkit_tools.mil.states import ProgramState
-from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, predicted_dtype, storage_dtype
 
 
 class Program(nn.Module):
@@ -293,7 +293,5 @@ def _tensor(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
 
 def _array(tensor: Tensor, spec: TensorSpec, precision: Precision) -> NDArray[Any]:
     """Return a copy of `tensor` as an array in the type that `predict` promises."""
-    dtype = numpy_dtype(spec.dtype)
-    if spec.dtype == "float16" and precision == "float32":
-        dtype = np.dtype(np.float32)
+    dtype = predicted_dtype(spec.dtype, precision)
     return np.array(tensor.detach().cpu().numpy(), dtype=dtype, order="C")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.binding import Node
+from whisperkit_tools.mil.kernels import Node
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, storage_dtype
 
 Values: TypeAlias = list[Any]

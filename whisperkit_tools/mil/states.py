@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whisperkit_tools.mil.ops.tensor_operation import StateBox
-from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, numpy_dtype, storage_dtype
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, predicted_dtype, storage_dtype
 
 
 class ProgramState(Mapping[str, StateBox]):
@@ -47,8 +47,7 @@ class ProgramState(Mapping[str, StateBox]):
             ValueError: There is no such state.
         """
         value = self._box(name).value
-        declared = self.specs[name].dtype
-        dtype = np.dtype(np.float32) if declared == "float16" and self.precision == "float32" else numpy_dtype(declared)
+        dtype = predicted_dtype(self.specs[name].dtype, self.precision)
         return np.array(value.detach().cpu().numpy(), dtype=dtype, order="C")
 
     def write_state(self, name: str, value: NDArray[Any] | Tensor) -> None:

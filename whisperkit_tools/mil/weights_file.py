@@ -1,4 +1,4 @@
-"""Reading constants out of a package's weights file, one at a time and without a second copy.
+"""Reading and writing a package's weights file, one constant at a time and without a second copy.
 
 The file is a header of 64 bytes, then for each constant a 64-byte record and its data, both 64-byte aligned. The
 program refers to a constant by the offset of its record.
@@ -10,16 +10,38 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, numpy_dtype
+from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, blob_type, numpy_dtype
 
-_RECORD = struct.Struct("<IIQQQ")  # sentinel, data type, size in bytes, offset of the data, padding in bits
-_SENTINEL = 0xDEADBEEF
+FILE_NAME = "@model_path/weights/weight.bin"
+_ALIGNMENT, _CHUNK = 64, 1 << 24
+_HEADER = struct.Struct("<II56x")  # entries, version
+_VERSION, _SENTINEL = 2, 0xDEADBEEF
+_RECORD = struct.Struct("<IIQQQ32x")
+
+
+class _Record(NamedTuple):
+    """What stands before the data of a constant.
+
+    Attributes:
+        sentinel: Always `_SENTINEL`.
+        data_type: Number of the element type, see `tensor_spec.blob_type`.
+        size: Bytes of the data.
+        start: Offset of the data.
+        unused_bits: Bits of the last byte that hold no element.
+    """
+
+    sentinel: int
+    data_type: int
+    size: int
+    start: int
+    unused_bits: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +64,7 @@ class Blob:
         shape = tuple(axis or 0 for axis in self.spec.shape)
         count, width = math.prod(shape), bit_width(self.spec.dtype)
         dtype = numpy_dtype(self.spec.dtype) if width >= 8 else np.dtype(np.uint8)
-        items = count if width >= 8 else (count * width + 7) // 8
+        items = count if width >= 8 else packed_size(count, width)
         found: NDArray[Any] = np.fromfile(self.path, dtype, items, offset=self.start)
         if len(found) != items:
             raise BundleError(f"{self.path}: ends within constant {self.spec.name!r}; make the package again")
@@ -52,13 +74,13 @@ class Blob:
 
 
 class BlobFile:
-    """A weights file."""
+    """A weights file that is read."""
 
     def __init__(self, path: Path) -> None:
-        """Look at the file.
+        """Open the file.
 
         Raises:
-            BundleError: It is missing.
+            BundleError: It is missing or cannot be read.
         """
         self.path = path
         try:
@@ -83,18 +105,18 @@ class BlobFile:
         Raises:
             BundleError: The file ends too early or holds something else at that place.
         """
-        expected = (math.prod(axis or 0 for axis in spec.shape) * bit_width(spec.dtype) + 7) // 8
+        expected = packed_size(math.prod(axis or 0 for axis in spec.shape), bit_width(spec.dtype))
         if offset + _RECORD.size > self._total:
             raise self._damaged(spec, f"its record at byte {offset} is beyond the file's {self._total} bytes")
-        self._file.seek(offset)
-        sentinel, _, size, start, _ = _RECORD.unpack(self._file.read(_RECORD.size))
-        if sentinel != _SENTINEL:
+        record = _read_record(self._file, offset)
+        if record is None:
             raise self._damaged(spec, f"there is no record at byte {offset}")
-        if size < expected:
-            raise self._damaged(spec, f"it has {size} bytes where the program expects {expected}")
-        if start + expected > self._total:
-            raise self._damaged(spec, f"its data ends at byte {start + expected}, the file at byte {self._total}")
-        return Blob(self.path, start, spec)
+        if record.size < expected:
+            raise self._damaged(spec, f"it has {record.size} bytes where the program expects {expected}")
+        end = record.start + expected
+        if end > self._total:
+            raise self._damaged(spec, f"its data ends at byte {end}, the file at byte {self._total}")
+        return Blob(self.path, record.start, spec)
 
     def _damaged(self, spec: TensorSpec, what: str) -> BundleError:
         return BundleError(
@@ -103,8 +125,117 @@ class BlobFile:
         )
 
 
+class WeightsWriter:
+    """A weights file that is being written. Without a path nothing is written, only counted.
+
+    Attributes:
+        nbytes: Bytes of the file so far.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._file = None if path is None else path.open("wb")
+        self._entries = 0
+        self.nbytes = _HEADER.size
+
+    def __enter__(self) -> "WeightsWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        if kind is None:
+            self._file.seek(0)
+            self._file.write(_HEADER.pack(self._entries, _VERSION))
+        self._file.close()
+
+    def add(self, dtype: str, count: int, data: NDArray[Any] | None) -> int:
+        """Append `count` elements and return the offset of their record.
+
+        Args:
+            dtype: Name of the type, such as `float16` or `uint4`.
+            count: Number of elements.
+            data: The elements; None only when nothing is written.
+        """
+        width = bit_width(dtype)
+        offset = self._begin_entry(blob_type(dtype), packed_size(count, width), -count * width % 8)
+        if self._file is not None:
+            if data is None or data.size != count:
+                raise ValueError(f"{count} elements are to be written, got {None if data is None else data.size}")
+            data = np.ascontiguousarray(data)
+            packed = pack_bits(data.view(np.uint8), width) if width < 8 else data
+            self._file.write(packed.tobytes())
+        return offset
+
+    def copy(self, source: Path, offset: int) -> int:
+        """Append the entry whose record is at `offset` of another weights file and return its new offset.
+
+        Raises:
+            BundleError: There is no such entry.
+        """
+        with source.open("rb") as file:
+            record = _read_record(file, offset)
+            if record is None:
+                raise BundleError(f"{source}: there is no record at byte {offset}; make the package again")
+            new_offset = self._begin_entry(record.data_type, record.size, record.unused_bits)
+            if self._file is not None:
+                file.seek(record.start)
+                _copy(file, self._file, record.size, source)
+        return new_offset
+
+    def _begin_entry(self, data_type: int, size: int, unused_bits: int) -> int:
+        """Write an entry's record and return its offset; the file is left where the entry's data begins."""
+        offset = -(-self.nbytes // _ALIGNMENT) * _ALIGNMENT
+        start = offset + _RECORD.size
+        if self._file is not None:
+            self._file.write(b"\0" * (offset - self._file.tell() if self._entries else offset))
+            self._file.write(_RECORD.pack(*_Record(_SENTINEL, data_type, size, start, unused_bits)))
+        self._entries += 1
+        self.nbytes = start + size
+        return offset
+
+
+def _read_record(file: Any, offset: int) -> _Record | None:
+    """Return the record at `offset` of an open file, None when there is none."""
+    file.seek(offset)
+    found = file.read(_RECORD.size)
+    if len(found) < _RECORD.size:
+        return None
+    record = _Record(*_RECORD.unpack(found))
+    return record if record.sentinel == _SENTINEL else None
+
+
+def _copy(source: Any, target: Any, size: int, path: Path) -> None:
+    while size:
+        part = source.read(min(size, _CHUNK))
+        if not part:
+            raise BundleError(f"{path}: the weights file is truncated; make the package again")
+        target.write(part)
+        size -= len(part)
+
+
+def packed_size(count: int, width: int) -> int:
+    """Return the bytes that `count` elements of `width` bits take."""
+    return (count * width + 7) // 8
+
+
+def pack_bits(elements: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Pack unsigned integers of `width` bits into bytes, least significant bit first."""
+    flat = np.ascontiguousarray(elements).reshape(-1)
+    if width == 8:
+        return flat
+    packed = np.zeros(packed_size(len(flat), width), np.uint8)
+    step = _CHUNK  # a multiple of 8 elements, so that each part starts at a byte
+    for start in range(0, len(flat), step):
+        bits = np.unpackbits(flat[start : start + step, None], axis=1, count=width, bitorder="little")
+        part = np.packbits(bits.reshape(-1), bitorder="little")
+        packed[start * width // 8 :][: len(part)] = part
+    return packed
+
+
 def unpack_bits(packed: NDArray[np.uint8], width: int, count: int, *, signed: bool = False) -> NDArray[Any]:
-    """Unpack `count` elements of `width` bits, least significant bit first.
+    """Unpack `count` elements of `width` bits, least significant bit first; the inverse of `pack_bits`.
 
     Args:
         packed: Bytes, `[ceil(count * width / 8)]`.

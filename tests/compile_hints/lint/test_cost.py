@@ -22,8 +22,8 @@ from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.conversion.interface import package_interfaces
 from whisperkit_tools.errors import WktError
+from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.quiet import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 TABLE = load_chips()

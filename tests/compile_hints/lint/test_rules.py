@@ -10,8 +10,8 @@ from helpers.mil_programs import save
 
 from whisperkit_tools.compile_hints.lint.chips import KINDS, Figure, load_chips
 from whisperkit_tools.compile_hints.lint.rules import Finding, Residency, judge, padding_bytes, rules
+from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.quiet import import_coremltools
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 TABLE = load_chips()

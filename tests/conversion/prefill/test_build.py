@@ -269,7 +269,7 @@ def bundle(prefill_bundle, tmp_path):
 
 
 def test_the_package_keeps_the_runtimes_contract(prefill_bundle, forced):
-    from whisperkit_tools.mil.quiet import import_coremltools
+    from whisperkit_tools.mil.coreml import import_coremltools
 
     description = import_coremltools().utils.load_spec(str(prefill_bundle / PACKAGE)).description
     shapes = {

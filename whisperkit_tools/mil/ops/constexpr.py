@@ -12,18 +12,12 @@ import torch
 from torch import Tensor
 
 from whisperkit_tools.mil.kernels import operation
+from whisperkit_tools.mil.weights_file import unpack_bits
 
 
 def unpack(packed: Tensor, width: int, count: int) -> Tensor:
     """Unpack `count` unsigned integers of `width` bits, least significant bit first, from bytes; result uint8."""
-    group = math.lcm(width, 8) // 8
-    missing = -len(packed) % group
-    words = torch.cat([packed, packed.new_zeros(missing)]).reshape(-1, group).to(torch.int32)
-    combined = words[:, 0].clone()
-    for byte in range(1, group):
-        combined |= words[:, byte] << (8 * byte)
-    elements = [(combined >> (index * width)) & ((1 << width) - 1) for index in range(group * 8 // width)]
-    return torch.stack(elements, dim=1).to(torch.uint8).reshape(-1)[:count]
+    return torch.from_numpy(unpack_bits(packed.cpu().numpy(), width, count)).to(packed.device)
 
 
 def _spread(blocks: Tensor, shape: Sequence[int]) -> Tensor:
