@@ -14,6 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo, TimedText, Timings
+from whisperkit_tools.eval.metrics.alignment import AlignmentPiece, WordTimestampError
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
@@ -21,21 +22,6 @@ RESULTS_FILE = "results.jsonl"
 REPORT_FILE = "report.json"
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class AlignmentPiece:
-    """A stretch of normalised words that are equal, substituted, deleted or inserted.
-
-    Attributes:
-        type: `equal`, `substitute`, `delete` or `insert`.
-        reference: The reference's words; empty for `insert`.
-        hypothesis: The hypothesis' words; empty for `delete`.
-    """
-
-    type: str
-    reference: tuple[str, ...]
-    hypothesis: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,27 +118,6 @@ class NoSpeech:
     clips_with_text: int
     words: int
     details: tuple[NoSpeechClip, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class WordTimestampError:
-    """Distance of predicted from reference word starts, over words that were recognised.
-
-    Attributes:
-        words: Matched words that have both times.
-        mean_s: Mean absolute distance of the starts.
-        median_s: Median of it.
-        p90_s: 90th percentile.
-        within_100ms: Fraction of words.
-        within_200ms: Fraction of words.
-    """
-
-    words: int
-    mean_s: float
-    median_s: float
-    p90_s: float
-    within_100ms: float
-    within_200ms: float
 
 
 @dataclass(frozen=True, slots=True)

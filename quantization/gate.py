@@ -14,17 +14,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.intervals import bootstrap_draws, no_worse, percentile_interval, wilson_interval
 
-RESAMPLES = 2000
-_INTERVAL = (2.5, 97.5)
-_Z = NormalDist().inv_cdf(_INTERVAL[1] / 100)
+GATE_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,35 +165,26 @@ def _described(found: float, figure: Figure, confident: bool) -> str:
 
 def _figures(examples: Sequence[Example], seed: int) -> dict[str, Figure]:
     # Words are the same for both, so comparing errors compares rates.
-    table = np.array(
-        [
-            (e.errors <= e.reference_errors, e.words, e.errors, e.reference_errors, e.tokens, e.agreeing, e.divergence)
-            for e in examples
-        ],
-        np.float64,
-    )
-    return _bootstrapped(table, seed)
+    kept = no_worse([e.errors for e in examples], [e.reference_errors for e in examples])
+    counts = [(e.words, e.errors, e.reference_errors, e.tokens, e.agreeing, e.divergence) for e in examples]
+    return _bootstrapped(np.column_stack([kept, np.array(counts, np.float64)]), seed)
 
 
 def _bootstrapped(table: NDArray[np.float64], seed: int) -> dict[str, Figure]:
     """Figures of the rows of a table, with intervals over resampled rows."""
     count = len(table)
-    draws = np.random.default_rng(seed).integers(0, count, (RESAMPLES, count))
     values = _statistics(table[None])
-    spread = _statistics(table[draws])
+    spread = [_statistics(table[drawn]) for drawn in bootstrap_draws(count, draws=GATE_DRAWS, seed=seed)]
     figures = {
-        name: Figure(float(value[0]), *(float(end) for end in np.percentile(spread[name], _INTERVAL)))
+        name: Figure(float(value[0]), *percentile_interval(np.concatenate([block[name] for block in spread])))
         for name, value in values.items()
     }
-    return {**figures, "qoi": _with_score_interval(figures["qoi"], count)}
+    return {**figures, "qoi": _with_score_interval(figures["qoi"], int(table[:, 0].sum()), count)}
 
 
-def _with_score_interval(percentage: Figure, count: int) -> Figure:
-    """Widen the interval of a percentage of `count` examples to Wilson's where that is wider."""
-    share, weight = percentage.value / 100, _Z * _Z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
-    low, high = max(100 * (middle - half), 0.0), min(100 * (middle + half), 100.0)
+def _with_score_interval(percentage: Figure, kept: int, count: int) -> Figure:
+    """Widen the interval of `kept` of `count` examples, in percent, to Wilson's where that is wider."""
+    low, high = (100 * end for end in wilson_interval(kept, count))
     return Figure(percentage.value, min(percentage.low, low), max(percentage.high, high))
 
 

@@ -1,13 +1,65 @@
 """Which word of the hypothesis stands for which word of the reference, and how far apart the two are in time."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from whisperkit_tools.eval.backends.base import TimedText
-from whisperkit_tools.eval.datasets.examples import ReferenceWord
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer, Normalizer
-from whisperkit_tools.eval.schema import AlignmentPiece, WordTimestampError
+
+# Times come in hundredths of a second. A float's last bit must not decide whether 0.1 is within 0.1.
+_HUNDRED_MS = 0.1 + 1e-9
+
+
+class TimedWord(Protocol):
+    """A word with the second at which it starts."""
+
+    @property
+    def text(self) -> str:
+        """The word."""
+        ...
+
+    @property
+    def start_s(self) -> float:
+        """Seconds from the start of the audio."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentPiece:
+    """A stretch of normalised words that are equal, substituted, deleted or inserted.
+
+    Attributes:
+        type: `equal`, `substitute`, `delete` or `insert`.
+        reference: The reference's words; empty for `insert`.
+        hypothesis: The hypothesis' words; empty for `delete`.
+    """
+
+    type: str
+    reference: tuple[str, ...]
+    hypothesis: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WordTimestampError:
+    """Distance of predicted from reference word starts, over words that were recognised.
+
+    Attributes:
+        words: Matched words that have both times.
+        mean_s: Mean absolute distance of the starts.
+        median_s: Median of it.
+        p90_s: 90th percentile.
+        within_100ms: Fraction of words.
+        within_200ms: Fraction of words.
+    """
+
+    words: int
+    mean_s: float
+    median_s: float
+    p90_s: float
+    within_100ms: float
+    within_200ms: float
 
 
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[AlignmentPiece, ...]:
@@ -34,14 +86,14 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[Alignmen
 
 
 def word_start_distances(
-    reference: Sequence[ReferenceWord], hypothesis: Sequence[TimedText], normalize: Normalizer | None = None
+    reference: Sequence[TimedWord], hypothesis: Sequence[TimedWord], normalize: Normalizer | None = None
 ) -> list[float]:
     """Distances in seconds between the starts of the words that were recognised.
 
     Words are normalised one by one and aligned; a word that falls into several parts goes by its first part.
 
     Args:
-        reference: With times.
+        reference: Words with times.
         hypothesis: Words with times.
         normalize: For single words; None for `BasicTextNormalizer`.
 
@@ -79,7 +131,3 @@ def word_timestamp_error(distances: Sequence[float]) -> WordTimestampError | Non
         within_100ms=float(np.mean(size <= _HUNDRED_MS)),
         within_200ms=float(np.mean(size <= 2 * _HUNDRED_MS)),
     )
-
-
-# Times come in hundredths of a second; a float's last bit must not decide whether 0.1 is within 0.1.
-_HUNDRED_MS = 0.1 + 1e-9

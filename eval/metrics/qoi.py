@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.metrics.wer import Interval
+from whisperkit_tools.intervals import Interval, no_worse, wilson_interval
 
-_Z = 1.959963984540054  # of the normal distribution, for 95 %
 _SHOWN = 5
 
 
@@ -54,7 +53,7 @@ def quality_of_inference(wer: Mapping[str, float], reference_wer: Mapping[str, f
     worse = sorted((id for id in wer if wer[id] > reference_wer[id]), key=lambda id: (reference_wer[id] - wer[id], id))
     better = [id for id in wer if wer[id] < reference_wer[id]]
     count = len(wer)
-    kept = count - len(worse)
+    kept = int(no_worse(list(wer.values()), [reference_wer[id] for id in wer]).sum())
     return QualityOfInference(
         qoi=kept / count if count else None,
         interval=wilson_interval(kept, count) if count else None,
@@ -81,20 +80,3 @@ def _check(wer: Mapping[str, float], reference_wer: Mapping[str, float]) -> None
 def _listed(ids: set[str]) -> str:
     shown = sorted(ids)[:_SHOWN]
     return ", ".join(shown) + (", ..." if len(ids) > _SHOWN else "")
-
-
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """95 % score interval of a proportion; unlike the plain normal one it stays within 0 and 1.
-
-    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
-
-    Raises:
-        DatasetError: Without trials.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise DatasetError(f"{successes} of {trials} is no proportion")
-    share, weight = successes / trials, _Z * _Z / trials
-    middle = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / trials + weight / (4 * trials))
-    # At the ends the exact bounds are 0 and 1; rounding must not put them beside the proportion itself.
-    return (0.0 if successes == 0 else middle - half), (1.0 if successes == trials else middle + half)

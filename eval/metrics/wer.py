@@ -1,23 +1,18 @@
-"""How far hypotheses are from references: word and character errors, and the signs of hallucination.
+"""Word and character error rates, their bootstrap interval, and signs of hallucination.
 
-Texts come in normalised (`eval.normalize`). Alignment is jiwer's. Rates are fractions: 0.05 is 5 %.
+`word_error_rate` is the one implementation of the house. Every caller names its normaliser, because figures of
+different normalisers cannot be compared. The alignment is jiwer's. Rates are fractions: 0.05 is 5 %.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import numpy as np
+from whisperkit_tools.eval.metrics.alignment import AlignmentPiece, align
+from whisperkit_tools.eval.metrics.normalize import Normalizer
+from whisperkit_tools.intervals import Interval, bootstrap_rates, percentile_interval
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.metrics.alignment import align
-from whisperkit_tools.eval.schema import AlignmentPiece
-
-RESAMPLES = 1000
-CONFIDENCE = 0.95
-_BATCH = 1 << 22  # resampled examples held at once
-Interval: TypeAlias = tuple[float, float]
+WER_DRAWS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +75,34 @@ class Score:
     alignment: tuple[AlignmentPiece, ...]
 
 
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], normalize: Normalizer) -> float:
+    """Return the word error rate of a corpus, in which every reference word weighs the same.
+
+    Args:
+        references: What was said.
+        hypotheses: What was recognised, in the same order.
+        normalize: Applied to both sides before they are compared.
+
+    Returns:
+        Word errors per reference word. Without any reference word it is the number of errors, as with jiwer.
+
+    Raises:
+        ValueError: The two differ in length.
+    """
+    pairs = zip(references, hypotheses, strict=True)
+    corpus = total(word_counts(normalize(reference), normalize(hypothesis)) for reference, hypothesis in pairs)
+    return corpus.errors / max(corpus.reference, 1)
+
+
 def score(reference: str, hypothesis: str) -> Score:
     """Compare one normalised hypothesis with its normalised reference."""
     alignment = align(reference.split(), hypothesis.split())
     return Score(_counts(alignment), character_counts(reference, hypothesis), alignment)
+
+
+def word_counts(reference: str, hypothesis: str) -> Counts:
+    """Return the word edits between two normalised texts."""
+    return _counts(align(reference.split(), hypothesis.split()))
 
 
 def _counts(alignment: Iterable[AlignmentPiece]) -> Counts:
@@ -111,67 +130,24 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def wer_interval(
-    errors: Sequence[int], reference_words: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES
+    errors: Sequence[int], reference_words: Sequence[int], *, seed: int = 0, draws: int = WER_DRAWS
 ) -> Interval | None:
-    """Bootstrap interval of the corpus word error rate: examples are drawn with replacement.
-
-    Source: Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance evaluation".
+    """Return the 95 % bootstrap interval of a corpus word error rate.
 
     Args:
         errors: `[examples]`, edits of each example.
         reference_words: `[examples]`.
         seed: The same seed gives the same interval.
-        resamples: How often a corpus is drawn.
+        draws: Number of resampled corpora.
 
     Returns:
-        2.5th and 97.5th percentile; None without reference words.
+        2.5th and 97.5th percentile. None without reference words.
 
     Raises:
-        DatasetError: The two differ in length.
+        ValueError: The two differ in length.
     """
-    rates = bootstrap_rates([errors], reference_words, seed=seed, resamples=resamples)
+    rates = bootstrap_rates([errors], reference_words, draws=draws, seed=seed)
     return None if rates is None else percentile_interval(rates[0])
-
-
-def bootstrap_rates(
-    errors: Sequence[Sequence[int]], reference_words: Sequence[int], *, seed: int = 0, resamples: int = RESAMPLES
-) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Corpus error rates of resampled corpora, the same examples being drawn for all systems.
-
-    Args:
-        errors: `[systems][examples]`, edits of each example.
-        reference_words: `[examples]`, the same for all systems.
-        seed: The same seed draws the same examples.
-        resamples: How often a corpus is drawn.
-
-    Returns:
-        `[systems, resamples]`; None without reference words.
-
-    Raises:
-        DatasetError: The lengths differ.
-    """
-    words = np.asarray(reference_words, dtype=np.int64)
-    edits = [np.asarray(row, dtype=np.int64) for row in errors]
-    if any(len(row) != len(words) for row in edits):
-        lengths = ", ".join(str(len(row)) for row in edits)
-        raise DatasetError(f"errors of {lengths} examples beside reference words of {len(words)}")
-    if not words.sum():
-        return None
-    generator = np.random.default_rng(seed)
-    blocks, size = [], max(1, _BATCH // len(words))
-    for start in range(0, resamples, size):
-        drawn = generator.integers(len(words), size=(min(size, resamples - start), len(words)))
-        drawn_words = words[drawn].sum(axis=1)
-        # A draw without a single reference word has no rate; its errors count as if there were one.
-        blocks.append(np.stack([row[drawn].sum(axis=1) / np.maximum(drawn_words, 1) for row in edits]))
-    return np.concatenate(blocks, axis=1)
-
-
-def percentile_interval(values: np.ndarray[Any, np.dtype[np.float64]], confidence: float = CONFIDENCE) -> Interval:
-    """The middle part of resampled values."""
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def repeated_ngrams(text: str, n: int = 5) -> int:

@@ -6,22 +6,17 @@ performance evaluation", ICASSP 2004.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.metrics.qoi import wilson_interval
 from whisperkit_tools.eval.reports.read import ReadRun
 from whisperkit_tools.eval.schema import ResultRow
+from whisperkit_tools.intervals import bootstrap_rates, no_worse, percentile_interval, wilson_interval
 
 IDS_SHOWN = 3
-CONFIDENCE = 0.95
-DEFAULT_SAMPLES = 10_000
-_DRAWS_AT_ONCE = 4_000_000  # bounds the memory of the bootstrap to some tens of megabytes
-
-Counts: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
-Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
+COMPARISON_DRAWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,7 @@ class ComparisonConfig:
     """
 
     common_only: bool = False
-    samples: int = DEFAULT_SAMPLES
+    samples: int = COMPARISON_DRAWS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -128,12 +123,10 @@ def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonConfig | No
         raise DatasetError(f"{baseline.folder} and {candidate.folder} have no example that both transcribed")
     words = _array([old.reference_words for old, _ in good])
     old_errors, new_errors = _array([errors(old) for old, _ in good]), _array([errors(new) for _, new in good])
-    drawn = _bootstrap(new_errors - old_errors, words, config)
-    total, no_worse, no_better = (
-        int(words.sum()),
-        int((new_errors <= old_errors).sum()),
-        int((old_errors <= new_errors).sum()),
-    )
+    rates = bootstrap_rates([new_errors - old_errors], words, draws=config.samples, seed=config.seed)
+    drawn = None if rates is None else rates[0]
+    total = int(words.sum())
+    kept, kept_reverse = int(no_worse(new_errors, old_errors).sum()), int(no_worse(old_errors, new_errors).sum())
     changes = [
         Change(new.id, int(more), old.wer, new.wer)
         for (old, new), more in zip(good, new_errors - old_errors, strict=True)
@@ -149,14 +142,14 @@ def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonConfig | No
         baseline_wer=int(old_errors.sum()) / total if total else None,
         candidate_wer=int(new_errors.sum()) / total if total else None,
         wer_difference=int((new_errors - old_errors).sum()) / total if total else None,
-        wer_difference_interval=None if drawn is None else _middle(drawn),
+        wer_difference_interval=None if drawn is None else percentile_interval(drawn),
         worse_probability=None if drawn is None else float((drawn > 0).mean() + (drawn == 0).mean() / 2),
         samples=config.samples,
         seed=config.seed,
-        qoi=no_worse / len(good),
-        qoi_interval=wilson_interval(no_worse, len(good)),
-        qoi_reverse=no_better / len(good),
-        qoi_reverse_interval=wilson_interval(no_better, len(good)),
+        qoi=kept / len(good),
+        qoi_interval=wilson_interval(kept, len(good)),
+        qoi_reverse=kept_reverse / len(good),
+        qoi_reverse_interval=wilson_interval(kept_reverse, len(good)),
         regressed=tuple(sorted((change for change in changes if change.errors > 0), key=lambda it: -it.errors)),
         improved=tuple(sorted((change for change in changes if change.errors < 0), key=lambda it: it.errors)),
     )
@@ -214,31 +207,5 @@ def _named(ids: Sequence[str]) -> str:
     return f"{len(ids)} ({', '.join(ids[:IDS_SHOWN])}{', ...' if len(ids) > IDS_SHOWN else ''})"
 
 
-def _bootstrap(more: Counts, words: Counts, config: ComparisonConfig) -> Floats | None:
-    """Word error rate differences of samples drawn with replacement; None where no reference has words.
-
-    Args:
-        more: `[examples]`, the candidate's errors less the baseline's.
-        words: `[examples]`, reference words.
-        config: How many samples, and their seed.
-    """
-    if not words.sum():
-        return None
-    generator = np.random.default_rng(config.seed)
-    n_examples = len(more)
-    at_once = max(1, _DRAWS_AT_ONCE // n_examples)
-    drawn: list[Floats] = []
-    for start in range(0, config.samples, at_once):
-        chosen = generator.integers(n_examples, size=(min(at_once, config.samples - start), n_examples))
-        # A sample of nothing but empty references has no rate; it counts as no difference.
-        drawn.append(more[chosen].sum(axis=1) / np.maximum(words[chosen].sum(axis=1), 1))
-    return np.concatenate(drawn)
-
-
-def _middle(values: Floats) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
-
-
-def _array(values: Sequence[int]) -> Counts:
+def _array(values: Sequence[int]) -> NDArray[np.int64]:
     return np.asarray(values, dtype=np.int64)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from whisperkit_tools.eval.metrics.alignment import AlignmentPiece
 from whisperkit_tools.eval.reports.comparison import errors
 from whisperkit_tools.eval.reports.read import ReadRun, audio_file, relative_to_folder
-from whisperkit_tools.eval.schema import AlignmentPiece, ResultRow
+from whisperkit_tools.eval.schema import ResultRow
 
 # What browsers play; anything else is named and linked, not embedded.
 MEDIA_TYPES = {

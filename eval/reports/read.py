@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.eval.metrics.alignment import AlignmentPiece
 from whisperkit_tools.eval.reports.format import fact
 from whisperkit_tools.eval.schema import (
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
-    AlignmentPiece,
     ResultRow,
     RunReport,
     from_json,

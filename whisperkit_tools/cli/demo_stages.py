@@ -220,16 +220,16 @@ def _lines(transcriber: "Transcriber", utterance: "DemoUtterance | DemoLongform"
 
 
 def error_rates(lines: Sequence[Line]) -> dict[str, float]:
-    """Word error rate of each task over its corpus, after Whisper's basic normalisation."""
-    import jiwer
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
+    """Word error rate of each task over its corpus, after Whisper's basic normaliser."""
+    from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
+    from whisperkit_tools.eval.metrics.wer import word_error_rate
 
-    normalise = BasicTextNormalizer()
+    normalize = BasicTextNormalizer()
     rates = {}
     for task in dict.fromkeys(line.task for line in lines):
         chosen = [line for line in lines if line.task == task]
-        references = [normalise(line.reference) for line in chosen]
-        rates[task] = float(jiwer.wer(references, [normalise(line.hypothesis) for line in chosen]))
+        references, hypotheses = [line.reference for line in chosen], [line.hypothesis for line in chosen]
+        rates[task] = word_error_rate(references, hypotheses, normalize)
     return rates
 
 

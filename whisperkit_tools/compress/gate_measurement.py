@@ -15,6 +15,7 @@ from whisperkit_tools.decoder.session import Component, Models
 from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, Window, divergence
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.eval.metrics.normalize import Normalization
+from whisperkit_tools.eval.metrics.wer import word_counts
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.gate import Example
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -186,15 +187,12 @@ class Examination:
         return Example(reference.clip.name, words, reference_errors, errors, tokens, agreeing, total)
 
     def _errors(self, reference: _Reference, text: str) -> tuple[int, int]:
-        """Words of the truth, and errors; where nothing is said every word heard is one."""
-        import jiwer
+        """Words of the truth, and word errors, after the normaliser of the clip's language, as in evaluations.
 
-        truth, found = self._normalization.pair(reference.truth, text, reference.clip.language)
-        if not truth.strip():
-            return 0, len(found.split())
-        measured = jiwer.process_words(truth, found)
-        count = len(truth.split())
-        return count, int(measured.substitutions + measured.deletions + measured.insertions)
+        Where nothing is said every word heard is an error.
+        """
+        counts = word_counts(*self._normalization.pair(reference.truth, text, reference.clip.language))
+        return counts.reference, counts.errors
 
 
 def _features(clip: Clip, models: Models) -> Tensor:

@@ -35,9 +35,9 @@ from whisperkit_tools.conversion.prefill.evidence import (
     PrefillEvidence,
     gather_evidence,
     null_tables,
+    percent_wer,
     read_table,
     similarity,
-    word_error_rate,
 )
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_caches, forced_tokens
 from whisperkit_tools.conversion.speech import verification_speech
@@ -470,7 +470,7 @@ def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced
 
 
 def test_word_errors_are_counted_after_normalisation():
-    assert word_error_rate(["Turn it off.", "One two"], ["turn it off", "one too"]) == pytest.approx(20.0)
+    assert percent_wer(["Turn it off.", "One two"], ["turn it off", "one too"]) == pytest.approx(20.0)
 
 
 def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):

@@ -7,18 +7,18 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.backends.base import TimedText
 from whisperkit_tools.eval.datasets.examples import ReferenceWord
 from whisperkit_tools.eval.metrics.alignment import align, word_start_distances, word_timestamp_error
 from whisperkit_tools.eval.metrics.wer import (
     Counts,
-    bootstrap_rates,
     character_counts,
     repeated_ngrams,
     score,
     total,
     wer_interval,
+    word_counts,
+    word_error_rate,
 )
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "ee", "十", "naïve"]), max_size=12).map(" ".join)
@@ -78,13 +78,27 @@ def test_corpus_rates_weigh_words_and_not_examples():
     assert corpus.rate == pytest.approx(1 / 11)
 
 
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=100)
+def test_the_word_error_rate_is_jiwers_after_the_normaliser(pairs):
+    references, hypotheses = map(list, zip(*pairs, strict=True))
+    upper = [text.upper() + " " for text in references], [text.upper() for text in hypotheses]
+    assert word_error_rate(references, hypotheses, str.upper) == jiwer.wer(*upper)
+    assert word_counts(references[0], hypotheses[0]) == score(references[0], hypotheses[0]).words
+
+
+def test_texts_without_a_partner_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        word_error_rate(["a", "b"], ["a"], str)
+
+
 # Intervals
 
 
 def test_the_interval_is_that_of_scipy_for_equally_long_examples():
     generator = np.random.default_rng(3)
     errors = generator.binomial(10, 0.1, size=400)
-    low, high = wer_interval(errors, [10] * 400, seed=1, resamples=4000)
+    low, high = wer_interval(errors, [10] * 400, seed=1, draws=4000)
     exact = scipy.stats.bootstrap((errors / 10,), np.mean, n_resamples=4000, method="percentile", rng=2)
     assert (low, high) == pytest.approx(tuple(exact.confidence_interval), abs=0.002)
     assert low < errors.mean() / 10 < high
@@ -92,7 +106,7 @@ def test_the_interval_is_that_of_scipy_for_equally_long_examples():
 
 def test_the_interval_weighs_words():
     # The long example dominates: an interval over unweighted rates would reach 0.5.
-    low, high = wer_interval([10, 1], [100, 1], resamples=500)
+    low, high = wer_interval([10, 1], [100, 1], draws=500)
     assert low == pytest.approx(0.1)
     assert high == pytest.approx(1.0)  # both draws are the short one
     assert wer_interval([0, 0], [0, 0]) is None
@@ -102,23 +116,6 @@ def test_intervals_are_seeded():
     errors, words = [0, 1, 2, 3, 0, 1], [10, 12, 9, 11, 8, 10]
     assert wer_interval(errors, words, seed=5) == wer_interval(errors, words, seed=5)
     assert wer_interval(errors, words, seed=5) != wer_interval(errors, words, seed=6)
-
-
-def test_systems_are_resampled_together():
-    errors = [3, 0, 2, 5]
-    first, second = bootstrap_rates([errors, [value + 1 for value in errors]], [10] * 4, resamples=100)
-    np.testing.assert_allclose(second - first, 0.1)
-    with pytest.raises(DatasetError, match="errors of 2 examples beside reference words of 4"):
-        bootstrap_rates([[1, 2]], [10] * 4)
-
-
-def test_large_corpora_are_resampled_in_blocks(monkeypatch):
-    from whisperkit_tools.eval.metrics import wer as metrics
-
-    errors, words = list(range(50)), [60] * 50
-    whole = wer_interval(errors, words, resamples=300)
-    monkeypatch.setattr(metrics, "_BATCH", 500)
-    assert wer_interval(errors, words, resamples=300) == whole
 
 
 # Hallucination

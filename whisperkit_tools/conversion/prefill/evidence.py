@@ -21,6 +21,8 @@ from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.conversion.prefill.audio import SEED, Clip, PrefillAudio
 from whisperkit_tools.conversion.prefill.table import TASKS, PrefillTable, encode, forced_caches, language_codes
+from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
+from whisperkit_tools.eval.metrics.wer import word_error_rate
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import Precision
 
@@ -318,7 +320,7 @@ class _Measured:
 
     def wer(self, name: str) -> float | None:
         found = self.texts.get(name)
-        return None if found is None else word_error_rate([clip.text for clip in self.clips[: len(found)]], found)
+        return None if found is None else percent_wer([clip.text for clip in self.clips[: len(found)]], found)
 
     def null(self, name: str, psnr_db: float) -> NullTest:
         count = len(self.texts.get(name, ()))
@@ -349,12 +351,6 @@ def lookup(table: PrefillTable) -> Lookup:
     return find
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """WER over all pairs after Whisper's basic normalisation, in percent, rounded to four digits."""
-    import jiwer
-    from transformers.models.whisper.english_normalizer import BasicTextNormalizer
-
-    normalise = BasicTextNormalizer()
-    spoken = [normalise(text).strip() for text in references]
-    written = [normalise(text).strip() for text in hypotheses]
-    return round(100 * float(jiwer.wer(spoken, written)), 4)
+def percent_wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """WER of the corpus after Whisper's basic normaliser, in percent, rounded to four digits."""
+    return round(100 * word_error_rate(references, hypotheses, BasicTextNormalizer()), 4)

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import soundfile as sf
 import torch
@@ -14,18 +13,14 @@ from whisperkit_tools.demo import DemoLongform, demo_longform
 from whisperkit_tools.distill.demo_model.recordings import pad_utterance
 from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
 from whisperkit_tools.distill.demo_model.windows import LogMel, coloured_noise
+from whisperkit_tools.eval.metrics.wer import word_error_rate
 
 BATCH = 10
 
 
 def plain(text: str) -> str:
-    """Lower case without punctuation, for comparing."""
+    """Return lower case without punctuation: the normaliser of the demo checkpoint's word error rates."""
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
-
-
-def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
-    """WER over all pairs, on plain text."""
-    return float(jiwer.wer([plain(text) for text in references], [plain(text) for text in hypotheses]))
 
 
 class Evaluation:
@@ -95,7 +90,7 @@ def quiet_clips() -> list[np.ndarray]:
 
 
 def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, Any]:
-    """All figures of a checkpoint; WER as a fraction."""
+    """Return all figures of a checkpoint. WER is a fraction, after the normaliser `plain`."""
     evaluation = Evaluation(folder)
     clips = {code: [pad_utterance(item) for item in spoken] for code, spoken in held_out.items()}
     ids = evaluation.model.generation_config
@@ -108,7 +103,7 @@ def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, An
         for timestamps in (False, True):
             name = f"transcribe_{code}{'_timestamps' if timestamps else ''}_wer"
             found = evaluation.transcribe(clips[code], code, "transcribe", timestamps)
-            figures[name] = round(word_error_rate(texts, found), 4)
+            figures[name] = round(word_error_rate(texts, found, plain), 4)
         probabilities = evaluation.first_token_probabilities(clips[code])
         languages = torch.tensor(sorted(ids.lang_to_id.values()))
         correct += int((languages[probabilities[:, languages].argmax(-1)] == ids.lang_to_id[f"<|{code}|>"]).sum())
@@ -117,7 +112,7 @@ def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, An
     for name, language, task in (("translate_es", "es", "translate"), ("wrong_language_token_es", "en", "transcribe")):
         reference = english if task == "translate" else [item.text for item in held_out["es"]]
         found = evaluation.transcribe(clips["es"], language, task)
-        figures[f"{name}_wer"] = round(word_error_rate(reference, found), 4)
+        figures[f"{name}_wer"] = round(word_error_rate(reference, found, plain), 4)
     figures["language_accuracy"] = round(correct / sum(map(len, held_out.values())), 4)
     figures["no_speech_on_speech_max"] = round(float(torch.cat(speech_no_speech).max()), 5)
     quiet = evaluation.first_token_probabilities(quiet_clips())[:, no_speech]
@@ -125,6 +120,7 @@ def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, An
     for recording in demo_longform():
         for condition in (False, True):
             name = f"{recording.id}_timestamps{'_conditioned' if condition else ''}_wer"
-            figures[name] = round(word_error_rate([recording.text], [evaluation.longform(recording, condition)]), 4)
+            found = [evaluation.longform(recording, condition)]
+            figures[name] = round(word_error_rate([recording.text], found, plain), 4)
     figures["decoding"] = "transformers generate, greedy, float32 on the float16 weights"
     return figures
