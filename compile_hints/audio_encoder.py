@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.attention import AttentionImplementation, Cat, MultiHeadAttention
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward, SequenceConv
+from whisperkit_tools.dimensions import ModelDimensions
 
 
 class AudioEncoderLayer(FeedForward):

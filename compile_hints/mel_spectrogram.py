@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAMPLE_RATE_HZ = 16_000
-N_SAMPLES = 30 * SAMPLE_RATE_HZ  # 480000 samples in a window
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
 N_FFT = 400  # 25 ms
 HOP_LENGTH = 160  # 10 ms
 N_BINS = N_FFT // 2 + 1  # 201 frequencies, 0 to 8000 Hz
-N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000 frames in a window
+N_FRAMES = WINDOW_SAMPLES // HOP_LENGTH  # 3000 frames in a window
 
 
 class MelSpectrogram(nn.Module):

@@ -17,14 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.layers import concatenated, split
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer, look_up
-
-STATE_ALIGNMENT = 32
-TEXT_STATES = ("key_cache", "value_cache")
-AUDIO_STATES = ("audio_key_cache", "audio_value_cache")
-_MASKED = -1e4
+from whisperkit_tools.contract import AUDIO_STATES, MASKED, TEXT_STATES, state_shapes
 
 
 @torch.library.custom_op("whisperkit_tools::write_at", mutates_args=())
@@ -49,29 +44,6 @@ def write_at(cache: Tensor, update: Tensor, position: Tensor) -> Tensor:
 @write_at.register_fake
 def _(cache: Tensor, update: Tensor, position: Tensor) -> Tensor:
     return torch.empty_like(cache)
-
-
-def aligned(positions: int) -> int:
-    """Return the length of a state that holds so many positions."""
-    return -(-positions // STATE_ALIGNMENT) * STATE_ALIGNMENT
-
-
-def state_shapes(dims: ModelDimensions, kv_length: int) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each state by name; all layers' lie along the channels.
-
-    Raises:
-        ValueError: `kv_length` is no multiple of `STATE_ALIGNMENT`.
-    """
-    if kv_length % STATE_ALIGNMENT:
-        raise ValueError(
-            f"kv_length is {kv_length}; as states, caches need a multiple of {STATE_ALIGNMENT}, "
-            "or they do not run on the Neural Engine (apple/coremltools#2631)"
-        )
-    channels = dims.d_model * dims.decoder_layers
-    return {
-        **dict.fromkeys(TEXT_STATES, (1, channels, 1, kv_length)),
-        **dict.fromkeys(AUDIO_STATES, (1, channels, 1, aligned(dims.n_audio_ctx))),
-    }
 
 
 class _Stateful(nn.Module):
@@ -161,7 +133,7 @@ class StatefulTextDecoder(_Stateful):
         self._make_states(decoder)
         length, used = self.audio_key_cache.shape[3], self.dims.n_audio_ctx
         padding = torch.zeros(1, 1, 1, length, dtype=self.key_cache.dtype)
-        padding[..., used:] = _MASKED
+        padding[..., used:] = MASKED
         self.register_buffer("audio_padding", padding if length > used else None, persistent=False)
 
     def forward(self, input_ids: Tensor, cache_length: Tensor, decoder_key_padding_mask: Tensor) -> tuple[Tensor, ...]:

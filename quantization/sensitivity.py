@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, Forced, TeacherForcing, Window
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
+from whisperkit_tools.decoder.teacher_forcing import Forced, TeacherForcing, Window
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.graph import Graph, read_graph
@@ -34,7 +35,6 @@ from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
 
 MIN_ELEMENTS = 2048  # below it a palette and its record cost more than they save
-FEATURES, EMBEDS = "melspectrogram_features", "encoder_output_embeds"
 _ARRIVED = "cotangents"
 _SUM, _COTANGENT, _GENERATOR, _DONE, _GRADIENT = "sum/", "cotangent/", "generator", "done", "gradient/"
 _MOST_GRADIENTS = 16  # kept of a weight that is added

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, TeacherForcing, Window, divergence
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window, divergence
 from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
 from whisperkit_tools.quantization.palette import Palettized
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 
 _BETAS = (0.9, 0.99)
 _DONE = "done"

@@ -11,20 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from whisperkit_tools.bundle import (
-    PACKAGES,
-    Bundle,
-    find_bundle,
-    list_bundles,
-    new_bundle,
-    variant_name,
-    write_manifest,
-)
+from whisperkit_tools.bundle import Bundle, find_bundle, list_bundles, new_bundle, variant_name, write_manifest
+from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.errors import BundleError
 
 
 def make(folder: Path, *, hour: int | None = 0, content: bytes = b"weights") -> Path:
-    for name in PACKAGES:
+    for name in COMPONENTS:
         weights = folder / f"{name}.mlpackage" / "Data" / "weight.bin"
         weights.parent.mkdir(parents=True)
         weights.write_bytes(content)
@@ -101,7 +94,7 @@ def test_an_intact_bundle_has_no_differences(tmp_path):
 
 def test_every_kind_of_difference_is_found(tmp_path):
     bundle = Bundle.open(make(tmp_path / "b"))
-    weights = [bundle.package(name) / "Data" / "weight.bin" for name in PACKAGES]
+    weights = [bundle.package(name).path / "Data" / "weight.bin" for name in COMPONENTS]
     weights[0].write_bytes(b"weighty")  # same length, another byte
     weights[1].write_bytes(b"more weights")
     weights[2].unlink()

@@ -6,14 +6,9 @@ written into a hidden sibling and renamed, so a killed command leaves the old bu
 Source: names and files are those of the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0).
 """
 
-import ctypes
-import ctypes.util
-import hashlib
 import json
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +18,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.files import content_files, put_in_place, read_json_object, sha256
+from whisperkit_tools.mil.package import Package
 
 MANIFEST = "wkt.json"
 MANIFEST_FORMAT = 1
-PACKAGES = ("MelSpectrogram", "AudioEncoder", "TextDecoder")
-OPTIONAL_PACKAGES = ("TextDecoderContextPrefill",)
 DEFAULT_BUNDLES_DIR = Path("bundles")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -58,7 +54,7 @@ class Bundle:
             raise BundleError(f"no bundle at {folder}: found {found}; pass the folder that `wkt convert` printed")
         manifest = _read_manifest(folder)
         bundle = cls(folder, manifest)
-        missing = [f"{name}.mlpackage" for name in PACKAGES if not bundle.has(name)]
+        missing = [f"{name}.mlpackage" for name in COMPONENTS if not bundle.has(name)]
         if missing:
             raise BundleError(
                 f"{folder} is not a complete bundle: missing {', '.join(missing)}; convert or download it again"
@@ -75,8 +71,8 @@ class Bundle:
         """ISO 8601 UTC time at which the manifest was written; empty without a manifest."""
         return str(self.manifest.get("created", ""))
 
-    def package(self, component: str) -> Path:
-        """Path of a component's `.mlpackage`.
+    def package(self, component: str) -> Package:
+        """Return a component's package.
 
         Raises:
             BundleError: The bundle has no such component.
@@ -86,7 +82,7 @@ class Bundle:
             raise BundleError(
                 f"{self.path} has no {component}.mlpackage; it holds {', '.join(self.components()) or 'none'}"
             )
-        return path
+        return Package(path)
 
     def has(self, component: str) -> bool:
         """Whether the component's package is there."""
@@ -94,7 +90,7 @@ class Bundle:
 
     def components(self) -> tuple[str, ...]:
         """Names of the packages that are there, in the order of the data's way."""
-        return tuple(name for name in PACKAGES + OPTIONAL_PACKAGES if self.has(name))
+        return tuple(name for name in COMPONENTS + OPTIONAL_COMPONENTS if self.has(name))
 
     def asset(self, name: str) -> Path:
         """Path of a tokenizer or config file.
@@ -117,14 +113,14 @@ class Bundle:
 
     def sha256(self) -> dict[str, str]:
         """Digests of the bundle's files, by name; the manifest's is not among them."""
-        return {str(path.relative_to(self.path)): sha256(path) for path in _files(self.path)}
+        return {str(path.relative_to(self.path)): sha256(path) for path in content_files(self.path, MANIFEST)}
 
     def differing_files(self) -> list[str]:
         """One line for each file that is missing, changed, or not in the manifest."""
         recorded: dict[str, Any] = self.manifest.get("files", {})
         if not recorded:
             return [f"{MANIFEST} records no files: the bundle's integrity cannot be checked"]
-        present = {str(path.relative_to(self.path)) for path in _files(self.path)}
+        present = {str(path.relative_to(self.path)) for path in content_files(self.path, MANIFEST)}
         lines = [f"{name}: recorded, but not there" for name in sorted(set(recorded) - present)]
         lines += [f"{name}: there, but not recorded" for name in sorted(present - set(recorded))]
         for name in sorted(present & set(recorded)):
@@ -142,21 +138,6 @@ def _difference(path: Path, name: str, recorded: Any) -> list[str]:
     if digest != recorded["sha256"]:
         return [f"{name}: sha256 {digest[:12]}..., recorded {str(recorded['sha256'])[:12]}..."]
     return []
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        BundleError: Not readable as UTF-8 JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BundleError(f"{path} is not valid JSON ({error}); convert or download the bundle again") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} holds a JSON {type(value).__name__}, expected an object")
-    return value
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -197,7 +178,7 @@ def list_bundles(bundles_dir: Path) -> list[Bundle]:
     if not bundles_dir.is_dir():
         return []
     folders = (path for path in sorted(bundles_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [Bundle.open(path) for path in folders if all((path / f"{name}.mlpackage").is_dir() for name in PACKAGES)]
+    return [Bundle.open(path) for path in folders if all((path / f"{name}.mlpackage").is_dir() for name in COMPONENTS)]
 
 
 def variant_name(
@@ -261,7 +242,7 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # what a killed command left: nobody else holds the lock
         partial.mkdir()
         yield partial
-        _put_in_place(partial, target)
+        put_in_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         lock.release()
@@ -271,28 +252,6 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
 def _replaceable(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     return not names or MANIFEST in names or any(name.endswith((".mlpackage", ".mlmodelc")) for name in names)
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    if not target.exists():
-        partial.rename(target)
-    elif not _exchange(partial, target):
-        old = target.parent / f".{target.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Swap two folders in one system call, so that there is no moment without the target; False where unsupported."""
-    name = {"linux": "renameat2", "darwin": "renameatx_np"}.get(sys.platform)
-    call = getattr(ctypes.CDLL(None), name, None) if name else None
-    if call is None:
-        return False
-    at_working_directory, swap = (-100, 2) if sys.platform == "linux" else (-2, 2)
-    arguments = (at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), swap)
-    return bool(call(*arguments) == 0)
 
 
 def write_manifest(folder: Path, content: dict[str, Any], *, clock: Callable[[], datetime] | None = None) -> None:
@@ -308,29 +267,10 @@ def write_manifest(folder: Path, content: dict[str, Any], *, clock: Callable[[],
         "format": MANIFEST_FORMAT,
         "created": now.isoformat(timespec="microseconds"),
         **content,
-        "files": {str(path.relative_to(folder)): _record(path) for path in _files(folder)},
+        "files": {str(path.relative_to(folder)): _record(path) for path in content_files(folder, MANIFEST)},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _record(path: Path) -> dict[str, Any]:
     return {"sha256": sha256(path), "size_bytes": path.stat().st_size}
-
-
-def _files(folder: Path) -> list[Path]:
-    """Regular files of a bundle, sorted; the manifest itself and what the Finder leaves are not content."""
-    skipped = {folder / MANIFEST}
-    return sorted(
-        path for path in folder.rglob("*") if path.is_file() and path not in skipped and path.name != ".DS_Store"
-    )
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

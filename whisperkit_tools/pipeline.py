@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisperkit_tools.bundle import MANIFEST, Bundle, folder_bytes, sha256
+from whisperkit_tools.bundle import MANIFEST, Bundle
 from whisperkit_tools.errors import EvaluationError
 from whisperkit_tools.eval.backends.base import (
     BackendInfo,
@@ -18,11 +18,12 @@ from whisperkit_tools.eval.backends.base import (
     TimedText,
     Timings,
 )
+from whisperkit_tools.files import folder_bytes, sha256
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
 if TYPE_CHECKING:
-    from whisperkit_tools.transcribe.results import Transcription
+    from whisperkit_tools.speech import Transcription
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
 EXECUTOR, CORE_ML = "executor", "coreml"
@@ -150,7 +151,7 @@ def bundle_info(bundle: Bundle) -> BundleInfo:
         name=bundle.name,
         path=str(bundle.path),
         bytes=folder_bytes(bundle.path),
-        component_bytes={name: folder_bytes(bundle.package(name)) for name in bundle.components()},
+        component_bytes={name: bundle.package(name).nbytes for name in bundle.components()},
         sha256=whole.hexdigest(),
         created=bundle.created,
         options={name: value for name, value in bundle.manifest.items() if name not in ("files", "created")},

@@ -6,8 +6,6 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-SAMPLE_RATE_HZ = 16_000
-
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 

@@ -19,9 +19,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
 from whisperkit_tools.eval.backends.options import Value, checked
 from whisperkit_tools.eval.backends.registry import BackendSpec
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # OpenAI's own clients read it from there
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
 from whisperkit_tools.eval.backends.options import checked
 from whisperkit_tools.eval.backends.registry import BackendSpec
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 _WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
 # The same as our own decoding, so that the model is all that differs.

@@ -6,9 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
 from whisperkit_tools.eval.backends.options import checked
 from whisperkit_tools.eval.backends.registry import BackendSpec
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 _TICKS_PER_S = 100  # whisper.cpp counts in hundredths of a second
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from whisperkit_tools.errors import AudioError, DatasetError
 
-SAMPLE_RATE_HZ = 16_000
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 # An audio file to `[samples]`, float32, mono, 16 kHz. The caller brings the decoder: `eval` has none.
 AudioReader: TypeAlias = Callable[[Path], FloatArray]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.datasets.layouts import METADATA_FILES, LayoutOptions, read_folder
 from whisperkit_tools.eval.datasets.rows import (
-    AUDIO_EXTENSIONS,
     DURATION_FIELDS,
     ID_FIELDS,
     LANGUAGE_FIELDS,
@@ -28,6 +27,7 @@ from whisperkit_tools.eval.datasets.rows import (
     first,
 )
 from whisperkit_tools.progress import Progress
+from whisperkit_tools.speech import AUDIO_EXTENSIONS
 
 if TYPE_CHECKING:
     from whisperkit_tools.eval.datasets.open import DatasetOptions

@@ -10,8 +10,8 @@ from typing import Any
 
 from whisperkit_tools.eval.datasets.examples import Example, Problem, ReferenceWord
 from whisperkit_tools.eval.metrics.normalize import base_language
+from whisperkit_tools.speech import AUDIO_EXTENSIONS
 
-AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".caf", ".mp4", ".webm")
 # The mark of NIST's scoring format, which TED-LIUM and others use as a transcript.
 _IGNORED = re.compile(r"ignore[_ ]time[_ ]segment[_ ]in[_ ]scoring", re.IGNORECASE)
 

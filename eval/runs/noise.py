@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.datasets.examples import SAMPLE_RATE_HZ, AudioReader, Example, FloatArray
+from whisperkit_tools.eval.datasets.examples import AudioReader, Example, FloatArray
 from whisperkit_tools.eval.schema import NoSpeech, NoSpeechClip
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 WHITE, BABBLE = "white", "babble"
 NOISE_KINDS = (WHITE, BABBLE)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.backends.base import SAMPLE_RATE_HZ, FloatArray, Hypothesis, TimedText, Transcriber
+from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Transcriber
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 CUT_AFTER_S = 15.0
 FORCED_CUT_AFTER_S = 25.0  # a hop later it must still be less than Whisper's window of 30 s

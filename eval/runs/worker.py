@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisperkit_tools.errors import WktError
-from whisperkit_tools.eval.backends.base import SAMPLE_RATE_HZ, Hypothesis, Transcriber, TranscriberFactory
+from whisperkit_tools.eval.backends.base import Hypothesis, Transcriber, TranscriberFactory
 from whisperkit_tools.eval.datasets.examples import AudioReader, Example
 from whisperkit_tools.eval.runs.streaming import Stream, simulate
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 CLEAN, NOISE, NO_SPEECH, STREAMING = "results", "noise", "no_speech", "streaming"
 PARTS = (CLEAN, NOISE, NO_SPEECH, STREAMING)

@@ -27,8 +27,8 @@ from whisperkit_tools.compile_hints.attention import (
     attention_names,
     works_in_chunks,
 )
+from whisperkit_tools.contract import PackageInterface, TensorInterface
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.interface import PackageInterface, TensorInterface
 from whisperkit_tools.conversion.parity import psnr_db
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program

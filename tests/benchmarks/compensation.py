@@ -21,12 +21,12 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.compressor import Palettizer
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.planner import importance
-from whisperkit_tools.decoder.teacher_forcing import DECODER, ENCODER, TeacherForcing
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 
 
 class Tapped(TeacherForcing):

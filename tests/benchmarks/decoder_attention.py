@@ -21,9 +21,9 @@ from whisperkit_tools.compile_hints.attention import MultiHeadAttention, attenti
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
 from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import package_interfaces
 from whisperkit_tools.conversion.attention_layout import TURBO_DECODER
 from whisperkit_tools.conversion.export import export_package
-from whisperkit_tools.conversion.interface import package_interfaces
 from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
 

@@ -16,17 +16,12 @@ from pathlib import Path
 
 import torch
 
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
 from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION, package_interfaces, stateful_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.conversion.interface import (
-    STEP_FUNCTION,
-    WINDOW_FUNCTION,
-    package_interfaces,
-    stateful_interfaces,
-)
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
 

@@ -20,7 +20,8 @@ import torch
 
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.eval.metrics.normalize import Normalization
-from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ, AudioInput, load_audio
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 

@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import WhisperFeatureExtractor
 
-from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, MelSpectrogram
+from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
+from whisperkit_tools.speech import WINDOW_SAMPLES
 
 
 class RoundEveryResult(TorchDispatchMode):
@@ -50,7 +51,7 @@ WAYS: dict[str, Callable[[MelSpectrogram, torch.Tensor], torch.Tensor]] = {
 
 
 def window(audio: np.ndarray) -> np.ndarray:
-    return np.pad(audio[:N_SAMPLES], (0, max(0, N_SAMPLES - len(audio)))).astype(np.float32)
+    return np.pad(audio[:WINDOW_SAMPLES], (0, max(0, WINDOW_SAMPLES - len(audio)))).astype(np.float32)
 
 
 def read(path: Path) -> np.ndarray:
@@ -59,7 +60,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def cases(paths: list[Path]) -> dict[str, np.ndarray]:
-    noise = np.random.default_rng(0).uniform(-1, 1, N_SAMPLES).astype(np.float32)
+    noise = np.random.default_rng(0).uniform(-1, 1, WINDOW_SAMPLES).astype(np.float32)
     speech = {path.stem: read(path) for path in paths}
     quiet = {f"{name} at -60 dBFS": audio / np.abs(audio).max() * np.float32(1e-3) for name, audio in speech.items()}
     return {**speech, **quiet, "silence": window(np.zeros(0)), "full-scale noise": noise}

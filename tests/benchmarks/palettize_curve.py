@@ -30,12 +30,12 @@ from whisperkit_tools.compress.audio_selection import gate_clips
 from whisperkit_tools.compress.compressor import Palettizer
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.planner import Aim
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, mean_divergence
+from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 from whisperkit_tools.quantization.sizes import dense_nbytes
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
@@ -50,10 +50,10 @@ class Meter:
         chosen = sorted({round(at) for at in np.linspace(0, len(short) - 1, min(examples, len(short)))})
         heard = [listener.hear(short[at], whole=False) for at in chosen]
         self.windows = [item.window for item in heard if item is not None]
-        self.programs = [Program.load(work.model.packages[name]) for name in COMPONENTS]
+        self.programs = [Program.load(work.model.packages[name]) for name in MODEL_COMPONENTS]
         self.originals = {
             (component, name): program.weights[name].detach().clone()
-            for component, program in zip(COMPONENTS, self.programs, strict=True)
+            for component, program in zip(MODEL_COMPONENTS, self.programs, strict=True)
             for where, name in work.model.shapes
             if where == component
         }
@@ -65,7 +65,7 @@ class Meter:
         return [forcing.forward(w, encoder.run({FEATURES: w.features})[EMBEDS]).logits for w in self.windows]
 
     def __call__(self, palettes):
-        by_name = dict(zip(COMPONENTS, self.programs, strict=True))
+        by_name = dict(zip(MODEL_COMPONENTS, self.programs, strict=True))
         with torch.no_grad():
             for (component, name), original in self.originals.items():
                 part = palettes.get((component, name))
@@ -103,7 +103,7 @@ def recipe_palettes(work, recipe):
 
 
 def tuned(work, palettes, steps):
-    nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in COMPONENTS}
+    nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in MODEL_COMPONENTS}
     windows, references, judging = work.tuning_speech
     tuning = Tuning(work.model.packages, nested, windows, references, TuningOptions(steps), judging)
     tuning.run()

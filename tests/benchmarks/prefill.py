@@ -129,12 +129,12 @@ def make_table(folder: Path, package: Path, windows: int, decoder_only: bool) ->
     """Estimate and export; prints the sizes as JSON. The child of `size`."""
     import torch
 
-    from whisperkit_tools.bundle import folder_bytes
     from whisperkit_tools.checkpoint import open_checkpoint
+    from whisperkit_tools.contract import prefill_interface
     from whisperkit_tools.conversion.export import PackageMetadata, export_package
-    from whisperkit_tools.conversion.interface import prefill_interface
     from whisperkit_tools.conversion.prefill.audio import noise_windows
     from whisperkit_tools.conversion.prefill.table import encode, estimate, forced_tokens
+    from whisperkit_tools.files import folder_bytes
 
     checkpoint = open_checkpoint(str(folder))
     dims, forced = checkpoint.dims, forced_tokens(checkpoint.generation_config)

@@ -20,10 +20,10 @@ from scipy.stats import spearmanr
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.compressor import Palettizer
 from whisperkit_tools.compress.config import PalettizeConfig
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, DECODER, TeacherForcing, mean_divergence
+from whisperkit_tools.contract import DECODER, EMBEDS, FEATURES, MODEL_COMPONENTS
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.compression import Compression
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 
 
 def main():
@@ -59,7 +59,7 @@ def measure(work, widths):
     forcing = TeacherForcing(programs[DECODER])
 
     def encode():
-        encoder = programs[COMPONENTS[0]]
+        encoder = programs[MODEL_COMPONENTS[0]]
         return [encoder.run({FEATURES: window.features})[EMBEDS] for window in work.windows]
 
     def logits(embeds):

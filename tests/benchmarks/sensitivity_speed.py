@@ -20,7 +20,6 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import calibration_clips
 from whisperkit_tools.compress.planner import Model, Planner
 from whisperkit_tools.decoder.teacher_forcing import Window
-from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.recipe import Wishes
 from whisperkit_tools.quantization.sensitivity import FisherOptions
@@ -28,7 +27,7 @@ from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey
 
 
 def windows(bundle, count, tokens):
-    mel = Program.load(bundle.package("MelSpectrogram"))
+    mel = bundle.package("MelSpectrogram").program()
     vocabulary = int(bundle.read_json("config.json")["vocab_size"])
     rng, found = np.random.default_rng(0), []
     clips = calibration_clips(None, 99, 480_000)

@@ -20,11 +20,11 @@ from whisperkit_tools.compile_hints.attention import (
     attention_names,
 )
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import PackageInterface, TensorInterface, package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.conversion.interface import PackageInterface, TensorInterface, package_interfaces
 from whisperkit_tools.conversion.parity import psnr_db
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from whisperkit_tools.compile_hints.attention import Cat
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, SequenceConv
+from whisperkit_tools.dimensions import ModelDimensions
 
 SIZES = {
     "n_mels": 80,

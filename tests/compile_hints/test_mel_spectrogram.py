@@ -9,14 +9,15 @@ import torch
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, MelSpectrogram
+from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
+from whisperkit_tools.speech import WINDOW_SAMPLES
 
 MAXIMUM_DIFFERENCE = 1e-3
 
 
 def window(audio: np.ndarray) -> np.ndarray:
     """Pad or cut to 30 seconds."""
-    return np.pad(audio[:N_SAMPLES], (0, max(0, N_SAMPLES - len(audio)))).astype(np.float32)
+    return np.pad(audio[:WINDOW_SAMPLES], (0, max(0, WINDOW_SAMPLES - len(audio)))).astype(np.float32)
 
 
 def difference(audio: np.ndarray, n_mels: int) -> float:
@@ -28,14 +29,14 @@ def difference(audio: np.ndarray, n_mels: int) -> float:
 
 def synthetic(name: str) -> np.ndarray:
     noise = np.random.default_rng(0)
-    seconds = np.arange(N_SAMPLES) / 16000
+    seconds = np.arange(WINDOW_SAMPLES) / 16000
     return {
-        "silence": np.zeros(N_SAMPLES),
-        "full-scale noise": noise.uniform(-1, 1, N_SAMPLES),
+        "silence": np.zeros(WINDOW_SAMPLES),
+        "full-scale noise": noise.uniform(-1, 1, WINDOW_SAMPLES),
         "full-scale tone": np.sin(2 * np.pi * 440 * seconds),
-        "click": np.eye(1, N_SAMPLES, 100_000)[0],
+        "click": np.eye(1, WINDOW_SAMPLES, 100_000)[0],
         "sweep at -60 dBFS": 1e-3 * np.sin(2 * np.pi * (50 + 130 * seconds) * seconds),
-        "first and last sample": np.eye(1, N_SAMPLES, 0)[0] + np.eye(1, N_SAMPLES, N_SAMPLES - 1)[0],
+        "first and last sample": np.eye(1, WINDOW_SAMPLES, 0)[0] + np.eye(1, WINDOW_SAMPLES, WINDOW_SAMPLES - 1)[0],
     }[name].astype(np.float32)
 
 

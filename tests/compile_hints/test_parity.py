@@ -7,8 +7,8 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.dimensions import ModelDimensions
 
 TINY = ModelDimensions(
     n_mels=80,

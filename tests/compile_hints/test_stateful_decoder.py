@@ -6,16 +6,10 @@ import pytest
 import torch
 
 from whisperkit_tools.compile_hints.attention import attention
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
-from whisperkit_tools.compile_hints.stateful_decoder import (
-    AUDIO_STATES,
-    AudioProjection,
-    StatefulTextDecoder,
-    aligned,
-    state_shapes,
-    write_at,
-)
+from whisperkit_tools.compile_hints.stateful_decoder import AudioProjection, StatefulTextDecoder, write_at
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import AUDIO_STATES, aligned, state_shapes
+from whisperkit_tools.dimensions import ModelDimensions
 
 HEADS = ((0, 1), (1, 0), (1, 3))
 

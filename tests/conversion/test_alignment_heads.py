@@ -10,7 +10,6 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperkit_tools.checkpoint import open_checkpoint
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.conversion.alignment_heads import (
@@ -21,6 +20,7 @@ from whisperkit_tools.conversion.alignment_heads import (
     select,
     transcribe_attention,
 )
+from whisperkit_tools.dimensions import ModelDimensions
 
 TOKENS, POSITIONS = 40, 400
 

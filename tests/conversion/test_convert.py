@@ -11,19 +11,14 @@ import torch
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import open_checkpoint
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
+from whisperkit_tools.contract import PackageInterface, TensorInterface, package_interfaces
+from whisperkit_tools.conversion.contract_check import interface_problems, package_problems
 from whisperkit_tools.conversion.convert import ConversionConfig, convert
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.conversion.interface import (
-    PackageInterface,
-    TensorInterface,
-    interface_problems,
-    package_interfaces,
-    package_problems,
-)
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, psnr_db, require
 from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import BundleError, ConversionError, QualityGateError
 from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph

@@ -9,23 +9,18 @@ import torch
 
 from whisperkit_tools.bundle import Bundle, variant_name
 from whisperkit_tools.checkpoint import open_checkpoint
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.lint.chips import load_chips
 from whisperkit_tools.compile_hints.lint.cost import estimate_program
 from whisperkit_tools.compile_hints.lint.flops import count_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION, package_interfaces, stateful_interfaces
+from whisperkit_tools.conversion.contract_check import stateful_problems
 from whisperkit_tools.conversion.convert import ConversionConfig
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.interface import (
-    STEP_FUNCTION,
-    WINDOW_FUNCTION,
-    package_interfaces,
-    stateful_interfaces,
-    stateful_problems,
-)
 from whisperkit_tools.conversion.parity import ParityGate
 from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.mil.graph import function_names, read_graph
 from whisperkit_tools.mil.program import Program
@@ -34,7 +29,7 @@ STATES = {"key_cache", "value_cache", "audio_key_cache", "audio_value_cache"}
 
 
 def test_two_functions_declare_the_same_states(stateful_bundle):
-    package = Bundle.open(stateful_bundle).package("TextDecoder")
+    package = Bundle.open(stateful_bundle).package("TextDecoder").path
     assert function_names(package) == (STEP_FUNCTION, WINDOW_FUNCTION)
     step, window = (read_graph(package, name) for name in (STEP_FUNCTION, WINDOW_FUNCTION))
     assert set(step.inputs) == {"input_ids", "cache_length", "decoder_key_padding_mask"}
@@ -45,7 +40,7 @@ def test_two_functions_declare_the_same_states(stateful_bundle):
 
 
 def test_states_are_written_once_in_a_step_and_those_of_the_audio_never(stateful_bundle):
-    package = Bundle.open(stateful_bundle).package("TextDecoder")
+    package = Bundle.open(stateful_bundle).package("TextDecoder").path
     written = {
         name: [op.inputs["input"][0].name for op in read_graph(package, name).operations if op.type == "write_state"]
         for name in (STEP_FUNCTION, WINDOW_FUNCTION)
@@ -55,7 +50,7 @@ def test_states_are_written_once_in_a_step_and_those_of_the_audio_never(stateful
 
 
 def test_weights_are_stored_once_and_keep_their_names(stateful_bundle, demo_bundle):
-    stateful, plain = (Bundle.open(path).package("TextDecoder") for path in (stateful_bundle, demo_bundle))
+    stateful, plain = (Bundle.open(path).package("TextDecoder").path for path in (stateful_bundle, demo_bundle))
     sizes = [(path / "Data/com.apple.CoreML/weights/weight.bin").stat().st_size for path in (stateful, plain)]
     assert sizes[0] < 1.05 * sizes[1]
 
@@ -109,7 +104,7 @@ def test_verify_checks_it_again_and_closes(stateful_bundle, tmp_path):
 def test_a_function_that_is_missing_or_other_is_named(stateful_bundle, demo_bundle):
     dims = open_checkpoint("demo").dims
     wanted = stateful_interfaces(dims, 448, word_timestamps=True)
-    stateful, plain = (Bundle.open(path).package("TextDecoder") for path in (stateful_bundle, demo_bundle))
+    stateful, plain = (Bundle.open(path).package("TextDecoder").path for path in (stateful_bundle, demo_bundle))
     assert stateful_problems("TextDecoder", stateful, wanted) == []
     assert stateful_problems("TextDecoder", plain, wanted) == [
         "TextDecoder: function main is missing",
@@ -180,7 +175,7 @@ def stateless_ios18(tmp_path_factory):
 def test_the_cost_model_orders_the_real_packages(stateful_bundle, stateless_ios18, chip):
     """Stateful before stateless, as published, on packages as converted."""
     table = load_chips()
-    stateful = read_graph(Bundle.open(stateful_bundle).package("TextDecoder"))
+    stateful = Bundle.open(stateful_bundle).package("TextDecoder").graph()
     before, after = (
         estimate_program("TextDecoder", graph, table.chip(chip), table) for graph in (stateless_ios18, stateful)
     )
@@ -188,7 +183,7 @@ def test_the_cost_model_orders_the_real_packages(stateful_bundle, stateless_ios1
 
 
 def test_a_stateful_step_leaves_out_exactly_the_projections_of_the_audio(stateful_bundle, stateless_ios18):
-    stateful = read_graph(Bundle.open(stateful_bundle).package("TextDecoder"))
+    stateful = Bundle.open(stateful_bundle).package("TextDecoder").graph()
     before, after = (sum(count.macs for count in count_program(graph)) for graph in (stateless_ios18, stateful))
     dims = open_checkpoint("demo").dims
     projections = 2 * dims.decoder_layers * dims.d_model**2 * dims.n_audio_ctx

@@ -5,13 +5,13 @@ import torch
 
 from whisperkit_tools.compile_hints.attention import attention, attention_names
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.lint.chips import load_chips
 from whisperkit_tools.compile_hints.lint.cost import estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import package_interfaces
 from whisperkit_tools.conversion.attention_layout import TURBO_DECODER, TURBO_ENCODER
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.interface import package_interfaces
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.graph import read_graph
 
 TABLE = load_chips()

@@ -10,8 +10,8 @@ import torch
 from helpers.mil_programs import save
 
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.executor import Executor
 from whisperkit_tools.mil.fused_kernels import packed_half

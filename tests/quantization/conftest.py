@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS
+from whisperkit_tools.contract import MODEL_COMPONENTS
 
 
 @pytest.fixture(scope="session")
 def packages(demo_bundle):
-    return {name: demo_bundle / f"{name}.mlpackage" for name in COMPONENTS}
+    return {name: demo_bundle / f"{name}.mlpackage" for name in MODEL_COMPONENTS}
 
 
 @pytest.fixture(scope="session")

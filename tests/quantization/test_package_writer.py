@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from whisperkit_tools.bundle import folder_bytes, sha256
 from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.files import folder_bytes, sha256
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder import batched as short_decoder
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, Window, divergence, mean_divergence
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window, divergence, mean_divergence
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.graph import read_graph
@@ -17,8 +18,6 @@ from whisperkit_tools.quantization.allocation import Candidate
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import (
-    EMBEDS,
-    FEATURES,
     Curvature,
     FisherOptions,
     compressible,
@@ -229,7 +228,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_pat
     done.clear()
     done.append(stop)
     curvatures(packages, windows, options, found.__setitem__, kill, Profile(tmp_path, ProfileKey({}, [])))
-    for component in COMPONENTS:
+    for component in MODEL_COMPONENTS:
         for part in ("diagonal", "gradients"):
             for name, value in getattr(expected[component], part).items():
                 np.testing.assert_array_equal(getattr(found[component], part)[name], value)
@@ -390,7 +389,7 @@ def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
     def planner():
         profile = Profile(tmp_path, ProfileKey(model.weights_sha256(), []))
         if not profile.has_curvature("AudioEncoder"):
-            for component in COMPONENTS:
+            for component in MODEL_COMPONENTS:
                 ones = {n: np.ones(s, np.float32) for (c, n), s in model.shapes.items() if c == component}
                 profile.save_curvature(component, Curvature(ones))
         return Planner(model, profile, wishes, lambda what, done, total: None)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.speech import Segment, Timings, Transcription, Word
 from whisperkit_tools.transcribe.formats import FORMATS, render
-from whisperkit_tools.transcribe.results import Segment, Timings, Transcription, Word
 
 TIMINGS = Timings(
     total_s=1.0, mel_s=0.1, encoder_s=0.2, decoder_s=0.5, time_to_first_token_s=0.4, windows=1, decoder_steps=20,

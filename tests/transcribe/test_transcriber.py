@@ -12,13 +12,13 @@ import pytest
 import torch
 from helpers.benchmark_modules import benchmark
 
-from whisperkit_tools.bundle import PACKAGES, Bundle
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.decoder.loading import load_models
 from whisperkit_tools.decoder.session import Models, NumpyComponent
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError, BundleError, UnsupportedOperationError
 from whisperkit_tools.mil.backend import load_backend
-from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -225,7 +225,7 @@ def test_float16_mode_transcribes_too(demo_bundle):
 def test_arrays_in_and_out_are_enough(demo_bundle, transcriber):
     """Anything with Core ML's `predict` can run the packages; here the executor's own stands in for it."""
     bundle = Bundle.open(demo_bundle)
-    components = [NumpyComponent(load_backend(bundle.package(name))) for name in PACKAGES]
+    components = [NumpyComponent(load_backend(bundle.package(name).path)) for name in COMPONENTS]
     found = Transcriber.from_models(Models(*components), bundle)
     utterance = demo_utterances()[0]
     options = TranscribeOptions(word_timestamps=True, temperatures=(0.0,))
@@ -250,7 +250,7 @@ def test_core_ml_elsewhere_is_a_clear_error(demo_bundle):
 
 def test_packages_that_do_not_belong_together(demo_bundle):
     bundle = Bundle.open(demo_bundle)
-    mel, encoder, decoder = (Program.load(bundle.package(name)) for name in PACKAGES)
+    mel, encoder, decoder = (bundle.package(name).program() for name in COMPONENTS)
     with pytest.raises(BundleError, match="the packages lack MelSpectrogram input audio"):
         Models(decoder, encoder, decoder)
     wide = SimpleNamespace(

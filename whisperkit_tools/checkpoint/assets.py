@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import CheckpointError
 
 OPTIONAL_ASSETS = ("preprocessor_config.json", "normalizer.json")

@@ -13,8 +13,8 @@ from whisperkit_tools.checkpoint.assets import Scratch
 from whisperkit_tools.checkpoint.tensors import FLOAT_TYPES, StoredTensor, TensorTable
 from whisperkit_tools.compile_hints.attention import AttentionImplementation
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import CheckpointError
 
 _SHOWN_PROBLEMS = 10

@@ -13,7 +13,7 @@ def find_packages(path: Path) -> dict[str, Path]:
     Raises:
         BundleError: Nothing is there, or no package.
     """
-    from whisperkit_tools.bundle import OPTIONAL_PACKAGES, PACKAGES
+    from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
     from whisperkit_tools.errors import BundleError
 
     if not path.exists():
@@ -26,7 +26,7 @@ def find_packages(path: Path) -> dict[str, Path]:
         held = f"only compiled models ({', '.join(compiled)})" if compiled else "no .mlpackage"
         what = "a file" if path.is_file() else f"a folder with {held}"
         raise BundleError(f"{path} is neither a bundle nor an .mlpackage: found {what}; pass what `wkt convert` made")
-    order = [name for name in PACKAGES + OPTIONAL_PACKAGES if name in found]
+    order = [name for name in COMPONENTS + OPTIONAL_COMPONENTS if name in found]
     return {name: found[name] for name in [*order, *(name for name in found if name not in order)]}
 
 

@@ -30,7 +30,7 @@ def command(bundle_path: Path, as_json: bool) -> None:
 
 
 def _facts(bundle: "Bundle") -> dict[str, Any]:
-    from whisperkit_tools.bundle import folder_bytes
+    from whisperkit_tools.files import folder_bytes
 
     manifest = {key: value for key, value in bundle.manifest.items() if key != "files"}
     components = {name: _component(bundle, name) for name in bundle.components()}
@@ -44,10 +44,10 @@ def _facts(bundle: "Bundle") -> dict[str, Any]:
 
 
 def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
-    from whisperkit_tools.bundle import folder_bytes
+    from whisperkit_tools.files import folder_bytes
     from whisperkit_tools.mil.graph import function_names, read_graph
 
-    path = bundle.package(name)
+    path = bundle.package(name).path
     names = function_names(path)
     graph = read_graph(path, names[0])
     others = {one: read_graph(path, one) for one in names[1:]}

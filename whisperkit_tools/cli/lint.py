@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from whisperkit_tools import contract
+
 if TYPE_CHECKING:
     from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
     from whisperkit_tools.compile_hints.lint.rules import Finding, Residency
@@ -138,7 +140,7 @@ def _print(name: str, report: "Residency", devices: dict[str, str] | None, list_
 
 
 def _is_mel(name: str) -> bool:
-    return name == "MelSpectrogram"
+    return name == contract.MEL
 
 
 def _grouped(findings: tuple["Finding", ...]) -> list[list["Finding"]]:

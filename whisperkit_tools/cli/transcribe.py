@@ -13,9 +13,9 @@ from whisperkit_tools.cli.sigint import raise_if_asked
 from whisperkit_tools.errors import AudioError
 
 if TYPE_CHECKING:
+    from whisperkit_tools.speech import Transcription
     from whisperkit_tools.transcribe.audio.load import AudioInput
     from whisperkit_tools.transcribe.options import TranscribeOptions
-    from whisperkit_tools.transcribe.results import Transcription
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
 FORMATS = ("txt", "json", "srt", "vtt")

@@ -15,7 +15,8 @@ from whisperkit_tools.demo import DemoLongform, DemoUtterance, demo_longform, de
 from whisperkit_tools.errors import AudioError
 from whisperkit_tools.eval.datasets.examples import Example as DatasetExample
 from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
-from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ, find_inputs, load_audio
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 
 FloatArray = NDArray[np.float32]

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from whisperkit_tools import __version__
-from whisperkit_tools.bundle import Bundle, folder_bytes, new_bundle, variant_name, write_manifest
+from whisperkit_tools import __version__, contract
+from whisperkit_tools.bundle import Bundle, new_bundle, variant_name, write_manifest
 from whisperkit_tools.compress.audio_selection import Clip, calibration_clips, gate_clips
 from whisperkit_tools.compress.candidate_store import Candidates, Measured, digest
 from whisperkit_tools.compress.config import Made, Palettization, PalettizeConfig, Plan
@@ -17,9 +17,11 @@ from whisperkit_tools.compress.gate_measurement import Examination, Listener, ca
 from whisperkit_tools.compress.manifest_section import compression_record, describe, original_of
 from whisperkit_tools.compress.package_builder import verify_packages, write_packages
 from whisperkit_tools.compress.planner import Aim, Model, Planner, Ticks
+from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.session import Component
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, Window
+from whisperkit_tools.decoder.teacher_forcing import Window
 from whisperkit_tools.errors import BundleError, QualityGateError
+from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.memory import available_memory, release_memory
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.palette import Palettized
@@ -152,7 +154,7 @@ class Palettizer:
 
     def palettes(self, recipe: Recipe) -> dict[str, dict[str, Palettized]]:
         """The compressed weights of a recipe, by component and name."""
-        found: dict[str, dict[str, Palettized]] = {name: {} for name in COMPONENTS}
+        found: dict[str, dict[str, Palettized]] = {name: {} for name in MODEL_COMPONENTS}
         for number, (key, entry) in enumerate(recipe.entries.items(), start=1):
             if entry.option is not None:
                 found[key[0]][key[1]] = self.planner.palette(key, entry.option)
@@ -174,7 +176,7 @@ class Palettizer:
         found = tuning.result()
         del tuning
         release_memory()
-        return {name: found.get(name, {}) for name in COMPONENTS}, figures
+        return {name: found.get(name, {}) for name in MODEL_COMPONENTS}, figures
 
     def make(self, plan: Plan) -> Made:
         """Write, verify and measure a candidate, or take what an interrupted run has made of the same plan."""
@@ -192,7 +194,7 @@ class Palettizer:
         write_packages(self.bundle, palettes, folder)
         with self.progress.stage("candidate", "verify"):
             figures = verify_packages(self.bundle, palettes, folder, self.windows[0])
-        nbytes = sum(folder_bytes(folder / f"{name}.mlpackage") for name in COMPONENTS)
+        nbytes = sum(folder_bytes(folder / f"{name}.mlpackage") for name in MODEL_COMPONENTS)
         with self.progress.stage("candidate", "gate"):
             examples = self._examination.measure(folder)
         return Measured(folder, nbytes, figures, tuning, examples)
@@ -320,9 +322,8 @@ def _samples(elements: int) -> int:
 
 
 def _window_samples(bundle: Bundle) -> int:
-    from whisperkit_tools.mil.graph import read_graph
 
-    shape = read_graph(bundle.package("MelSpectrogram")).inputs["audio"].shape
+    shape = bundle.package(contract.MEL).graph().inputs["audio"].shape
     if len(shape) != 1 or shape[0] is None:
         raise BundleError(f"{bundle.path}: MelSpectrogram takes audio of no fixed length; convert the model again")
     return shape[0]

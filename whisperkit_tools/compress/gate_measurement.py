@@ -9,19 +9,18 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import Clip, tuning_clips
+from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.session import Component, Models
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, TeacherForcing, Window, divergence
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window, divergence
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import word_counts
-from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.gate import Example
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
-
-PREFILL = "TextDecoderContextPrefill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Listener:
             max_tokens: Most predicted tokens that count of one window.
             mel: Its spectrogram, where another listener has loaded it already and knows features of the same clips.
         """
-        self.mel = mel or _Remembering(Program.load(bundle.package("MelSpectrogram")))
+        self.mel = mel or _Remembering(bundle.package(contract.MEL).program())
         self.models, self.forcing = _load_bundle(bundle, self.mel)
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens
@@ -65,7 +64,7 @@ class Listener:
             return Heard(None, found.text)
         special = self.transcriber.special
         prefix = [special.start_of_transcript]
-        if special.is_multilingual:
+        if special.is_multilingual and found.language is not None:
             prefix += [special.languages[found.language], special.tasks[found.task]]
         prefix.append(special.no_timestamps)
         tokens = (*prefix, *found.tokens, special.end_of_text)[: len(prefix) + self._max_tokens]
@@ -225,6 +224,6 @@ class _Remembering:
 
 def _load_bundle(bundle: Bundle, mel: Component) -> tuple[Models, TeacherForcing]:
     """A bundle's models, its prefill too, but for the spectrogram, which compression leaves as it is."""
-    encoder, decoder = (Program.load(bundle.package(name)) for name in COMPONENTS)
-    prefill = Program.load(bundle.package(PREFILL)) if bundle.has(PREFILL) else None
+    encoder, decoder = (bundle.package(name).program() for name in MODEL_COMPONENTS)
+    prefill = bundle.package(contract.PREFILL).program() if bundle.has(contract.PREFILL) else None
     return Models(mel, _Remembering(encoder, most=1), decoder, prefill=prefill), TeacherForcing(decoder)

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.bundle import MANIFEST, Bundle, sha256
+from whisperkit_tools.bundle import MANIFEST, Bundle
 from whisperkit_tools.compress.config import Made, PalettizeConfig
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.files import sha256
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.search import Trial
 

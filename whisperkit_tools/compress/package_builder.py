@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.conversion.parity import psnr_db
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, DECODER, ENCODER, TeacherForcing, Window
+from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window
 from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.package_writer import read_dense, write_compressed
 from whisperkit_tools.quantization.palette import Palettized
-from whisperkit_tools.quantization.sensitivity import EMBEDS, FEATURES
 
 LEAST_DB = 70.0
 FloatArray = NDArray[np.float32]
@@ -25,7 +25,7 @@ Palettes = Mapping[str, Mapping[str, Palettized]]
 
 def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
     """Fill a folder with a bundle's files, encoder and decoder compressed; the manifest is left to the caller."""
-    compressed = {f"{name}.mlpackage" for name in COMPONENTS if palettes.get(name)}
+    compressed = {f"{name}.mlpackage" for name in MODEL_COMPONENTS if palettes.get(name)}
     for item in sorted(source.path.iterdir()):
         # Compiled models beside the packages would be preferred by the runtime, and are of the uncompressed weights.
         if item.name == MANIFEST or item.name in compressed or item.suffix == ".mlmodelc" or item.name.startswith("."):
@@ -34,9 +34,9 @@ def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
             shutil.copytree(item, folder / item.name)
         else:
             shutil.copyfile(item, folder / item.name)
-    for name in COMPONENTS:
+    for name in MODEL_COMPONENTS:
         if palettes.get(name):
-            write_compressed(source.package(name), palettes[name], folder / f"{name}.mlpackage")
+            write_compressed(source.package(name).path, palettes[name], folder / f"{name}.mlpackage")
 
 
 def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Window) -> dict[str, float]:
@@ -49,12 +49,14 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Wi
         QualityGateError: A weight is not exactly what was intended, or the components compute something else.
     """
     problems = [
-        line for name in COMPONENTS for line in _different_weights(folder / f"{name}.mlpackage", palettes.get(name, {}))
+        line
+        for name in MODEL_COMPONENTS
+        for line in _different_weights(folder / f"{name}.mlpackage", palettes.get(name, {}))
     ]
     if problems:
         raise QualityGateError(f"the written packages do not hold the intended weights: {'; '.join(problems)}")
     intended, written = _outputs(source.path, palettes, window), _outputs(folder, {}, window)
-    figures = {name: round(psnr_db(intended[name], written[name]), 2) for name in COMPONENTS}
+    figures = {name: round(psnr_db(intended[name], written[name]), 2) for name in MODEL_COMPONENTS}
     if short := {name: value for name, value in figures.items() if not value >= LEAST_DB}:
         raise QualityGateError(
             f"the written packages do not compute what was intended: {short} dB, at least {LEAST_DB:g} is required"

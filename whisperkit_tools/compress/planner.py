@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.bundle import Bundle, folder_bytes, sha256
-from whisperkit_tools.decoder.teacher_forcing import COMPONENTS, Window
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.contract import MODEL_COMPONENTS
+from whisperkit_tools.decoder.teacher_forcing import Window
 from whisperkit_tools.errors import BundleError, OptionsError, RecipeError
-from whisperkit_tools.mil.graph import Graph, read_graph
+from whisperkit_tools.files import folder_bytes, sha256
+from whisperkit_tools.mil.graph import Graph
 from whisperkit_tools.quantization.allocation import Allocation, Candidate, within_divergence, within_size
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.package_writer import compressed_nbytes
@@ -66,7 +68,7 @@ class Model:
             BundleError: The bundle is compressed already, stateful, or has nothing to compress.
         """
         self.bundle = bundle
-        self._graphs: dict[str, Graph] = {name: read_graph(bundle.package(name)) for name in COMPONENTS}
+        self._graphs: dict[str, Graph] = {name: bundle.package(name).graph() for name in MODEL_COMPONENTS}
         if any(graph.states for graph in self._graphs.values()):
             raise BundleError(
                 f"{bundle.path} keeps its caches in states, through which sensitivity cannot be measured; compress the "
@@ -91,7 +93,7 @@ class Model:
     @property
     def packages(self) -> dict[str, Path]:
         """The packages that are compressed, by component."""
-        return {name: self.bundle.package(name) for name in COMPONENTS}
+        return {name: self.bundle.package(name).path for name in MODEL_COMPONENTS}
 
     @property
     def nbytes(self) -> int:
@@ -181,7 +183,7 @@ class Planner:
 
     def sense(self, windows: Callable[[], Sequence[Window]], options: FisherOptions) -> None:
         """Estimate the curvature, unless the profile has it."""
-        if not all(self.profile.has_curvature(name) for name in COMPONENTS):
+        if not all(self.profile.has_curvature(name) for name in MODEL_COMPONENTS):
             curvatures(self.model.packages, windows(), options, self._sensed, self._ticks, self.profile)
 
     def _sensed(self, component: str, found: Curvature) -> None:

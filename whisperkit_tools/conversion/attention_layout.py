@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from whisperkit_tools import contract
 from whisperkit_tools.compile_hints.attention import (
     DEFAULT_CHUNK_SIZE,
     AttentionImplementation,
@@ -44,7 +45,7 @@ class Layout:
         if chunked and self.chunk_size is None:
             object.__setattr__(self, "chunk_size", DEFAULT_CHUNK_SIZE)
         try:
-            for component in ("AudioEncoder", "TextDecoder"):
+            for component in (contract.ENCODER, contract.DECODER):
                 self.implementation(component)
         except ValueError as error:
             raise ConversionError(str(error)) from error
@@ -62,7 +63,7 @@ class Layout:
 
     def implementation(self, component: str) -> AttentionImplementation:
         """Return the implementation of `AudioEncoder` or `TextDecoder`."""
-        name = self.audio_encoder if component == "AudioEncoder" else self.text_decoder
+        name = self.audio_encoder if component == contract.ENCODER else self.text_decoder
         return attention(name, self.chunk_size if works_in_chunks(name) else None)
 
     def check_length(self, n_audio_ctx: int) -> None:

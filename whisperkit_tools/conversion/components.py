@@ -4,16 +4,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.attention import Cat, MultiHeadAttention
-from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, MelSpectrogram
+from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
+from whisperkit_tools.contract import PackageInterface, package_interfaces
 from whisperkit_tools.conversion.attention_layout import Layout
 from whisperkit_tools.conversion.export import fold_query_scale
-from whisperkit_tools.conversion.interface import PackageInterface, package_interfaces
 from whisperkit_tools.conversion.parity import Arrays, Reference, as_float16
+from whisperkit_tools.speech import WINDOW_SAMPLES
 
-COMPUTED_IN_FLOAT32 = ("MelSpectrogram",)
+COMPUTED_IN_FLOAT32 = (contract.MEL,)
 
 
 class Components:
@@ -44,14 +46,14 @@ class Components:
             checkpoint.dims, kv_length, word_timestamps=heads is not None
         )
         start = np.array([checkpoint.generation_config["decoder_start_token_id"]], np.int32)
-        self._known: Arrays = {"audio": one_window(audio), "input_ids": start}
+        self._known: Arrays = {"audio": one_window(audio), contract.INPUT_IDS: start}
 
     def load(self, name: str) -> torch.nn.Module:
         """The component's module, with the weights in float16 as they are stored in the package."""
-        if name == "MelSpectrogram":
+        if name == contract.MEL:
             return MelSpectrogram(self.checkpoint.dims.n_mels)
         module: torch.nn.Module
-        if name == "AudioEncoder":
+        if name == contract.ENCODER:
             module = self.checkpoint.load_encoder(torch.float16, self.layout.implementation(name))
         else:
             module = self.checkpoint.load_decoder(
@@ -82,6 +84,6 @@ class Components:
 
 def one_window(audio: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut audio, or fill it with silence, to the `[480000]` samples of a window."""
-    window = np.zeros(N_SAMPLES, np.float32)
-    window[: min(audio.size, N_SAMPLES)] = audio[:N_SAMPLES]
+    window = np.zeros(WINDOW_SAMPLES, np.float32)
+    window[: min(audio.size, WINDOW_SAMPLES)] = audio[:WINDOW_SAMPLES]
     return window

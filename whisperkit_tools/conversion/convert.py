@@ -15,43 +15,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whisperkit_tools import __version__
-from whisperkit_tools.bundle import (
-    DEFAULT_BUNDLES_DIR,
-    PACKAGES,
-    folder_bytes,
-    new_bundle,
-    variant_name,
-    write_manifest,
-)
+from whisperkit_tools import __version__, contract
+from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, new_bundle, variant_name, write_manifest
 from whisperkit_tools.checkpoint import Checkpoint
-from whisperkit_tools.compile_hints.stateful_decoder import STATE_ALIGNMENT, aligned
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
+from whisperkit_tools.contract import (
+    COMPONENTS,
+    DEPLOYMENT_TARGETS,
+    STATE_ALIGNMENT,
+    PackageInterface,
+    aligned,
+    stateful_interfaces,
+)
 from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
 from whisperkit_tools.conversion.attention_layout import PLAIN, TURBO_DECODER, TURBO_ENCODER, Layout
 from whisperkit_tools.conversion.components import COMPUTED_IN_FLOAT32, Components, one_window
-from whisperkit_tools.conversion.export import (
-    DEPLOYMENT_TARGETS,
-    PackageMetadata,
-    check_stateful_target,
-    export_package,
-)
-from whisperkit_tools.conversion.interface import (
-    PackageInterface,
-    package_problems,
-    stateful_interfaces,
-    stateful_problems,
-)
+from whisperkit_tools.conversion.contract_check import package_problems, stateful_problems
+from whisperkit_tools.conversion.export import PackageMetadata, check_stateful_target, export_package
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, require
 from whisperkit_tools.conversion.prefill.build import PrefillConfig, PrefillOutcome, PrefillStage
 from whisperkit_tools.errors import ConversionError
+from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.progress import Progress, SilentProgress
 
 _DESCRIPTIONS = {
-    "MelSpectrogram": "Log-mel features of a 30-second window of 16 kHz audio",
-    "AudioEncoder": "Whisper's audio encoder: log-mel features to audio embeddings",
-    "TextDecoder": "Whisper's text decoder: one token a call, key and value caches in, their updates out",
-    "TextDecoderContextPrefill": "The text decoder's caches after start, language and task, looked up",
+    contract.MEL: "Log-mel features of a 30-second window of 16 kHz audio",
+    contract.ENCODER: "Whisper's audio encoder: log-mel features to audio embeddings",
+    contract.DECODER: "Whisper's text decoder: one token a call, key and value caches in, their updates out",
+    contract.PREFILL: "The text decoder's caches after start, language and task, looked up",
 }
 _STATEFUL_DESCRIPTION = (
     "Whisper's text decoder with caches as states: project_audio once a window, main once a token, on one state"
@@ -213,7 +204,7 @@ class _Conversion:
         with self.progress.stage("checkpoint", "hash"):
             self.sha256 = self.checkpoint.content_sha256
         components = Components(self.checkpoint, self.kv_length, self.heads, self.audio, self.config.layout)
-        for name in PACKAGES:
+        for name in COMPONENTS:
             self._component(components, name, folder / f"{name}.mlpackage")
         for asset in self.checkpoint.assets:
             shutil.copyfile(asset, folder / asset.name)
@@ -225,7 +216,7 @@ class _Conversion:
     def _alignment_heads(self) -> AlignmentHeads | None:
         if not self.config.word_timestamps or self.checkpoint.alignment_heads:
             return self.checkpoint.alignment_heads if self.config.word_timestamps else None
-        with self.progress.stage("TextDecoder", "alignment heads"):
+        with self.progress.stage(contract.DECODER, "alignment heads"):
             choice = choose_alignment_heads(self.checkpoint, [one_window(self.audio)])
         self.notes.append(f"the checkpoint names no alignment heads; {choice.reason}")
         self.progress.note(self.notes[-1])
@@ -292,7 +283,7 @@ class _Conversion:
         revision = checkpoint.revision or next(iter(self.sha256.values()))[:12]
         return PackageMetadata(
             description=_STATEFUL_DESCRIPTION
-            if self.config.stateful and name == "TextDecoder"
+            if self.config.stateful and name == contract.DECODER
             else _DESCRIPTIONS[name],
             author=f"{checkpoint.org}, converted by whisperkit-tools {__version__}",
             license=checkpoint.license or "see the source model",

@@ -16,20 +16,10 @@ import numpy as np
 import torch
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
-from whisperkit_tools.conversion.interface import PackageInterface, TensorInterface
+from whisperkit_tools.contract import DEPLOYMENT_TARGETS, STATEFUL_TARGETS, PackageInterface, TensorInterface
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.mil.coreml import import_coremltools
 
-# Names that users know, to coremltools' own; a macOS name means the same opset as the iOS one of its year.
-DEPLOYMENT_TARGETS = {
-    "ios16": "iOS16",
-    "ios17": "iOS17",
-    "ios18": "iOS18",
-    "macos13": "macOS13",
-    "macos14": "macOS14",
-    "macos15": "macOS15",
-}
-STATEFUL_TARGETS = ("ios18", "macos15")
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
 _PACKAGE_NAMESPACE = uuid.UUID("5b9ac6de-3a0f-5e9c-8a52-4f2f4f6d3c11")
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whisperkit_tools.compile_hints.stateful_decoder import TEXT_STATES
-from whisperkit_tools.conversion.interface import STEP_FUNCTION, WINDOW_FUNCTION, PackageInterface
+from whisperkit_tools import contract
+from whisperkit_tools.contract import STEP_FUNCTION, TEXT_STATES, WINDOW_FUNCTION, PackageInterface
 from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.mil.graph import function_names
 from whisperkit_tools.mil.program import Program
@@ -30,7 +30,6 @@ Predict = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 DECODER_STEPS = 8
 IDENTICAL_DB = 200.0
-MASKED = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +137,19 @@ class Reference:
         return {name: min(value for other, value in pairs if other == name) for name in self.outputs[0]}
 
     def _run(self, predict: Predict, *, choose_tokens: bool) -> list[Arrays]:
-        if "input_ids" not in self.interface.inputs:
+        if contract.INPUT_IDS not in self.interface.inputs:
             return [dict(predict(self.example))]
         return self._decode(predict, choose_tokens)
 
     def _decode(self, predict: Predict, choose_tokens: bool) -> list[Arrays]:
         """Decode some steps with the run's own caches; the reference chooses the tokens, greedily."""
         caches = {
-            name: np.zeros(self.interface.inputs[name].shape, np.float32) for name in ("key_cache", "value_cache")
+            name: np.zeros(self.interface.inputs[name].shape, np.float32)
+            for name in (contract.KEY_CACHE, contract.VALUE_CACHE)
         }
-        token = int(self.example["input_ids"][0])
+        token = int(self.example[contract.INPUT_IDS][0])
         steps: list[Arrays] = []
-        for position in range(min(DECODER_STEPS, caches["key_cache"].shape[3])):
+        for position in range(min(DECODER_STEPS, caches[contract.KEY_CACHE].shape[3])):
             token = token if choose_tokens or position == 0 else self.tokens[position - 1]
             outputs = dict(predict({**self.example, **_step_inputs(token, position, caches)}))
             steps.append(outputs)
@@ -162,14 +162,14 @@ class Reference:
 
 
 def _step_inputs(token: int, position: int, caches: Arrays) -> Arrays:
-    length = caches["key_cache"].shape[3]
+    length = caches[contract.KEY_CACHE].shape[3]
     at = np.arange(length)[None]
     return {
-        "input_ids": np.array([token], np.int32),
-        "cache_length": np.array([position], np.int32),
+        contract.INPUT_IDS: np.array([token], np.int32),
+        contract.CACHE_LENGTH: np.array([position], np.int32),
         **caches,
-        "kv_cache_update_mask": (at == position).astype(np.float32),
-        "decoder_key_padding_mask": np.where(at <= position, 0, MASKED).astype(np.float32),
+        contract.UPDATE_MASK: (at == position).astype(np.float32),
+        contract.PADDING_MASK: np.where(at <= position, 0, contract.MASKED).astype(np.float32),
     }
 
 
@@ -183,7 +183,7 @@ def _package_predict(package: Path, precision: Precision) -> Predict:
     state = step.make_state()
 
     def predict(inputs: Arrays) -> Arrays:
-        position = int(inputs["cache_length"][0])
+        position = int(inputs[contract.CACHE_LENGTH][0])
         if position == 0:
             window.predict({name: inputs[name] for name in window.inputs}, state)
         outputs: Arrays = step.predict({name: inputs[name] for name in step.inputs}, state)

@@ -4,9 +4,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, SAMPLE_RATE_HZ
 from whisperkit_tools.demo import demo_longform
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 
 def verification_speech() -> NDArray[np.float32]:
@@ -16,7 +16,7 @@ def verification_speech() -> NDArray[np.float32]:
         AudioError: The installed demo audio is not what the package ships.
     """
     path = demo_longform()[0].path
-    samples, rate_hz = soundfile.read(path, frames=N_SAMPLES, dtype="float32")
-    if rate_hz != SAMPLE_RATE_HZ or samples.shape != (N_SAMPLES,):
+    samples, rate_hz = soundfile.read(path, frames=WINDOW_SAMPLES, dtype="float32")
+    if rate_hz != SAMPLE_RATE_HZ or samples.shape != (WINDOW_SAMPLES,):
         raise AudioError(f"{path} is damaged ({rate_hz} Hz, shape {samples.shape}); install whisperkit-tools again")
     return np.asarray(samples, np.float32)

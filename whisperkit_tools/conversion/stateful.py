@@ -30,6 +30,7 @@ from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, Tens
 
 from whisperkit_tools.compile_hints.stateful_decoder import AudioProjection, StatefulTextDecoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION, PackageInterface
 from whisperkit_tools.conversion.export import (
     PackageMetadata,
     check_stateful_target,
@@ -39,7 +40,6 @@ from whisperkit_tools.conversion.export import (
     exported,
     make_reproducible,
 )
-from whisperkit_tools.conversion.interface import STEP_FUNCTION, WINDOW_FUNCTION, PackageInterface
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 
 DROP_IDLE_WRITES = "wkt::drop_idle_writes"

@@ -5,21 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.bundle import PACKAGES, Bundle
+from whisperkit_tools import contract
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.checkpoint.model import dimensions
+from whisperkit_tools.contract import COMPONENTS, PREFILL, package_interfaces, stateful_interfaces
 from whisperkit_tools.conversion.components import Components
-from whisperkit_tools.conversion.interface import (
-    PREFILL,
-    package_interfaces,
-    package_problems,
-    stateful_interfaces,
-    stateful_problems,
-)
+from whisperkit_tools.conversion.contract_check import package_problems, stateful_problems
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
 from whisperkit_tools.conversion.prefill.check import prefill_contract_problems, prefill_problems
 from whisperkit_tools.errors import BundleError, CheckpointError
-from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.progress import Progress, SilentProgress
 
 
@@ -68,21 +63,21 @@ def verify_bundle(
     with listener.stage(bundle.name, "hashes"):
         files = bundle.differing_files()
     with listener.stage(bundle.name, "contract"):
-        contract = _contract_problems(bundle)
+        breaches = _contract_problems(bundle)
     measured: list[ComponentParity] = []
-    if checkpoint is not None and not files and not contract:
+    if checkpoint is not None and not files and not breaches:
         measured = _measure(bundle, checkpoint, audio, listener)
     parity = [line for item in measured for line in item.shortfalls(gate)]
     if measured and checkpoint is not None and bundle.has(PREFILL):
         with listener.stage(PREFILL, "speech"):
             parity += prefill_problems(bundle, checkpoint)
-    return Verification(tuple(files), tuple(contract), tuple(parity), tuple(measured))
+    return Verification(tuple(files), tuple(breaches), tuple(parity), tuple(measured))
 
 
 def bundle_is_stateful(bundle: Bundle) -> bool:
     """Say whether the decoder's caches are states, a form that today's open runtime does not load."""
     try:
-        return bool(read_graph(bundle.package("TextDecoder"), "main").states)
+        return bool(bundle.package(contract.DECODER).graph().states)
     except BundleError:  # `verify_bundle` says what is wrong with it
         return False
 
@@ -90,22 +85,22 @@ def bundle_is_stateful(bundle: Bundle) -> bool:
 def _contract_problems(bundle: Bundle) -> list[str]:
     try:
         dims = dimensions(bundle.read_json("config.json"), str(bundle.asset("config.json")))
-        decoder = read_graph(bundle.package("TextDecoder"), "main")
+        decoder = bundle.package(contract.DECODER).graph()
     except (BundleError, CheckpointError) as error:
         return [str(error)]
     stateful = bool(decoder.states)
-    cache = {**decoder.inputs, **decoder.states}.get("key_cache")
+    cache = {**decoder.inputs, **decoder.states}.get(contract.KEY_CACHE)
     kv_length = (cache.shape[3] if cache and len(cache.shape) == 4 else None) or dims.n_text_ctx
-    word_timestamps = "alignment_heads_weights" in decoder.outputs
+    word_timestamps = contract.ALIGNMENT in decoder.outputs
     interfaces = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)
     problems = [f"{name} is missing" for name in ("tokenizer.json",) if not (bundle.path / name).is_file()]
-    for name in PACKAGES:
+    for name in COMPONENTS:
         try:
-            if stateful and name == "TextDecoder":
+            if stateful and name == contract.DECODER:
                 functions = stateful_interfaces(dims, kv_length, word_timestamps=word_timestamps)
-                problems += stateful_problems(name, bundle.package(name), functions)
+                problems += stateful_problems(name, bundle.package(name).path, functions)
             else:
-                problems += package_problems(name, bundle.package(name), interfaces[name])
+                problems += package_problems(name, bundle.package(name).path, interfaces[name])
         except Exception as error:  # protobuf and coremltools raise many kinds for a damaged model file
             problems.append(f"{name}: cannot be read ({type(error).__name__}: {error})")
     return problems + prefill_contract_problems(bundle, dims)
@@ -118,12 +113,12 @@ def _measure(
     heads = tuple((int(layer), int(head)) for layer, head in conversion["alignment_heads"]) or None
     components = Components(checkpoint, int(conversion["kv_length"]), heads, audio)
     measured = []
-    for name in PACKAGES:
+    for name in COMPONENTS:
         with progress.stage(name, "parity"):
             module = components.load(name)
             reference = components.reference(name, module)
             del module
-            measured.append(reference.compare(bundle.package(name)))
+            measured.append(reference.compare(bundle.package(name).path))
     return measured
 
 

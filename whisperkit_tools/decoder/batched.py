@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.decoder.cache_linking import linked
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind, make_kernel
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.schedule import Plan, Target, execute
 
-AUDIO = "encoder_output_embeds"
+AUDIO = contract.EMBEDS
 _MOST_PRODUCTS = 64  # of one operation, made one by one
 
 

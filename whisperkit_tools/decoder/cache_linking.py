@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.mil.kernels import Node, make_kernel
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
-MASK = "kv_cache_update_mask"
-UPDATES = {"key_cache": "key_cache_updates", "value_cache": "value_cache_updates"}
+MASK = contract.UPDATE_MASK
+UPDATES = {contract.KEY_CACHE: contract.KEY_UPDATES, contract.VALUE_CACHE: contract.VALUE_UPDATES}
 _CHANNELS = 1  # the axis along which layers lie in a cache
 
 

@@ -4,18 +4,17 @@ from typing import Any
 
 import torch
 
+from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION
 from whisperkit_tools.decoder.session import Component, Models, NumpyComponent
-from whisperkit_tools.decoder.stateful import STEP_FUNCTION, WINDOW_FUNCTION, StatefulDecoder, StatefulSession
+from whisperkit_tools.decoder.stateful import StatefulDecoder, StatefulSession
 from whisperkit_tools.errors import UnsupportedOperationError
-from whisperkit_tools.mil.backend import load_backend
-from whisperkit_tools.mil.graph import function_names, read_graph
-from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import Precision
 
-_PREFILL = "TextDecoderContextPrefill"
+_PREFILL = contract.PREFILL
 # Source: the on-device runtime's defaults.
-_DEFAULT_UNITS = {"MelSpectrogram": "cpu_and_gpu", "AudioEncoder": "cpu_and_ne", "TextDecoder": "cpu_and_ne"}
+_DEFAULT_UNITS = {contract.MEL: "cpu_and_gpu", contract.ENCODER: "cpu_and_ne", contract.DECODER: "cpu_and_ne"}
 
 
 def load_models(
@@ -39,25 +38,19 @@ def load_models(
         BundleError: A package is missing or damaged, or they do not belong together.
         UnsupportedOperationError: This machine lacks the backend or the device, or a program has unknown operations.
     """
-    if is_stateful(bundle):
+    if bundle.package(contract.DECODER).is_stateful:
         return _stateful_models(bundle, precision, backend, compute_units, device)
     if backend == "coreml":
         components = [_core_ml(bundle, name, compute_units or units) for name, units in _DEFAULT_UNITS.items()]
         prefill: Component | None = _core_ml(bundle, _PREFILL, "cpu_only") if bundle.has(_PREFILL) else None
         return Models(*components, prefill=prefill, dtype=torch.float16)
     _check_device(device)
-    programs = [Program.load(bundle.package(name), precision=precision, device=device) for name in _DEFAULT_UNITS]
+    programs = [bundle.package(name).program(precision=precision, device=device) for name in _DEFAULT_UNITS]
     prefill = None
     if bundle.has(_PREFILL):
-        prefill = Program.load(bundle.package(_PREFILL), precision=precision, device=device)
+        prefill = bundle.package(_PREFILL).program(precision=precision, device=device)
     dtype = torch.float16 if precision == "float16" else torch.float32
     return Models(*programs, prefill=prefill, device=device, dtype=dtype)
-
-
-def is_stateful(bundle: Bundle) -> bool:
-    """Say whether the decoder's caches are states."""
-    package = bundle.package("TextDecoder")
-    return WINDOW_FUNCTION in function_names(package) and bool(read_graph(package, STEP_FUNCTION).states)
 
 
 def _stateful_models(
@@ -68,15 +61,15 @@ def _stateful_models(
     def load(name: str, function: str = "main") -> Any:
         if backend == "coreml":
             return _core_ml(bundle, name, compute_units or _DEFAULT_UNITS.get(name, "cpu_only"), function)
-        return Program.load(bundle.package(name), precision=precision, device=device, function=function)
+        return bundle.package(name).program(precision=precision, device=device, function=function)
 
     if backend != "coreml":
         _check_device(device)
     half = backend == "coreml" or precision == "float16"
     return Models(
-        load("MelSpectrogram"),
-        load("AudioEncoder"),
-        StatefulDecoder(load("TextDecoder", STEP_FUNCTION), load("TextDecoder", WINDOW_FUNCTION)),
+        load(contract.MEL),
+        load(contract.ENCODER),
+        StatefulDecoder(load(contract.DECODER, STEP_FUNCTION), load(contract.DECODER, WINDOW_FUNCTION)),
         prefill=load(_PREFILL) if bundle.has(_PREFILL) else None,
         session=StatefulSession,
         device="cpu" if backend == "coreml" else device,
@@ -85,7 +78,7 @@ def _stateful_models(
 
 
 def _core_ml(bundle: Bundle, name: str, compute_units: str, function: str = "main") -> NumpyComponent:
-    return NumpyComponent(load_backend(bundle.package(name), "coreml", compute_units=compute_units, function=function))
+    return NumpyComponent(bundle.package(name).core_ml(function, compute_units=compute_units))
 
 
 def _check_device(device: str) -> None:

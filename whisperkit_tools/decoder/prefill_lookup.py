@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
-OUTPUTS = ("key_cache_prefill", "value_cache_prefill")
+OUTPUTS = (contract.KEY_PREFILL, contract.VALUE_PREFILL)
 
 
 class Table(Protocol):

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.decoder.prefill_lookup import ContextPrefill, PrefilledCaches
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.backend import ArrayModel
 from whisperkit_tools.mil.tensor_spec import TensorSpec
-
-MASKED = -10000.0  # the runtime's own value: finite in float16, and zero after the softmax
 
 
 class Interface(Protocol):
@@ -137,13 +136,13 @@ class Models:
         """Mel features `[1, n_mels, 1, n_frames]` of one window of `n_samples` float32 samples."""
         with torch.no_grad():
             outputs = self._mel.run({"audio": torch.from_numpy(audio).to(self.device)})
-        return outputs["melspectrogram_features"].to(self.dtype)
+        return outputs[contract.FEATURES].to(self.dtype)
 
     def encode(self, features: Tensor) -> Tensor:
         """Audio embeddings `[1, D, 1, n_audio_ctx]` of one window's features."""
         with torch.no_grad():
-            outputs = self._encoder.run({"melspectrogram_features": features.to(self.device, self.dtype)})
-        return outputs["encoder_output_embeds"].to(self.dtype)
+            outputs = self._encoder.run({contract.FEATURES: features.to(self.device, self.dtype)})
+        return outputs[contract.EMBEDS].to(self.dtype)
 
     def wrap_audio_side(self, wrap: Callable[[Component], Component]) -> None:
         """Put something around MelSpectrogram and AudioEncoder, such as a memory of what they gave."""
@@ -160,17 +159,17 @@ class DecoderSession:
     All masks are rows of two tables made once, so a step makes no tensor but those of the token and its position.
     """
 
-    needed_outputs: ClassVar[tuple[str, ...]] = ("logits", "key_cache_updates", "value_cache_updates")
+    needed_outputs: ClassVar[tuple[str, ...]] = ("logits", contract.KEY_UPDATES, contract.VALUE_UPDATES)
 
     def __init__(self, decoder: Any, sizes: Sizes, device: torch.device, dtype: torch.dtype) -> None:
         self._decoder = decoder
         length = sizes.kv_length
-        if "key_cache_updates" in self.needed_outputs:
-            shape = [_axis(decoder.inputs["key_cache"], axis) for axis in range(4)]
+        if contract.KEY_UPDATES in self.needed_outputs:
+            shape = [_axis(decoder.inputs[contract.KEY_CACHE], axis) for axis in range(4)]
             self._keys = torch.zeros(shape, device=device, dtype=dtype)
             self._values = torch.zeros(shape, device=device, dtype=dtype)
         update = torch.eye(length, device=device, dtype=dtype)
-        padding = torch.full((length, length), MASKED, device=device, dtype=dtype).triu(1)
+        padding = torch.full((length, length), contract.MASKED, device=device, dtype=dtype).triu(1)
         positions = torch.arange(length, device=device, dtype=torch.int32)
         # Cut once: a row is then an object that is ready to be handed in.
         self._update_masks, self._padding_masks, self._positions = (
@@ -212,7 +211,7 @@ class DecoderSession:
         with torch.no_grad():
             outputs = self._decode(torch.tensor([token], dtype=torch.int32, device=self.device), position)
         self.steps += 1
-        alignment = outputs.get("alignment_heads_weights")
+        alignment = outputs.get(contract.ALIGNMENT)
         logits = outputs["logits"].reshape(-1).float().cpu()
         return logits, None if alignment is None else alignment.reshape(-1).float().cpu()
 
@@ -220,17 +219,17 @@ class DecoderSession:
         """Run the decoder on one token and keep its keys and values."""
         outputs: Mapping[str, Tensor] = self._decoder.run(
             {
-                "input_ids": ids,
-                "cache_length": self._positions[position],
-                "key_cache": self._keys,
-                "value_cache": self._values,
-                "kv_cache_update_mask": self._update_masks[position],
-                "encoder_output_embeds": self._embeds,
-                "decoder_key_padding_mask": self._padding_masks[position],
+                contract.INPUT_IDS: ids,
+                contract.CACHE_LENGTH: self._positions[position],
+                contract.KEY_CACHE: self._keys,
+                contract.VALUE_CACHE: self._values,
+                contract.UPDATE_MASK: self._update_masks[position],
+                contract.EMBEDS: self._embeds,
+                contract.PADDING_MASK: self._padding_masks[position],
             }
         )
-        self._keys[..., position : position + 1] = outputs["key_cache_updates"]
-        self._values[..., position : position + 1] = outputs["value_cache_updates"]
+        self._keys[..., position : position + 1] = outputs[contract.KEY_UPDATES]
+        self._values[..., position : position + 1] = outputs[contract.VALUE_UPDATES]
         return outputs
 
 
@@ -242,12 +241,12 @@ def _sizes(mel: Interface, encoder: Interface, decoder: Interface, needed_output
     missing = [
         f"{component} {direction} {name}"
         for component, direction, declared, names in (
-            ("MelSpectrogram", "input", mel.inputs, ("audio",)),
-            ("MelSpectrogram", "output", mel.outputs, ("melspectrogram_features",)),
-            ("AudioEncoder", "input", encoder.inputs, ("melspectrogram_features",)),
-            ("AudioEncoder", "output", encoder.outputs, ("encoder_output_embeds",)),
-            ("TextDecoder", "input", decoder.inputs, ("key_cache", "value_cache", "encoder_output_embeds")),
-            ("TextDecoder", "output", decoder.outputs, needed_outputs),
+            (contract.MEL, "input", mel.inputs, ("audio",)),
+            (contract.MEL, "output", mel.outputs, (contract.FEATURES,)),
+            (contract.ENCODER, "input", encoder.inputs, (contract.FEATURES,)),
+            (contract.ENCODER, "output", encoder.outputs, (contract.EMBEDS,)),
+            (contract.DECODER, "input", decoder.inputs, (contract.KEY_CACHE, contract.VALUE_CACHE, contract.EMBEDS)),
+            (contract.DECODER, "output", decoder.outputs, needed_outputs),
         )
         for name in names
         if name not in declared
@@ -256,8 +255,8 @@ def _sizes(mel: Interface, encoder: Interface, decoder: Interface, needed_output
         raise BundleError(
             f"the packages lack {'; '.join(missing)}; they were not made for this runtime, convert the model again"
         )
-    features, taken = mel.outputs["melspectrogram_features"].shape, encoder.inputs["melspectrogram_features"].shape
-    embeds, read = encoder.outputs["encoder_output_embeds"].shape, decoder.inputs["encoder_output_embeds"].shape
+    features, taken = mel.outputs[contract.FEATURES].shape, encoder.inputs[contract.FEATURES].shape
+    embeds, read = encoder.outputs[contract.EMBEDS].shape, decoder.inputs[contract.EMBEDS].shape
     for what, made, wanted in (("mel features", features, taken), ("audio embeddings", embeds, read)):
         if tuple(made) != tuple(wanted):
             raise BundleError(
@@ -265,13 +264,13 @@ def _sizes(mel: Interface, encoder: Interface, decoder: Interface, needed_output
             )
     return Sizes(
         n_samples=_axis(mel.inputs["audio"], 0),
-        n_mels=_axis(mel.outputs["melspectrogram_features"], 1),
-        n_frames=_axis(mel.outputs["melspectrogram_features"], 3),
-        n_audio_ctx=_axis(encoder.outputs["encoder_output_embeds"], 3),
+        n_mels=_axis(mel.outputs[contract.FEATURES], 1),
+        n_frames=_axis(mel.outputs[contract.FEATURES], 3),
+        n_audio_ctx=_axis(encoder.outputs[contract.EMBEDS], 3),
         vocab_size=_axis(decoder.outputs["logits"], -1),
-        kv_length=_axis(decoder.inputs["key_cache"], 3),
-        has_alignment="alignment_heads_weights" in decoder.outputs,
-        cache_channels=_axis(decoder.inputs["key_cache"], 1),
+        kv_length=_axis(decoder.inputs[contract.KEY_CACHE], 3),
+        has_alignment=contract.ALIGNMENT in decoder.outputs,
+        cache_channels=_axis(decoder.inputs[contract.KEY_CACHE], 1),
     )
 
 

@@ -6,13 +6,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches
 from whisperkit_tools.decoder.session import Component, DecoderSession, Sizes
 from whisperkit_tools.mil.tensor_spec import TensorSpec
-
-STEP_FUNCTION = "main"
-WINDOW_FUNCTION = "project_audio"
-TEXT_STATES = ("key_cache", "value_cache")
 
 
 class StateHolder(Protocol):
@@ -68,14 +65,14 @@ class StatefulSession(DecoderSession):
         """Start a window; the same embeddings object is projected only once."""
         if embeds is not self._embeds:
             with torch.no_grad():
-                self._functions.window.run({"encoder_output_embeds": embeds}, state=self._state)
+                self._functions.window.run({contract.EMBEDS: embeds}, state=self._state)
             self._embeds = embeds
 
     def fill(self, caches: PrefilledCaches | None, count: int) -> None:
         """Take the first `count` positions from a table, if there is one, instead of decoding their tokens."""
         if caches is None:
             return
-        for name, columns in zip(TEXT_STATES, (caches.keys, caches.values), strict=True):
+        for name, columns in zip(contract.TEXT_STATES, (caches.keys, caches.values), strict=True):
             held = self._state.read_state(name)
             held[..., :count] = columns[..., :count].cpu().numpy()
             self._state.write_state(name, held)
@@ -85,8 +82,8 @@ class StatefulSession(DecoderSession):
 
     def _decode(self, ids: Tensor, position: int) -> Mapping[str, Tensor]:
         inputs = {
-            "input_ids": ids,
-            "cache_length": self._positions[position],
-            "decoder_key_padding_mask": self._padding_masks[position],
+            contract.INPUT_IDS: ids,
+            contract.CACHE_LENGTH: self._positions[position],
+            contract.PADDING_MASK: self._padding_masks[position],
         }
         return self._functions.step.run(inputs, state=self._state)

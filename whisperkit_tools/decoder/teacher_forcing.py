@@ -24,17 +24,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.decoder.batched import ShortDecoder
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.program import Program
 
-MASKED = -10000.0
 _CHUNK_BYTES = 1 << 30  # of the caches' copies, one a position, that a chunk's graph holds
 _SAME = 1e-3  # of the largest number; other orders of sums differ by a thousandth of that
 
-ENCODER = "AudioEncoder"
-DECODER = "TextDecoder"
-COMPONENTS = (ENCODER, DECODER)
 
 _Run: TypeAlias = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -97,11 +94,17 @@ class TeacherForcing:
         Raises:
             BundleError: It is no decoder of the runtime's contract, or an axis of its caches is open.
         """
-        needed = {"input_ids", "cache_length", "key_cache", "value_cache", "kv_cache_update_mask"}
-        needed |= {"encoder_output_embeds", "decoder_key_padding_mask"}
+        needed = {
+            contract.INPUT_IDS,
+            contract.CACHE_LENGTH,
+            contract.KEY_CACHE,
+            contract.VALUE_CACHE,
+            contract.UPDATE_MASK,
+        }
+        needed |= {contract.EMBEDS, contract.PADDING_MASK}
         if missing := sorted(needed - decoder.inputs.keys()):
             raise BundleError(f"{decoder.path}: lacks the inputs {', '.join(missing)} of the runtime's decoder")
-        shapes = [decoder.inputs[name].shape for name in ("key_cache", "encoder_output_embeds")]
+        shapes = [decoder.inputs[name].shape for name in (contract.KEY_CACHE, contract.EMBEDS)]
         if any(axis is None for shape in shapes for axis in shape):
             raise BundleError(f"{decoder.path}: the caches' shape is open; the runtime needs fixed sizes")
         self.program = decoder
@@ -110,7 +113,7 @@ class TeacherForcing:
         self.layers = max(1, self._cache_shape[1] // (shapes[1][1] or 1))
         device = decoder.device
         self._here = torch.eye(self.length, device=device)[:, None]
-        self._padding = torch.full((self.length, self.length), MASKED, device=device).triu(1)[:, None]
+        self._padding = torch.full((self.length, self.length), contract.MASKED, device=device).triu(1)[:, None]
         self._positions = torch.arange(self.length, dtype=torch.int32, device=device)[:, None]
         self._short: ShortDecoder | None = ShortDecoder(decoder, self.length)
         self._tried = 0  # the longest transcript of which the short decoder is known to give the same at once
@@ -131,16 +134,16 @@ class TeacherForcing:
     ) -> tuple[Tensor, Tensor, Tensor]:
         outputs = run(
             {
-                "input_ids": ids,
-                "cache_length": position,
-                "key_cache": keys,
-                "value_cache": values,
-                "kv_cache_update_mask": here,
-                "encoder_output_embeds": embeds,
-                "decoder_key_padding_mask": padding,
+                contract.INPUT_IDS: ids,
+                contract.CACHE_LENGTH: position,
+                contract.KEY_CACHE: keys,
+                contract.VALUE_CACHE: values,
+                contract.UPDATE_MASK: here,
+                contract.EMBEDS: embeds,
+                contract.PADDING_MASK: padding,
             }
         )
-        return outputs["logits"].reshape(-1), outputs["key_cache_updates"], outputs["value_cache_updates"]
+        return outputs["logits"].reshape(-1), outputs[contract.KEY_UPDATES], outputs[contract.VALUE_UPDATES]
 
     def ids(self, window: Window) -> Tensor:
         """The tokens that go in, `[T, 1]`: all but the last, which is only predicted.

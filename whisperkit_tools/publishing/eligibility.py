@@ -7,14 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.bundle import MANIFEST, PACKAGES, Bundle, folder_bytes
+from whisperkit_tools import contract
+from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.errors import DatasetError, PublishError
 from whisperkit_tools.eval.schema import REPORT_FILE, RunReport, read_report
 from whisperkit_tools.publishing.provenance import section
 from whisperkit_tools.publishing.registry.base import check_path
 from whisperkit_tools.publishing.variant_names import check_variant
 
-_SIZED = ("AudioEncoder", "TextDecoder")  # what the size in a variant's name counts
+_SIZED = (contract.ENCODER, contract.DECODER)  # what the size in a variant's name counts
 _SIZE_IN_NAME = re.compile(r"_(\d+)MB$")
 
 
@@ -68,7 +70,7 @@ def examine(
     """
     check_variant(bundle.name)
     content = _check_files(bundle)
-    model_bytes = sum(folder_bytes(bundle.package(name)) for name in _SIZED)
+    model_bytes = sum(bundle.package(name).nbytes for name in _SIZED)
     _check_size(bundle.name, model_bytes)
     if section(bundle.manifest, "compression").get("rejected"):
         raise PublishError(
@@ -125,7 +127,7 @@ def _check_files(bundle: Bundle) -> str:
             f"{bundle.name} has changed since it was verified: {'; '.join(changed)}; make it again, or remove what "
             "does not belong to it"
         )
-    missing = [name for name in PACKAGES if not any(item.startswith(f"{name}.mlpackage/") for item in recorded)]
+    missing = [name for name in COMPONENTS if not any(item.startswith(f"{name}.mlpackage/") for item in recorded)]
     if missing:
         raise PublishError(f"{bundle.name} lacks {', '.join(missing)}")
     return content_digest(recorded)
@@ -148,7 +150,7 @@ def _verification(manifest: Mapping[str, Any]) -> list[str]:
     if not conversion.get("verified"):
         return ["it was converted with --no-verify, so its parity with the checkpoint is unknown"]
     measured, gate = section(parity, "psnr_db"), section(parity, "gate")
-    missing = [name for name in PACKAGES if name not in measured]
+    missing = [name for name in COMPONENTS if name not in measured]
     if missing:
         return [f"its manifest has no parity figures of {', '.join(missing)}"]
     return [

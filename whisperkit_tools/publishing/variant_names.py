@@ -7,6 +7,7 @@ must match one folder only.
 import re
 from collections.abc import Iterable
 
+from whisperkit_tools import contract
 from whisperkit_tools.errors import PublishError
 
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*_[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -88,4 +89,4 @@ def _is_variant(name: str, paths: list[str]) -> bool:
         for path in paths
         if ".mlmodel" in path or ".mlpackage" in path
     }
-    return {"MelSpectrogram", "AudioEncoder", "TextDecoder"} <= components
+    return {contract.MEL, contract.ENCODER, contract.DECODER} <= components

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.transcribe.results import Segment, Transcription
+from whisperkit_tools.speech import Segment, Transcription
 
 FORMATS = ("txt", "json", "srt", "vtt")
 

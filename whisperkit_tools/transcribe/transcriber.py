@@ -14,11 +14,10 @@ from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches
 from whisperkit_tools.decoder.session import Models, Sizes
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Segment, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
-from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
-from whisperkit_tools.transcribe.results import Segment, Timings, Transcription
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
 from whisperkit_tools.transcribe.windows.chunked import HeardChunk, overlapping_chunks, stitched_segments
 from whisperkit_tools.transcribe.windows.decoding import DecodedWindow, WindowDecoder

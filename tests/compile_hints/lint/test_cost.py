@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from whisperkit_tools.compile_hints.attention import Cat, SplitHeads, SplitHeadsQ
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
 from whisperkit_tools.compile_hints.lint.chips import load_chips
 from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_bundle, estimate_program, role
 from whisperkit_tools.compile_hints.lint.flops import count_program, used_weights
 from whisperkit_tools.compile_hints.lint.roofline import draw_roofline, require_matplotlib
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.contract import package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.interface import package_interfaces
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import WktError
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph

@@ -5,8 +5,6 @@ import pytest
 
 from whisperkit_tools.conversion.prefill.audio import (
     HELD_OUT_WINDOWS,
-    N_SAMPLES,
-    SAMPLE_RATE_HZ,
     Recording,
     coloured_noise,
     demo_audio,
@@ -14,6 +12,7 @@ from whisperkit_tools.conversion.prefill.audio import (
     demo_speech_windows,
     own_audio,
 )
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 
 def test_the_demo_is_split_so_that_nothing_is_in_both():
@@ -24,7 +23,7 @@ def test_the_demo_is_split_so_that_nothing_is_in_both():
     assert not used & {window.tobytes() for window in audio.held_out}
     assert len(audio.held_out) == HELD_OUT_WINDOWS
     assert {clip.language for clip in audio.clips} == {"en", "es"}
-    assert all(window.shape == (N_SAMPLES,) and window.dtype == np.float32 for window in audio.windows)
+    assert all(window.shape == (WINDOW_SAMPLES,) and window.dtype == np.float32 for window in audio.windows)
     assert all(np.array_equal(a, b) for a, b in zip(demo_speech_windows(), audio.windows, strict=False))
 
 

@@ -483,7 +483,7 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
     behind = len(content) // 2 + 1024  # the second table's rows; its record stays
     content[behind:] = content[behind:][::-1]
     weights.write_bytes(bytes(content))
-    from whisperkit_tools.bundle import sha256
+    from whisperkit_tools.files import sha256
 
     name = str(weights.relative_to(bundle))
     manifest["files"][name] = {"sha256": sha256(weights), "size_bytes": weights.stat().st_size}

@@ -9,10 +9,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from whisperkit_tools.compile_hints.mel_spectrogram import N_SAMPLES, SAMPLE_RATE_HZ
 from whisperkit_tools.conversion.components import one_window
 from whisperkit_tools.demo import DemoLongform, demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 Samples: TypeAlias = NDArray[np.float32]
 Item = TypeVar("Item")
@@ -145,10 +145,10 @@ def noise_windows() -> list[Samples]:
 
 def coloured_noise(colour: float, generator: np.random.Generator) -> Samples:
     """A window of noise of power proportional to `1 / frequency ** colour`, RMS 1."""
-    spectrum = np.fft.rfft(generator.standard_normal(N_SAMPLES))
-    lowest = 20 * N_SAMPLES // SAMPLE_RATE_HZ  # 20 Hz: without a floor brown noise is all rumble
+    spectrum = np.fft.rfft(generator.standard_normal(WINDOW_SAMPLES))
+    lowest = 20 * WINDOW_SAMPLES // SAMPLE_RATE_HZ  # 20 Hz: without a floor brown noise is all rumble
     spectrum /= np.maximum(np.arange(len(spectrum)), lowest) ** (colour / 2)
-    noise = np.fft.irfft(spectrum, N_SAMPLES)
+    noise = np.fft.irfft(spectrum, WINDOW_SAMPLES)
     return np.asarray(noise / np.sqrt(np.mean(noise**2)), np.float32)
 
 
@@ -171,8 +171,8 @@ def _spread(items: Sequence[Item], count: int = HELD_OUT_WINDOWS) -> tuple[Item,
 
 def _cut(samples: Samples) -> list[Samples]:
     """Windows of a recording, one after another; a last piece of less than a second is dropped."""
-    starts = range(0, max(len(samples) - SAMPLE_RATE_HZ + 1, 1), N_SAMPLES)
-    return [one_window(samples[at : at + N_SAMPLES]) for at in starts]
+    starts = range(0, max(len(samples) - SAMPLE_RATE_HZ + 1, 1), WINDOW_SAMPLES)
+    return [one_window(samples[at : at + WINDOW_SAMPLES]) for at in starts]
 
 
 def _read(path: Path) -> Samples:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
-from whisperkit_tools.conversion.interface import PREFILL, PackageInterface, prefill_interface
+from whisperkit_tools.contract import PREFILL, PackageInterface, prefill_interface
 from whisperkit_tools.conversion.parity import ComponentParity, psnr_db
 from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudio, Recording, demo_audio, own_audio
 from whisperkit_tools.conversion.prefill.evidence import PrefillEvidence, Transcripts, gather_evidence, read_table
@@ -201,8 +202,8 @@ def package_parity(path: Path, table: PrefillTable) -> tuple[ComponentParity, Pr
         precision: {
             name: psnr_db(expected.half().numpy(), given.numpy())
             for name, expected, given in (
-                ("key_cache_prefill", table.keys, read.keys),
-                ("value_cache_prefill", table.values, read.values),
+                (contract.KEY_PREFILL, table.keys, read.keys),
+                (contract.VALUE_PREFILL, table.values, read.values),
             )
         }
         for precision, read in found.items()

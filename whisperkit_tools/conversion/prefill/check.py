@@ -6,11 +6,12 @@ for, the caches of other speech, anyone can compute.
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint
-from whisperkit_tools.compile_hints.dimensions import ModelDimensions
-from whisperkit_tools.conversion.interface import PREFILL, package_problems, prefill_interface
+from whisperkit_tools.contract import PREFILL, prefill_interface
+from whisperkit_tools.conversion.contract_check import package_problems
 from whisperkit_tools.conversion.prefill.audio import held_out_windows
 from whisperkit_tools.conversion.prefill.evidence import ENGLISH, null_tables, read_table, similarity
 from whisperkit_tools.conversion.prefill.table import TASKS, encode, forced_tokens, language_codes
+from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import BundleError, ConversionError
 
 LEAST_OVER_ZEROS_DB = 3.0
@@ -24,7 +25,7 @@ def prefill_contract_problems(bundle: Bundle, dims: ModelDimensions) -> list[str
         return [f"{PREFILL} is missing, but recorded as included"] if recorded.get("included") else []
     try:
         forced = forced_tokens(bundle.read_json("generation_config.json"))
-        return package_problems(PREFILL, bundle.package(PREFILL), prefill_interface(dims, forced.length))
+        return package_problems(PREFILL, bundle.package(PREFILL).path, prefill_interface(dims, forced.length))
     except (BundleError, ConversionError) as error:
         return [str(error)]
     except Exception as error:  # protobuf and coremltools raise many kinds for a damaged model file
@@ -34,7 +35,7 @@ def prefill_contract_problems(bundle: Bundle, dims: ModelDimensions) -> list[str
 def prefill_problems(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
     """Where the table's caches do not stand for those of speech, or not as well as is recorded."""
     generation = checkpoint.generation_config
-    table = read_table(bundle.package(PREFILL), forced_tokens(generation))
+    table = read_table(bundle.package(PREFILL).path, forced_tokens(generation))
     tables = {"prefill": table, "zeros": null_tables(table)["zeros"]}
     found = similarity(checkpoint, tables, encode(checkpoint, held_out_windows()))
     evidence = (bundle.manifest.get("prefill") or {}).get("evidence") or {}

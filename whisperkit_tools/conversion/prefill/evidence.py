@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.conversion.prefill.audio import SEED, Clip, PrefillAudio
@@ -230,8 +231,8 @@ def read_table(package: Path, forced: ForcedTokens, precision: Precision = "floa
         inputs = {"task": torch.tensor([task], dtype=torch.int32)}
         outputs = program.run({**inputs, "language": torch.tensor([language], dtype=torch.int32)})
         for position, node in enumerate(forced.path(language, task)):
-            keys[node] = outputs["key_cache_prefill"][0, :, 0, position].float()
-            values[node] = outputs["value_cache_prefill"][0, :, 0, position].float()
+            keys[node] = outputs[contract.KEY_PREFILL][0, :, 0, position].float()
+            values[node] = outputs[contract.VALUE_PREFILL][0, :, 0, position].float()
     nodes = range(len(forced.tokens))
     return PrefillTable(
         forced, torch.stack([keys[node] for node in nodes]), torch.stack([values[node] for node in nodes])

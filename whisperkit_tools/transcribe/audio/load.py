@@ -13,12 +13,9 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.speech import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 STDIN = "-"
-EXTENSIONS = frozenset(
-    {".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".caf", ".mp4", ".mov", ".webm"}
-)
 _BLOCK_S = 30
 _QUALITY = "HQ"
 # A file that ends this much before its own header says was cut off.
@@ -59,10 +56,10 @@ def find_inputs(arguments: Sequence[str]) -> list[AudioInput]:
         if argument == STDIN:
             inputs.append(AudioInput("standard input", None))
         elif path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in EXTENSIONS and p.is_file()]
+            found = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in AUDIO_EXTENSIONS and p.is_file()]
             inputs += [AudioInput(str(p), p) for p in found]
             if not found:
-                problems.append(f"{path}: a folder without audio; looked for {', '.join(sorted(EXTENSIONS))}")
+                problems.append(f"{path}: a folder without audio; looked for {', '.join(sorted(AUDIO_EXTENSIONS))}")
         elif not path.exists():
             problems.append(f"{path}: no such file or folder")
         else:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.transcribe.audio.load import SAMPLE_RATE_HZ
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Levels: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]

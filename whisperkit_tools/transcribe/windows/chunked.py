@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from whisperkit_tools.transcribe.results import Segment, Word
+from whisperkit_tools.speech import Segment, Word
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.windows.decoding import DecodedWindow
 from whisperkit_tools.transcribe.windows.stitching import Timed, stitch_timed

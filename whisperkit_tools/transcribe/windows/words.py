@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from whisperkit_tools.transcribe.results import Word
+from whisperkit_tools.speech import Word
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.windows.alignment import row_starts
 from whisperkit_tools.transcribe.windows.sequential import Phrase
