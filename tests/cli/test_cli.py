@@ -27,7 +27,7 @@ def test_help_lists_every_command(capsys):
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_each_command_is_there_with_the_help_of_the_list(name):
     command = cli.cli.get_command(click.Context(cli.cli), name)
-    assert command.short_help == cli.COMMANDS[name]
+    assert command.help.split("\n\n")[0].replace("\n", " ") == cli.COMMANDS[name]
 
 
 def test_unknown_command_is_a_usage_error(capsys):
@@ -92,10 +92,10 @@ def test_an_interrupt_that_a_library_swallows_still_counts():
     """Between its stages a command looks whether one came."""
     program = """
 import os, signal
-from whisperkit_tools.cli.sigint import remembered
+from whisperkit_tools.cli.sigint import sticky_sigint
 from whisperkit_tools.cli.progress import ConsoleProgress
 
-with remembered():
+with sticky_sigint():
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
@@ -114,7 +114,7 @@ def test_an_interrupt_in_a_destructor_counts_and_prints_nothing():
     """Python prints what a destructor raises, traceback and all; other errors there are still shown."""
     program = """
 import os, signal
-from whisperkit_tools.cli.sigint import raise_if_asked, remembered
+from whisperkit_tools.cli.sigint import check_interrupted, sticky_sigint
 
 class Interrupting:
     def __del__(self):
@@ -124,10 +124,10 @@ class Failing:
     def __del__(self):
         raise ValueError("shown")
 
-with remembered():
+with sticky_sigint():
     Interrupting()
     try:
-        raise_if_asked()
+        check_interrupted()
     except KeyboardInterrupt:
         print("counted")
     Failing()

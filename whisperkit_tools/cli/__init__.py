@@ -1,38 +1,43 @@
-"""The `wkt` command: each sub-command is one file here and is imported only when it is called.
+"""The `wkt` command: options, one call into `whisperkit_tools`, and printing.
 
-`wkt --help` therefore imports neither torch nor coremltools and answers at once.
+Each sub-command is one file here and is imported when it is called, so `wkt --help` answers at once.
 """
 
 import errno
 import importlib
+import logging
+import os
 import sys
 import traceback
-from typing import NoReturn
+import warnings
+from typing import Any, NoReturn
 
 import click
 
 from whisperkit_tools import __version__
-from whisperkit_tools.cli.sigint import remembered
+from whisperkit_tools.cli.flags import show_flags
+from whisperkit_tools.cli.sigint import sticky_sigint
 from whisperkit_tools.errors import WktError
+from whisperkit_tools.files import first_line
 
-# Short helps stand here so that listing the commands imports none of them; a test compares them with the commands'.
+# Listed here so that `wkt --help` imports no command. A test compares them with the first lines of the commands' help.
 COMMANDS = {
-    "convert": "Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.",
-    "transcribe": "Transcribe audio by running a bundle's packages.",
-    "demo": "The whole way on the embedded model: convert to publish, pull, transcribe.",
-    "palettize": "Compress a bundle to the smallest that still transcribes as well.",
-    "info": "Show what a bundle holds.",
-    "verify": "Check a bundle's hashes, contract and parity again.",
-    "lint": "Say what will not run on the Neural Engine, and why.",
-    "estimate": "Estimate FLOPs, bytes and latency of bundles on chips.",
-    "evaluate": "Measure WER, QoI, robustness and speed; resumable.",
-    "report": "Write a run's report again, or compare runs.",
-    "publish": "Publish bundles with their reports to a model repository.",
-    "pull": "Download a published variant and check every file.",
+    "convert": "Convert a Whisper checkpoint to a verified bundle of Core ML packages.",
+    "transcribe": "Transcribe audio with a bundle.",
+    "demo": "Run every step on the embedded demo model, from convert to transcribe.",
+    "palettize": "Compress a bundle to the smallest size that passes the quality gate.",
+    "info": "Show what a bundle contains.",
+    "verify": "Check a bundle's hashes, runtime contract and parity.",
+    "lint": "List what will not run on the Neural Engine, and why.",
+    "estimate": "Estimate FLOPs, memory traffic and latency of bundles on Apple chips.",
+    "evaluate": "Measure word error rate, quality of inference, robustness and speed.",
+    "report": "Rewrite the report of a run, or compare runs.",
+    "publish": "Publish bundles and their evaluation reports to a model repository.",
+    "pull": "Download a published variant and verify every file.",
     "versions": "List a repository's variants and versions with their figures.",
-    "compare-published": "Compare two published variants: size, WER, QoI, speed.",
-    "unpublish": "Remove a variant from a repository, keeping its history.",
-    "doctor": "Show what this machine can do.",
+    "compare-published": "Compare two published variants by size, accuracy and speed.",
+    "unpublish": "Remove a variant from a repository and keep its history.",
+    "doctor": "Show what this machine supports.",
 }
 
 EXIT_INTERRUPTED = 130
@@ -41,8 +46,17 @@ EXIT_INTERRUPTED = 130
 class LazyGroup(click.Group):
     """A click group whose commands are modules of this package, imported on use."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. An error names its options as the flags of that command."""
+        try:
+            return super().invoke(ctx)
+        except WktError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            error.message = show_flags(error.message, command)
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of a user's work, not of the alphabet."""
+        """Return the names in the order of a user's work."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -50,6 +64,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"whisperkit_tools.cli.{cmd_name.replace('-', '_')}").command
+        command.short_help = COMMANDS[cmd_name]
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -63,27 +78,37 @@ class LazyGroup(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Show the libraries' own messages, and tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, verbose: bool) -> None:
-    """Whisper checkpoints to small, fast Core ML models, proved on the artifact itself.
+    """Turn Whisper checkpoints into small, fast Core ML models, and prove that they still transcribe as well.
 
-    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage,
-    3 made but not good enough.
+    Results go to stdout, progress and messages to stderr. Exit codes: 0 success, 1 failure, 2 wrong usage,
+    3 a quality gate was not passed.
     """
     ctx.obj = verbose
     if not verbose:
-        from whisperkit_tools.cli.quiet import silence_libraries
+        _silence_libraries()
 
-        silence_libraries()
+
+def _silence_libraries() -> None:
+    """Let only errors of the libraries through. Their warnings address developers, not the user of `wkt`."""
+    warnings.simplefilter("ignore")
+    # The libraries read these when they are first imported, which is later than this.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("transformers", "huggingface_hub", "coremltools", "torch", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run `wkt` and exit; every failure is one line on stderr.
+    """Run `wkt` and exit. Every failure is one line on stderr.
 
     Args:
-        args: The arguments after the program's name; those of the process when None.
+        args: The arguments after the program's name, or None for those of the process.
     """
     arguments = sys.argv[1:] if args is None else args
     try:
-        with remembered():
+        with sticky_sigint():
             code = cli.main(arguments, prog_name="wkt", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
@@ -94,15 +119,15 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo("wkt: interrupted; nothing unfinished was left in place", err=True)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) went away: not a failure of ours, and stdout must not be flushed again at exit.
+        # The reader (`| head`) closed the pipe: this is no failure, and stdout must not be flushed again at exit.
         sys.stdout = None
         code = 0
     except WktError as error:
-        code = _report(str(error), error.exit_code, arguments)
+        code = _report(show_flags(error.message), error.exit_code, arguments)
     except OSError as error:
         code = _report(_os_error_line(error), 1, arguments)
-    except Exception as error:  # the last line of defence: a bug of ours is still one line
-        what = f"internal error: {type(error).__name__}: {_first_line(error)}"
+    except Exception as error:  # a bug of ours is still one line
+        what = f"internal error: {type(error).__name__}: {first_line(error)}"
         code = _report(f"{what} (please report it; `wkt -v ...` shows where)", 1, arguments)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -118,9 +143,4 @@ def _os_error_line(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno == errno.ENOSPC:
         return f"the disk is full{where}; free some space and run the same command again, nothing unfinished was kept"
-    return f"{error.strerror or _first_line(error)}{where}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0][:300] if text else "no message"
+    return f"{error.strerror or first_line(error)}{where}"

@@ -5,14 +5,14 @@ import json
 import click
 
 
-@click.command("compare-published", short_help="Compare two published variants: size, WER, QoI, speed.")
+@click.command("compare-published")
 @click.argument("repo")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option("--revision", help="A branch, a tag or a commit [default: what is there now].")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def command(repo: str, first: str, second: str, revision: str | None, as_json: bool) -> None:
-    """Compare two published variants: size, WER, QoI, speed.
+    """Compare two published variants by size, accuracy and speed.
 
     A and B are names of variants, or contents as `wkt versions` shows them (the first characters are enough).
     """

@@ -16,7 +16,7 @@ STATEFUL_TARGETS = ["ios18", "macos15"]
 ATTENTIONS = ["cat", "split-heads", "split-heads-q", "split-kv"]
 
 
-@click.command(short_help="Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.")
+@click.command()
 @click.argument("source")
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path("bundles"), show_default=True,
               help="The folder that holds bundles.")  # fmt: skip
@@ -85,7 +85,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.
+    """Convert a Whisper checkpoint to a verified bundle of Core ML packages.
 
     SOURCE is an alias (tiny, base.en, large-v3, distil-large-v3, ...), a Hub id (ORG/NAME), a folder with a
     Hugging Face checkpoint or a LoRA adapter, an OpenAI .pt file, or `demo`, the embedded model.

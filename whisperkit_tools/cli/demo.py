@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from whisperkit_tools.eval.schema import RunReport
 
 
-@click.command(short_help="The whole way on the embedded model: convert to publish, pull, transcribe.")
+@click.command()
 @click.option("-o", "--output-dir", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True,
               help="The folder for everything that is made.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(min=1), help="Take only so many utterances of each language.")
 @click.option("--force", is_flag=True, help="Replace what an earlier run made.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def command(output_dir: Path, limit: int | None, force: bool, as_json: bool) -> None:
-    """The whole way on the embedded model: convert to publish, pull, transcribe.
+    """Run every step on the embedded demo model, from convert to transcribe.
 
     Converts it with --turbo, compresses it twice behind the quality gate, evaluates the three sizes, publishes them to
     a plain folder, pulls the smallest back and transcribes with that, beside the references.

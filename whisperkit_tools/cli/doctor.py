@@ -21,10 +21,10 @@ _LIBRARIES = (
 )
 
 
-@click.command(short_help="Show what this machine can do.")
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(as_json: bool) -> None:
-    """Show what this machine can do: Core ML, Xcode, GPU, audio formats, Hub login, versions."""
+    """Show what this machine supports."""
     findings = {"system": _system(), "compute": _compute(), "audio": _audio(), "hub": _hub(), "versions": _versions()}
     if as_json:
         click.echo(json.dumps(findings, indent=2))

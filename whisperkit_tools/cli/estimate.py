@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from whisperkit_tools.compile_hints.lint.cost import BundleEstimate
 
 
-@click.command(short_help="Estimate FLOPs, bytes and latency of bundles on chips.")
+@click.command()
 @click.argument("paths", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--chip", "chip_names", default="m1,m5", show_default=True, help="Chips, separated by commas.")
 @click.option(
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def command(
     paths: tuple[Path, ...], chip_names: str, tokens: int, function: str | None, plot: Path | None, as_json: bool
 ) -> None:
-    """Estimate FLOPs, bytes and latency of bundles (or single packages) on chips.
+    """Estimate FLOPs, memory traffic and latency of bundles on Apple chips.
 
     The estimates are for ordering choices, not promises in milliseconds: the error beside each is the model's
     median error.

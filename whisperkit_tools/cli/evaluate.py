@@ -113,7 +113,7 @@ _running = _options(
 )  # fmt: skip
 
 
-@click.command(short_help="Measure WER, QoI, robustness and speed; resumable.")
+@click.command()
 @click.argument("bundles", metavar="[BUNDLE]...", nargs=-1)
 @click.option("--dataset", "dataset_name", required=True,
               help="demo, librispeech, librispeech-200, earnings22, earnings22-12hours, common_voice, a folder or a "
@@ -138,7 +138,7 @@ def command(
     reference: Path | None,
     **options: Any,
 ) -> None:
-    """Transcribe a dataset with bundles or other models, and score what they hear.
+    """Measure word error rate, quality of inference, robustness and speed.
 
     Every result is on the disk before the next is waited for: a run that was killed goes on where it was when the same
     command is given again, and examples that failed are tried again. A run belongs to the content of the bundle and of

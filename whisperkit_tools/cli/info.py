@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 STATEFUL_NOTE = "stateful (iOS 18, macOS 15): today's open runtime does not load it; wkt transcribe runs it"
 
 
-@click.command(short_help="Show what a bundle holds.")
+@click.command()
 @click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(bundle_path: Path, as_json: bool) -> None:
-    """Show what a bundle holds: components, inputs and outputs, sizes, operations, options, parity."""
+    """Show what a bundle contains."""
     from whisperkit_tools.bundle import Bundle
 
     bundle = Bundle.open(bundle_path)

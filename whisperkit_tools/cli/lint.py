@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PLACES_SHOWN = 4
 
 
-@click.command(short_help="Say what will not run on the Neural Engine, and why.")
+@click.command()
 @click.argument("path", metavar="BUNDLE|PACKAGE", type=click.Path(path_type=Path))
 @click.option("--chip", "chip_name", default="a14", show_default=True, help="The oldest chip that is to run it.")
 @click.option("--function", help="Only this function of a package with several [default: all].")
@@ -36,7 +36,7 @@ def command(
     measured: bool,
     as_json: bool,
 ) -> None:
-    """Say which operations will leave the Neural Engine, why, and what the layout wastes.
+    """List what will not run on the Neural Engine, and why.
 
     The rules are applied to the program itself, so this works without a Mac and on any ML Program. Core ML decides
     anew on each device.

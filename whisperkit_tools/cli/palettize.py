@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-@click.command(short_help="Compress a bundle to the smallest that still transcribes as well.")
+@click.command()
 @click.argument("bundle_path", metavar="[BUNDLE]", required=False, type=click.Path(path_type=Path))
 @click.option("--bits", default=None, metavar="mixed|N",
               help="mixed: the best width for each weight (searches the size unless one is named below); "
@@ -62,7 +62,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(bundle_path: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Compress a bundle to the smallest that still transcribes as well.
+    """Compress a bundle to the smallest size that passes the quality gate.
 
     BUNDLE is a folder that `wkt convert` made, or any bundle of the on-device runtime [default: the last converted].
     Its packages are run on speech to find out how much each weight matters; what was found is kept and used again.

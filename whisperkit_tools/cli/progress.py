@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from whisperkit_tools.cli.sigint import raise_if_asked
+from whisperkit_tools.cli.flags import show_flags
+from whisperkit_tools.cli.sigint import check_interrupted
 
 _LINE_EVERY_S = 30.0
 
@@ -60,22 +61,22 @@ class ConsoleProgress:
     @contextmanager
     def stage(self, subject: str, what: str) -> Iterator[None]:
         """Show the stage while it runs, and its duration when it has succeeded."""
-        raise_if_asked()
+        check_interrupted()
         start = time.monotonic()
         # Rich draws one live display at a time: inside bars, the stage is shown when it ends.
         alone = self._console.is_terminal and self._bars is None
         with self._console.status(f"{subject}: {what}") if alone else nullcontext():
             yield
-        raise_if_asked()
+        check_interrupted()
         self._console.print(f"[dim]{subject:<15} {what:<18} {time.monotonic() - start:7.1f} s[/dim]", markup=True)
 
     def note(self, message: str) -> None:
-        """Print something that the user should know."""
-        self._console.print(f"note: {message}", markup=False)
+        """Print something that the user should know, with options as flags of the running command."""
+        self._console.print(f"note: {show_flags(message)}", markup=False)
 
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         """Show how much is done, how long the rest takes at this pace, and the running figures."""
-        raise_if_asked()
+        check_interrupted()
         count = self._counts.setdefault(what, _Count(done))
         figures = ", ".join(part for part in (detail, _left(count, done, total)) if part)
         if self._console.is_terminal:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DEFAULT_REPORTS = Path("evaluations")
 
 
-@click.command(short_help="Publish bundles with their reports to a model repository.")
+@click.command()
 @click.argument("bundles", nargs=-1, metavar="[BUNDLE...]", type=click.Path(path_type=Path))
 @click.option("--repo", metavar="ORG/NAME", help="The model repository on the Hub (HF_ENDPOINT names a mirror).")
 @click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="A plain folder instead.")
@@ -38,7 +38,7 @@ DEFAULT_REPORTS = Path("evaluations")
 def command(bundles: tuple[Path, ...], repo: str | None, folder: Path | None, revision: str | None, dry_run: bool,
             as_json: bool, reports: Path | None, reports_repo: str | None, require: str, allow_unproven: str | None,
             device_table: Path | None, **how: Any) -> None:  # fmt: skip
-    """Publish bundles with their reports to a model repository.
+    """Publish bundles and their evaluation reports to a model repository.
 
     Without BUNDLE the one made last. A bundle is published only if its manifest proves it: every hash matches,
     contract and parity are verified, and a compressed one has passed its quality gate. Each publication is one commit;

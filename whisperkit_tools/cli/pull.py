@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 
-@click.command(short_help="Download a published variant and check every file.")
+@click.command()
 @click.argument("repo")
 @click.argument("variant")
 @click.option("--revision", help="A tag or a commit [default: what is there now].")
@@ -15,7 +15,7 @@ import click
 @click.option("--force", is_flag=True, help="Replace a bundle that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repo: str, variant: str, revision: str | None, output_dir: Path, force: bool, as_json: bool) -> None:
-    """Download a published variant and check every file.
+    """Download a published variant and verify every file.
 
     REPO is ORG/NAME on the Hub, or a folder that `wkt publish --to` made. The bundle appears only when size and hash of
     every file are right; `wkt transcribe --bundle` runs it.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 IDS_SHOWN = 5
 
 
-@click.command(short_help="Write a run's report again, or compare runs.")
+@click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="The folder of the report.")
 @click.option(
@@ -46,7 +46,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write report.md and report.html of a run again, or compare runs over the same examples.
+    """Rewrite the report of a run, or compare runs.
 
     RUN is a folder that `wkt evaluate` made. One run without -o gets its own pages again; with -o, and always for
     several, a new folder gets report.json, report.md and report.html, with the differences to the first run, their

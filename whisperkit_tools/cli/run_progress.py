@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from whisperkit_tools.cli.sigint import raise_if_asked
+from whisperkit_tools.cli.sigint import check_interrupted
 
 if TYPE_CHECKING:
     from whisperkit_tools.eval.runs.runner import Status
@@ -47,7 +47,7 @@ class RunProgress:
 
     def advanced(self, status: "Status") -> None:
         """Show how far it is."""
-        raise_if_asked()
+        check_interrupted()
         if self._bar is not None:
             self._bar.update(self._task, completed=status.done, total=status.total, figures=figures(status))
         elif time.monotonic() - self._said_at >= _LINE_EVERY_S or status.done == status.total:

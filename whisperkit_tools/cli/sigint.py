@@ -1,7 +1,7 @@
 """Ctrl-C that counts even where a library swallows it.
 
 A `KeyboardInterrupt` may be raised anywhere, in a library's `except:` around an import or in a destructor too, where it
-is lost. So that it was asked for is remembered, and commands look between their stages.
+is lost. So that it was asked for is sticky_sigint, and commands look between their stages.
 """
 
 import signal
@@ -15,11 +15,11 @@ _asked = threading.Event()
 
 
 @contextmanager
-def remembered() -> Iterator[None]:
-    """While the block runs, remember each Ctrl-C beside raising it, and print no traceback where none can be raised."""
+def sticky_sigint() -> Iterator[None]:
+    """Remember each Ctrl-C in addition to raising it, and print no traceback where none can be raised."""
     _asked.clear()
     before = signal.getsignal(signal.SIGINT)
-    # Whoever ignores the signal, such as a shell for its background jobs, or handles it in another way means that.
+    # A caller that ignores the signal, as a shell does for its background jobs, or handles it otherwise wants that.
     if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,7 +43,7 @@ def _remember(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def raise_if_asked() -> None:
+def check_interrupted() -> None:
     """Raise a `KeyboardInterrupt` that was swallowed."""
     if _asked.is_set():
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whisperkit_tools.cli.sigint import raise_if_asked
+from whisperkit_tools.cli.sigint import check_interrupted
 from whisperkit_tools.errors import AudioError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> float 
         raise click.BadParameter(f"{value!r} is neither a number nor none", ctx, param) from None
 
 
-@click.command(short_help="Transcribe audio by running a bundle's packages.")
+@click.command()
 @click.argument("audio", nargs=-1, required=True)
 @click.option("--bundle", type=click.Path(), help="The bundle's folder.  [default: the one converted last]")
 @click.option(
@@ -189,7 +189,7 @@ def command(
     device: str,
     **options: Any,
 ) -> None:
-    """Transcribe AUDIO by running a bundle's packages.
+    """Transcribe audio with a bundle.
 
     AUDIO is one or more files (wav, flac, mp3, m4a, ogg, ...; any rate, any channels), folders, or - for standard
     input. Texts go to stdout in the order of the inputs, one line each; with -o they go to files.
@@ -278,7 +278,7 @@ class _Run:
         from whisperkit_tools.transcribe.audio.load import load_audio
 
         for number, item in enumerate(self._inputs):
-            raise_if_asked()
+            check_interrupted()
             try:
                 samples = load_audio(item)
             except AudioError as error:

@@ -5,7 +5,7 @@ import json
 import click
 
 
-@click.command(short_help="Remove a variant from a repository, keeping its history.")
+@click.command()
 @click.argument("repo")
 @click.argument("variant")
 @click.option("--revision", metavar="BRANCH", help="The branch to commit to [default: main].")
@@ -13,7 +13,7 @@ import click
 @click.option("--dry-run", is_flag=True, help="Show exactly what would be changed and deleted.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(repo: str, variant: str, revision: str | None, pull_request: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove a variant from a repository, keeping its history.
+    """Remove a variant from a repository and keep its history.
 
     Its files, its row in the card and its place in the device table go; the index remembers its versions, and on the
     Hub earlier commits and tags still have its files.

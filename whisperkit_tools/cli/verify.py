@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from whisperkit_tools.checkpoint import Checkpoint
 
 
-@click.command(short_help="Check a bundle's hashes, contract and parity again.")
+@click.command()
 @click.argument("bundle_path", metavar="BUNDLE", type=click.Path(path_type=Path))
 @click.option("--source", help="The checkpoint to compare with [default: the one that the bundle records].")
 @click.option("--no-parity", is_flag=True, help="Check hashes and contract only.")
 @click.option("--allow-pickle", is_flag=True, help="Read a pickled source (.pt, .bin), without running code in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(bundle_path: Path, source: str | None, no_parity: bool, allow_pickle: bool, as_json: bool) -> None:
-    """Check a bundle's hashes, contract and parity again.
+    """Check a bundle's hashes, runtime contract and parity.
 
     Exits 3 when a file differs from the manifest, a package does not keep the runtime's contract, or computes
     something else than the checkpoint it was made from.

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 
-@click.command(short_help="List a repository's variants and versions with their figures.")
+@click.command()
 @click.argument("repo")
 @click.option("--revision", help="A branch, a tag or a commit [default: what is there now].")
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
