@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "whisperkit_tools"
 
 # What every room may import.
-GROUND_FLOOR = {"contract", "dimensions", "errors", "files", "intervals", "manifest", "progress", "speech"}
+GROUND_FLOOR = {"contract", "dimensions", "errors", "files", "intervals", "manifest", "progress", "signals", "speech"}
 # Room: what it may import of the house, besides itself and the ground floor.
 ROOMS = {
     "compile_hints": set(),
@@ -21,8 +21,7 @@ ROOMS = {
     "quantization": {"decoder", "memory", "mil"},
     "eval": set(),
     "eval.metrics": set(),
-    **{name: set() for name in ("contract", "dimensions", "errors", "files", "intervals", "progress", "speech")},
-    "manifest": set(),
+    **{name: set() for name in sorted(GROUND_FLOOR)},
     "bundle": {"mil"},
     "demo": set(),
     "mil": set(),

@@ -4,9 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from whisperkit_tools.errors import AudioError
 
@@ -19,7 +17,12 @@ AUDIO_EXTENSIONS = (
     ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".aac", ".aif", ".aiff", ".caf", ".mp4", ".mov", ".webm",
 )  # fmt: skip
 
-Samples: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Samples: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+else:
+    Samples = Any  # the runtime contract and `wkt --help` need this module, but not numpy, which is slow to import
 """Mono audio `[n]` at 16 kHz, float32."""
 
 AudioReader: TypeAlias = Callable[[Path], Samples]
@@ -118,6 +121,8 @@ class Recording:
 
 def samples_sha256(samples: Samples) -> str:
     """Return the hex digest of the samples' bytes."""
+    import numpy as np
+
     return hashlib.sha256(np.ascontiguousarray(samples).tobytes()).hexdigest()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.datasets.examples import AudioReader, Example, FloatArray
 from whisperkit_tools.eval.schema import NoSpeech, NoSpeechClip
+from whisperkit_tools.signals import coloured_noise
 from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 WHITE, BABBLE = "white", "babble"
@@ -188,15 +189,8 @@ class QuietClip:
         count = round(self.duration_s * SAMPLE_RATE_HZ)
         if self.kind == "silence":
             return np.zeros(count, dtype=np.float32)
-        return coloured_noise(count, _EXPONENTS[self.kind], self.seed) * np.float32(self.level)
-
-
-def coloured_noise(count: int, exponent: float, seed: int) -> FloatArray:
-    """Noise whose power falls with frequency to the power of `exponent`: `[count]`, root mean square 1."""
-    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(count))
-    frequencies = np.maximum(np.arange(len(spectrum)), 1)
-    noise = np.fft.irfft(spectrum / frequencies ** (exponent / 2), count)
-    return np.asarray(noise / np.sqrt(np.mean(noise**2)), dtype=np.float32)
+        generator = np.random.default_rng(self.seed)
+        return coloured_noise(count, _EXPONENTS[self.kind], generator) * np.float32(self.level)
 
 
 def no_speech_examples(seed: int = 0) -> tuple[Example, ...]:

@@ -29,9 +29,9 @@ from whisperkit_tools.compile_hints.attention import (
 )
 from whisperkit_tools.contract import PackageInterface, TensorInterface
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.parity import psnr_db
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.signals import psnr_db
 
 SIZES = {"tiny": (6, 64), "large-v3": (20, 64), "demo": (4, 32)}
 KEYS = 1500

@@ -24,9 +24,9 @@ from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
 from whisperkit_tools.conversion.convert import ConversionConfig, convert
-from whisperkit_tools.conversion.speech import verification_speech
-from whisperkit_tools.demo import DemoUtterance, demo_utterances
+from whisperkit_tools.demo import demo_utterances, verification_speech
 from whisperkit_tools.mil.coreml import quiet_coremltools
+from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -51,17 +51,17 @@ def spoken(word: str) -> str:
     return "".join(letter for letter in word.lower() if letter.isalnum())
 
 
-def errors(transcriber: Transcriber, utterance: DemoUtterance) -> tuple[list[float], int, int]:
+def errors(transcriber: Transcriber, utterance: Recording) -> tuple[list[float], int, int]:
     """Signed errors of the matched words' starts, and the number of words in the reference and in the transcript."""
     audio = load_audio(AudioInput(str(utterance.path), utterance.path))
     result = transcriber.transcribe(audio, TranscribeOptions(language=utterance.language, word_timestamps=True))
     words = [word for segment in result.segments for word in segment.words]
     wanted, found = utterance.text.split(), [word.text for word in words]
-    if len(wanted) != len(utterance.words_s):
-        raise SystemExit(f"{utterance.id}: {len(wanted)} words and {len(utterance.words_s)} times")
+    if len(wanted) != len(utterance.words):
+        raise SystemExit(f"{utterance.id}: {len(wanted)} words and {len(utterance.words)} times")
     blocks = SequenceMatcher(None, [spoken(w) for w in wanted], [spoken(w) for w in found], False).get_matching_blocks()
     pairs = [(block.a + i, block.b + i) for block in blocks for i in range(block.size)]
-    return [words[there].start_s - utterance.words_s[here] for here, there in pairs], len(wanted), len(found)
+    return [words[there].start_s - utterance.words[here].start_s for here, there in pairs], len(wanted), len(found)
 
 
 def measure(name: str, transcriber: Transcriber) -> Figures:

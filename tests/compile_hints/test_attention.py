@@ -23,10 +23,10 @@ from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.contract import PackageInterface, TensorInterface, package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.conversion.parity import psnr_db
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.signals import psnr_db
 
 IMPLEMENTATIONS = [Cat(), SplitHeads(), SplitHeadsQ(), SplitHeadsQ(96), SplitKV(), SplitKV(96)]
 HEADS = [(6, 64), (20, 64), (4, 32)]  # tiny, large-v3, the embedded demo

@@ -9,8 +9,8 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import open_checkpoint
 from whisperkit_tools.conversion.convert import ConversionConfig, convert
 from whisperkit_tools.conversion.parity import ParityGate
-from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
+from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.errors import ConversionError, QualityGateError
 from whisperkit_tools.mil.graph import read_graph
 

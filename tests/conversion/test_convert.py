@@ -15,14 +15,15 @@ from whisperkit_tools.contract import PackageInterface, TensorInterface, package
 from whisperkit_tools.conversion.contract_check import interface_problems, package_problems
 from whisperkit_tools.conversion.convert import ConversionConfig, convert
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, psnr_db, require
-from whisperkit_tools.conversion.speech import verification_speech
+from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, require
 from whisperkit_tools.conversion.verify import verify_bundle
+from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import BundleError, ConversionError, QualityGateError
 from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.signals import psnr_db
 
 METADATA = PackageMetadata("what", "who", "MIT", "1", {"key": "value"})
 
@@ -196,16 +197,6 @@ def test_the_gate_closes_on_each_precision(value):
         require([ComponentParity("A", {"out": value}, good)], ParityGate())
     with pytest.raises(QualityGateError, match="in float16, at least 40 dB"):
         require([ComponentParity("A", good, {"out": min(value, 39.9) if value == value else value})], ParityGate())
-
-
-def test_psnr_of_known_errors():
-    reference = np.array([1.0, -2.0, 0.5])
-    assert psnr_db(reference, reference) == 200.0
-    assert psnr_db(reference, reference + 0.02) == pytest.approx(40.0)  # 20 log10(2 / 0.02)
-    assert psnr_db(reference, np.array([1.0, np.nan, 0.5])) == float("-inf")
-    assert psnr_db(np.zeros(3), np.ones(3)) == float("-inf")
-    with pytest.raises(ValueError, match="shapes differ"):
-        psnr_db(reference, reference[:2])
 
 
 def test_interface_differences_are_all_named(demo_bundle):

@@ -18,8 +18,8 @@ from whisperkit_tools.conversion.contract_check import stateful_problems
 from whisperkit_tools.conversion.convert import ConversionConfig
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.conversion.parity import ParityGate
-from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
+from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.mil.graph import function_names, read_graph

@@ -129,16 +129,17 @@ def test_audio_is_as_the_metadata_says():
 
 def test_word_times_lie_in_the_utterance():
     for utterance in demo_utterances():
-        assert len(utterance.words_s) == len(utterance.text.split())
-        assert list(utterance.words_s) == sorted(utterance.words_s)
-        assert 0 <= utterance.words_s[0] < utterance.words_s[-1] < utterance.duration_s
+        assert [word.text for word in utterance.words] == utterance.text.split()
+        starts_s = [word.start_s for word in utterance.words]
+        assert starts_s == sorted(starts_s)
+        assert 0 <= starts_s[0] < starts_s[-1] < utterance.duration_s
 
 
 def test_longform_segments_follow_each_other_and_make_the_text():
     for recording in demo_longform():
         assert recording.duration_s > 60
-        assert " ".join(segment.text for segment in recording.segments) == recording.text
-        times = [time for segment in recording.segments for time in (segment.start_s, segment.end_s)]
+        assert " ".join(phrase.text for phrase in recording.phrases) == recording.text
+        times = [time for phrase in recording.phrases for time in (phrase.start_s, phrase.end_s)]
         assert times == sorted(times)
         assert times[-1] <= recording.duration_s
 

@@ -17,7 +17,7 @@ def converted_demo(root: Path, *, prefill: Callable[[], Any] | None = None, **op
     """
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.conversion.convert import ConversionConfig, convert
-    from whisperkit_tools.conversion.speech import verification_speech
+    from whisperkit_tools.demo import verification_speech
 
     with FileLock(f"{root}.lock"):
         if not root.is_dir():
@@ -28,9 +28,10 @@ def converted_demo(root: Path, *, prefill: Callable[[], Any] | None = None, **op
 
 def demo_prefill() -> Any:
     """Return options of a prefill that is made from half of ten utterances and judged on the other half."""
-    from whisperkit_tools.conversion.prefill.audio import Recording, demo_clips
+    from whisperkit_tools.conversion.prefill.audio import demo_clips
     from whisperkit_tools.conversion.prefill.build import PrefillConfig
     from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+    from whisperkit_tools.speech import Recording
 
-    recordings = tuple(Recording(clip.name, clip.samples, clip.text) for clip in demo_clips()[:10])
+    recordings = tuple(Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:10])
     return PrefillConfig(recordings=recordings, transcripts=transcripts_with, max_wer_delta=100)

@@ -103,8 +103,8 @@ def test_word_times_are_near_those_of_the_synthesizer(transcriber):
         times = [time for word in words for time in (word.start_s, word.end_s)]
         assert times == sorted(times)
         assert all(0 <= time <= result.audio_duration_s for time in times)
-        if len(words) == len(utterance.words_s):
-            errors += [abs(word.start_s - at) for word, at in zip(words, utterance.words_s, strict=True)]
+        if len(words) == len(utterance.words):
+            errors += [abs(word.start_s - said.start_s) for word, said in zip(words, utterance.words, strict=True)]
     assert len(errors) > 10
     assert np.median(errors) < 0.2
 

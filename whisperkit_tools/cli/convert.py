@@ -8,7 +8,6 @@ import click
 
 if TYPE_CHECKING:
     from whisperkit_tools.conversion.convert import ConversionResult
-    from whisperkit_tools.conversion.prefill.audio import Recording
     from whisperkit_tools.conversion.prefill.build import PrefillConfig
 
 TARGETS = ["ios16", "ios17", "ios18", "macos13", "macos14", "macos15"]
@@ -101,7 +100,7 @@ def command(
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.cli.progress import ConsoleProgress
     from whisperkit_tools.conversion.convert import ConversionConfig, convert
-    from whisperkit_tools.conversion.speech import verification_speech
+    from whisperkit_tools.demo import verification_speech
 
     if stateful:
         _check_states(deployment_target)
@@ -169,34 +168,18 @@ def _prefill(
         if names:
             raise click.UsageError(f"{', '.join(names)}: there is no prefill to apply to; add --prefill or --turbo")
         return None
+    from whisperkit_tools.conversion.prefill.audio import labelled_recordings
     from whisperkit_tools.conversion.prefill.build import DEFAULT_MAX_WER_DELTA, PrefillConfig
     from whisperkit_tools.conversion.prefill.comparison import transcripts_with
 
     return PrefillConfig(
         source=source or "speech",
-        recordings=_recordings(audio) if audio else (),
+        recordings=labelled_recordings(audio) if audio else (),
         transcripts=transcripts_with,
         max_wer_delta=DEFAULT_MAX_WER_DELTA if max_wer_delta is None else max_wer_delta,
         strict=strict,
         required=asked_for,
     )
-
-
-def _recordings(folder: Path) -> "tuple[Recording, ...]":
-    """The audio of a folder, each with the transcript beside it.
-
-    Raises:
-        AudioError: There is no audio, or a file of it is broken; all are named.
-    """
-    from whisperkit_tools.conversion.prefill.audio import Recording
-    from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
-
-    recordings = []
-    for item in find_inputs([str(folder)]):
-        beside = item.path.with_suffix(".txt") if item.path else None
-        text = beside.read_text(encoding="utf-8", errors="replace").strip() if beside and beside.is_file() else None
-        recordings.append(Recording(item.name, load_audio(item), text))
-    return tuple(recordings)
 
 
 def _lines(result: "ConversionResult") -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from whisperkit_tools.demo import DemoLongform, DemoUtterance
     from whisperkit_tools.eval.datasets.examples import Dataset
     from whisperkit_tools.eval.runs.runner import FinishedRun
     from whisperkit_tools.eval.schema import RunReport
     from whisperkit_tools.progress import Progress
     from whisperkit_tools.publishing.registry.folder import FolderRegistry
+    from whisperkit_tools.speech import Recording
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
 DATASET = "demo"
@@ -68,7 +68,7 @@ def convert_model(places: Places, progress: "Progress", *, limit: int | None, fo
     from whisperkit_tools.conversion.convert import ConversionConfig, convert
     from whisperkit_tools.conversion.prefill.build import PrefillConfig
     from whisperkit_tools.conversion.prefill.comparison import transcripts_with
-    from whisperkit_tools.conversion.speech import verification_speech
+    from whisperkit_tools.demo import verification_speech
 
     prefill = PrefillConfig(transcripts=transcripts_with, required=False) if limit is None else None
     config = ConversionConfig(output_dir=places.bundles, turbo=True, prefill=prefill, force=force)
@@ -109,7 +109,7 @@ def demo_dataset(limit: int | None) -> "Dataset":
     return replace(whole, examples=examples, options={"limit": limit}, fingerprint=fingerprint(examples))
 
 
-def first_utterances(limit: int | None) -> "list[DemoUtterance]":
+def first_utterances(limit: int | None) -> "list[Recording]":
     """The short recordings; with a limit, so many of each language."""
     from whisperkit_tools.demo import demo_utterances
 
@@ -201,21 +201,22 @@ def transcribe(bundle: Path, limit: int | None) -> list[Line]:
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
     transcriber = Transcriber.load(bundle)
-    recordings: list[DemoUtterance | DemoLongform] = [*first_utterances(limit), *demo_longform()]
-    return [line for recording in recordings for line in _lines(transcriber, recording)]
+    return [
+        line for recording in [*first_utterances(limit), *demo_longform()] for line in _lines(transcriber, recording)
+    ]
 
 
-def _lines(transcriber: "Transcriber", utterance: "DemoUtterance | DemoLongform") -> list[Line]:
+def _lines(transcriber: "Transcriber", recording: "Recording") -> list[Line]:
     from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
     from whisperkit_tools.transcribe.options import TranscribeOptions
 
-    audio = load_audio(find_inputs([str(utterance.path)])[0])
-    language, long = utterance.language, utterance.duration_s > 30
+    audio = load_audio(find_inputs([str(recording.path)])[0])
+    language, long = recording.language, bool(recording.phrases)
     text = transcriber.transcribe(audio, TranscribeOptions(language=language)).text
-    lines = [Line(utterance.id, f"{'long-form' if long else 'transcribe'} {language}", utterance.text, text)]
+    lines = [Line(recording.id, f"{'long-form' if long else 'transcribe'} {language}", recording.text or "", text)]
     if language != "en" and not long:
         text = transcriber.transcribe(audio, TranscribeOptions(language=language, task="translate")).text
-        lines.append(Line(utterance.id, f"translate {language}", utterance.translation, text))
+        lines.append(Line(recording.id, f"translate {language}", recording.translation or "", text))
     return lines
 
 

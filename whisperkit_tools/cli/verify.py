@@ -29,8 +29,8 @@ def command(bundle_path: Path, source: str | None, no_parity: bool, allow_pickle
     from whisperkit_tools.cli.info import STATEFUL_NOTE
     from whisperkit_tools.cli.progress import ConsoleProgress
     from whisperkit_tools.conversion.parity import ParityGate
-    from whisperkit_tools.conversion.speech import verification_speech
     from whisperkit_tools.conversion.verify import bundle_is_stateful, verify_bundle
+    from whisperkit_tools.demo import verification_speech
     from whisperkit_tools.errors import QualityGateError
 
     bundle = Bundle.open(bundle_path)

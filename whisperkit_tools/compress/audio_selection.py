@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.demo import DemoLongform, DemoUtterance, demo_longform, demo_utterances
+from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError
 from whisperkit_tools.eval.datasets.examples import Example as DatasetExample
 from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
@@ -107,7 +107,7 @@ def _at_speed(clip: Clip, speed: float) -> Clip:
 
 def _recordings(source: str | Path | None, windows: int) -> Iterator[tuple[str, FloatArray]]:
     if source is None or Path(source).is_dir():
-        paths = [item.path for item in demo_longform()] if source is None else _audio_files(Path(source))
+        paths = [item.path for item in demo_longform() if item.path] if source is None else _audio_files(Path(source))
         yield from ((path.name, _load(path)) for path in paths)
     else:
         yield from ((item.id, item.samples(_load)) for item in _examples(source, windows))
@@ -136,9 +136,10 @@ def gate_clips(
         DatasetError: There is no such dataset.
     """
     if source is None:
-        recordings: list[DemoUtterance | DemoLongform] = [*demo_utterances(), *demo_longform()]
-        chosen = [item for item in recordings if languages is None or item.language in languages]
-        clips = [Clip(item.id, _load(item.path), item.text, item.language) for item in chosen]
+        chosen = [
+            item for item in [*demo_utterances(), *demo_longform()] if languages is None or item.language in languages
+        ]
+        clips = [Clip(item.id, item.audio(_load), item.text, item.language) for item in chosen]
     elif Path(source).is_dir():
         paths = _audio_files(Path(source))
         clips = [clip for path in paths for clip in _with_text(path, window_samples)]

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import MANIFEST, Bundle
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
-from whisperkit_tools.conversion.parity import psnr_db
 from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window
 from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.package_writer import read_dense, write_compressed
 from whisperkit_tools.quantization.palette import Palettized
+from whisperkit_tools.signals import psnr_db
 
 LEAST_DB = 70.0
 FloatArray = NDArray[np.float32]

@@ -8,7 +8,6 @@ Source of the thresholds: PSNR > 70 dB between re-authored PyTorch and the origi
 PyTorch (apple/coreai-models).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +23,12 @@ from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.mil.graph import function_names
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.signals import psnr_db
 
 Arrays = dict[str, NDArray[Any]]
 Predict = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 DECODER_STEPS = 8
-IDENTICAL_DB = 200.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +74,6 @@ def require(parities: list[ComponentParity], gate: ParityGate) -> None:
     lines = [line for parity in parities for line in parity.shortfalls(gate)]
     if lines:
         raise QualityGateError("the packages do not compute what the checkpoint does: " + "; ".join(lines))
-
-
-def psnr_db(reference: NDArray[Any], found: NDArray[Any]) -> float:
-    """Peak signal-to-noise ratio, `20 log10(max |reference| / rmse)`, in dB.
-
-    Args:
-        reference: Any shape.
-        found: The same shape.
-
-    Returns:
-        At most `IDENTICAL_DB`, which stands for equal arrays; `-inf` when something is not finite.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-    if reference.shape != found.shape:
-        raise ValueError(f"shapes differ: {reference.shape} and {found.shape}")
-    wide, other = reference.astype(np.float64), found.astype(np.float64)
-    error = math.sqrt(float(np.mean((wide - other) ** 2)))
-    if not math.isfinite(error):
-        return -math.inf
-    peak = float(np.abs(wide).max())
-    if error == 0:
-        return IDENTICAL_DB
-    return min(IDENTICAL_DB, 20 * math.log10(peak / error)) if peak > 0 else -math.inf
 
 
 class Reference:

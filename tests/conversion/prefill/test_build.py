@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,9 @@ from whisperkit_tools.checkpoint import open_checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.conversion.components import Components
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.parity import ParityGate, psnr_db
+from whisperkit_tools.conversion.parity import ParityGate
 from whisperkit_tools.conversion.prefill import build as prefill_stage
 from whisperkit_tools.conversion.prefill.audio import (
-    SAMPLE_RATE_HZ,
-    Clip,
-    Recording,
     demo_clips,
     held_out_windows,
     own_audio,
@@ -40,11 +38,12 @@ from whisperkit_tools.conversion.prefill.evidence import (
     similarity,
 )
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_caches, forced_tokens
-from whisperkit_tools.conversion.speech import verification_speech
 from whisperkit_tools.conversion.verify import verify_bundle
-from whisperkit_tools.demo import demo_checkpoint_dir
+from whisperkit_tools.demo import demo_checkpoint_dir, verification_speech
 from whisperkit_tools.errors import ConversionError, QualityGateError
 from whisperkit_tools.progress import SilentProgress
+from whisperkit_tools.signals import psnr_db
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Recording
 
 PACKAGE = "TextDecoderContextPrefill.mlpackage"
 
@@ -215,7 +214,10 @@ def test_where_there_can_be_no_prefill_turbo_does_without_and_asking_for_it_fail
     ("options", "message"),
     [
         ({"source": "music"}, "known are speech, noise, mixed"),
-        ({"source": "noise", "recordings": (Recording("r", np.zeros(16000, np.float32)),)}, "takes no --prefill-audio"),
+        (
+            {"source": "noise", "recordings": (Recording("r", samples=np.zeros(16000, np.float32)),)},
+            "takes no --prefill-audio",
+        ),
         ({"max_wer_delta": -1.0}, "expected points of WER, 0 or more"),
         ({"max_wer_delta": math.nan}, "expected points of WER, 0 or more"),
     ],
@@ -317,7 +319,7 @@ def test_info_shows_the_evidence(wkt, prefill_bundle):
 
 
 def stage_of(checkpoint, **options):
-    few = tuple(Recording(clip.name, clip.samples, clip.text) for clip in demo_clips()[:8])
+    few = tuple(Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:8])
     config = PrefillConfig(**{"recordings": few, "transcripts": transcripts_with} | options)
     return PrefillStage(checkpoint, config, verify=options.get("transcripts", 0) is not None, progress=SilentProgress())
 
@@ -373,8 +375,8 @@ def test_strict_exits_3_and_leaves_nothing_behind(wkt, tmp_path, monkeypatch):
     audio = tmp_path / "audio"
     audio.mkdir()
     for clip in demo_clips()[:8]:
-        soundfile.write(audio / f"{clip.name}.wav", clip.samples, SAMPLE_RATE_HZ)
-        (audio / f"{clip.name}.txt").write_text(clip.text)
+        soundfile.write(audio / f"{clip.id}.wav", clip.samples, SAMPLE_RATE_HZ)
+        (audio / f"{clip.id}.txt").write_text(clip.text)
     arguments = ("convert", "demo", "-o", tmp_path / "out", "--prefill", "--prefill-audio", audio)
     code, out, err = wkt(*arguments, "--strict")
     assert (code, out) == (3, "")
@@ -403,7 +405,7 @@ def test_two_conversions_write_the_same_package(checkpoint, tmp_path):
 
 def test_without_a_transcriber_the_evidence_says_that_it_means_nothing(checkpoint, forced, prefill_bundle):
     table = read_table(prefill_bundle / PACKAGE, forced)
-    audio = own_audio("speech", [Recording(clip.name, clip.samples, clip.text) for clip in demo_clips()[:2]])
+    audio = own_audio("speech", [Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:2]])
     evidence = gather_evidence(checkpoint, prefill_bundle, table, audio, None, 0.2)
     assert evidence.wer_delta is None
     assert not evidence.is_harmful
@@ -460,10 +462,8 @@ def test_null_tests_that_do_as_well_empty_the_evidence(null):
 
 def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced, prefill_bundle):
     table = read_table(prefill_bundle / PACKAGE, forced)
-    audio = own_audio("speech", [Recording("r", demo_clips()[0].samples)])
-    foreign = tuple(Clip(clip.name, clip.samples, clip.text, "xx") for clip in audio.clips[:2])
-    from dataclasses import replace
-
+    audio = own_audio("speech", [Recording("r", samples=demo_clips()[0].samples)])
+    foreign = tuple(replace(clip, language="xx") for clip in audio.clips[:2])
     short = replace(audio, clips=foreign, held_out=audio.held_out[:1])
     found = gather_evidence(checkpoint, prefill_bundle, table, short, transcripts_with, 0.2)
     assert "speaks none of the model's languages" in found.emptiness

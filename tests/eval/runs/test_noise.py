@@ -11,7 +11,6 @@ from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.datasets.examples import Example
 from whisperkit_tools.eval.runs.noise import (
     NOISE_KINDS,
-    coloured_noise,
     mix,
     no_speech_behaviour,
     no_speech_examples,
@@ -110,16 +109,6 @@ def test_silence_has_no_ratio_and_loud_mixtures_are_turned_down():
     np.testing.assert_array_equal(mix(silence, ones, 0), silence)
     np.testing.assert_array_equal(mix(ones, silence, 0), ones)
     assert np.abs(mix(ones, ones, 0)).max() == 1.0
-
-
-@pytest.mark.parametrize(("exponent", "slope_db"), [(0.0, 0.0), (1.0, -3.01), (2.0, -6.02)])
-def test_coloured_noise_falls_by_its_slope_per_octave(exponent, slope_db):
-    noise = coloured_noise(RATE * 20, exponent, seed=1)
-    assert np.sqrt(np.mean(noise**2)) == pytest.approx(1, abs=1e-3)
-    frequency, power = scipy.signal.welch(noise, RATE, nperseg=4096)
-    band = (frequency > 100) & (frequency < 4000)
-    fitted = np.polyfit(np.log2(frequency[band]), 10 * np.log10(power[band]), 1)[0]
-    assert fitted == pytest.approx(slope_db, abs=0.3)
 
 
 def test_clips_without_speech():

@@ -52,10 +52,10 @@ def test_silence_has_no_speech(audio):
 def test_the_demo_sentences_lie_in_the_speech_and_the_long_pauses_do_not():
     for recording in demo_longform():
         found = EnergyDetector().speech(load_audio(AudioInput(str(recording.path), recording.path)))
-        for segment in recording.segments:
+        for segment in recording.phrases:
             covered = sum(max(0, min(b, segment.end_s * RATE) - max(a, segment.start_s * RATE)) for a, b in found)
             assert covered >= 0.8 * (segment.end_s - segment.start_s) * RATE, segment
-        for before, after in pairwise(recording.segments):
+        for before, after in pairwise(recording.phrases):
             if after.start_s - before.end_s > 1:
                 assert any(a >= before.end_s * RATE for _, a in found), (before, after)
 
@@ -106,5 +106,5 @@ def test_detectors_by_name(monkeypatch):
 def test_silero_finds_the_demo_sentences():
     recording = demo_longform()[0]
     found = SileroDetector().speech(load_audio(AudioInput(str(recording.path), recording.path)))
-    said = sum(segment.end_s - segment.start_s for segment in recording.segments)
+    said = sum(segment.end_s - segment.start_s for segment in recording.phrases)
     assert 0.7 * said < sum(stop - start for start, stop in found) / RATE < 1.3 * said

@@ -149,7 +149,7 @@ def test_times_are_those_of_the_file(result, recording):
 
 def test_sentences_begin_where_they_are_said(result, recording):
     """Whatever the words: each sentence of the transcript begins with a capital letter, and near one of the speech."""
-    said = np.array([segment.start_s for segment in recording.segments])
+    said = np.array([phrase.start_s for phrase in recording.phrases])
     words = [word for segment in result.segments for word in segment.words]
     begins = [w.start_s for before, w in pairwise(words) if before.text.endswith((".", "?"))]
     assert len(begins) > 0.6 * len(said)
@@ -160,7 +160,7 @@ def test_no_sentence_is_lost_or_doubled_at_a_seam(result, request, recording):
     """Each sentence of the recording has one segment, in chunks that begin and end in the middle of sentences too."""
     if request.node.callspec.params["result"] == "chunked without timestamps":
         pytest.skip("without timestamps a segment is no sentence")
-    said = np.array([segment.start_s for segment in recording.segments])
+    said = np.array([phrase.start_s for phrase in recording.phrases])
     found = np.array([segment.start_s for segment in result.segments])
     missed = [start for start in said if np.abs(found - start).min() > 0.5]
     beside = [start for start in found if np.abs(said - start).min() > 0.5]

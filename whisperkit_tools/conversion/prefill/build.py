@@ -13,13 +13,15 @@ from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.contract import PREFILL, PackageInterface, prefill_interface
-from whisperkit_tools.conversion.parity import ComponentParity, psnr_db
-from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudio, Recording, demo_audio, own_audio
+from whisperkit_tools.conversion.parity import ComponentParity
+from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudio, demo_audio, own_audio
 from whisperkit_tools.conversion.prefill.evidence import PrefillEvidence, Transcripts, gather_evidence, read_table
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_tokens
 from whisperkit_tools.errors import ConversionError, QualityGateError
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress
+from whisperkit_tools.signals import psnr_db
+from whisperkit_tools.speech import Recording
 
 DEFAULT_MAX_WER_DELTA = 0.2
 Export = Callable[[torch.nn.Module, PackageInterface, Path], None]

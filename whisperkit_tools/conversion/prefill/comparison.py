@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.conversion.prefill.audio import read_audio
 from whisperkit_tools.decoder.loading import load_models
 from whisperkit_tools.decoder.prefill_lookup import OUTPUTS, ContextPrefill
 from whisperkit_tools.decoder.session import Component, Models
 from whisperkit_tools.mil.tensor_spec import TensorSpec
+from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -22,22 +24,8 @@ Lookup: TypeAlias = Callable[[int, int], tuple[NDArray[np.float32], NDArray[np.f
 """Language id and task to keys and values, each `[1, D * L, 1, n]`."""
 
 
-class Speech(Protocol):
-    """A recording and its language."""
-
-    @property
-    def samples(self) -> NDArray[np.float32]:
-        """`[n]` at 16 kHz."""
-        ...
-
-    @property
-    def language(self) -> str | None:
-        """Its code, or None to have it detected."""
-        ...
-
-
 def transcripts_with(
-    bundle: Path, clips: Sequence[Speech], prefills: Mapping[str, Lookup | None]
+    bundle: Path, clips: Sequence[Recording], prefills: Mapping[str, Lookup | None]
 ) -> dict[str, list[str]]:
     """Transcribe clips with each of several prefills.
 
@@ -60,7 +48,7 @@ def transcripts_with(
         options = _options(clip.language if transcriber.special.is_multilingual else None)
         for name, table in tables.items():
             models.prefill = table
-            found[name].append(transcriber.transcribe(clip.samples, options).text)
+            found[name].append(transcriber.transcribe(clip.audio(read_audio), options).text)
     return found
 
 

@@ -5,7 +5,6 @@ do clearly worse; where they do not, the model does not look at these caches on 
 prefill is left out.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +19,18 @@ from torch import Tensor
 from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
-from whisperkit_tools.conversion.prefill.audio import SEED, Clip, PrefillAudio
+from whisperkit_tools.conversion.prefill.audio import SEED, PrefillAudio
 from whisperkit_tools.conversion.prefill.table import TASKS, PrefillTable, encode, forced_caches, language_codes
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
 from whisperkit_tools.eval.metrics.wer import word_error_rate
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.signals import peak_to_error_db
+from whisperkit_tools.speech import Recording
 
 Lookup: TypeAlias = Callable[[int, int], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Language id and task to keys and values, each `[1, D * L, 1, n]`."""
-Transcripts: TypeAlias = Callable[[Path, Sequence[Clip], Mapping[str, Lookup | None]], Mapping[str, Sequence[str]]]
+Transcripts: TypeAlias = Callable[[Path, Sequence[Recording], Mapping[str, Lookup | None]], Mapping[str, Sequence[str]]]
 """Text of each clip by a bundle's packages, with each of several prefills (None for without)."""
 
 NULLS = ("zeros", "gaussian")
@@ -208,11 +209,11 @@ def gather_evidence(
     )
 
 
-def _in_languages(clips: Sequence[Clip], known: set[str]) -> list[Clip]:
+def _in_languages(clips: Sequence[Recording], known: set[str]) -> list[Recording]:
     return [clip for clip in clips if clip.language is None or clip.language in known]
 
 
-def _gap(clips: Sequence[Clip], transcripts: Transcripts | None) -> str:
+def _gap(clips: Sequence[Recording], transcripts: Transcripts | None) -> str:
     """Say why nothing can be transcribed, or nothing."""
     if transcripts is None:
         return "nothing was transcribed, so what the prefill changes is not known"
@@ -294,15 +295,7 @@ def _psnr_db(peak: Tensor, errors: Tensor, count: int, path: tuple[int, ...]) ->
     nodes = list(path)
     rmse = (errors[:, nodes].sum(dim=1) / (count * len(nodes))).sqrt()
     highest = peak[:, nodes].amax(dim=1)
-    return min(_decibel(float(top), float(error)) for top, error in zip(highest, rmse, strict=True))
-
-
-def _decibel(peak: float, error: float) -> float:
-    from whisperkit_tools.conversion.parity import IDENTICAL_DB
-
-    if error == 0:
-        return IDENTICAL_DB
-    return min(IDENTICAL_DB, 20 * math.log10(peak / error)) if peak > 0 and math.isfinite(error) else -math.inf
+    return min(peak_to_error_db(float(top), float(error)) for top, error in zip(highest, rmse, strict=True))
 
 
 # --- transcripts ----------------------------------------------------------------------------------------------------
@@ -312,7 +305,7 @@ def _decibel(peak: float, error: float) -> float:
 class _Measured:
     """Clips with their texts by name of the prefill; null tests have texts of the first clips only."""
 
-    clips: list[Clip]
+    clips: list[Recording]
     texts: dict[str, list[str]]
 
     def changed(self, name: str, count: int | None = None) -> int:
@@ -321,7 +314,7 @@ class _Measured:
 
     def wer(self, name: str) -> float | None:
         found = self.texts.get(name)
-        return None if found is None else percent_wer([clip.text for clip in self.clips[: len(found)]], found)
+        return None if found is None else percent_wer([clip.text or "" for clip in self.clips[: len(found)]], found)
 
     def null(self, name: str, psnr_db: float) -> NullTest:
         count = len(self.texts.get(name, ()))
@@ -330,7 +323,7 @@ class _Measured:
 
 
 def _transcribe(
-    bundle: Path, clips: list[Clip], tables: Mapping[str, PrefillTable], transcripts: Transcripts
+    bundle: Path, clips: list[Recording], tables: Mapping[str, PrefillTable], transcripts: Transcripts
 ) -> _Measured:
     """Transcribe all clips without and with the prefill, and some, of all languages, with the null tests' caches."""
     step = max(1, len(clips) // NULL_CLIPS)

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from whisperkit_tools.demo import DemoLongform, demo_longform
+from whisperkit_tools.demo import demo_longform, read_demo_audio
 from whisperkit_tools.distill.demo_model.recordings import pad_utterance
 from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
-from whisperkit_tools.distill.demo_model.windows import LogMel, coloured_noise
+from whisperkit_tools.distill.demo_model.windows import NOISE_FLOOR_HZ, LogMel
 from whisperkit_tools.eval.metrics.wer import word_error_rate
+from whisperkit_tools.signals import coloured_noise
+from whisperkit_tools.speech import Recording
 
 BATCH = 10
 
@@ -61,9 +62,9 @@ class Evaluation:
                 rows.append(self.model(input_features=features, decoder_input_ids=tokens).logits[:, 0].softmax(-1))
         return torch.cat(rows)
 
-    def longform(self, recording: DemoLongform, condition: bool) -> str:
+    def longform(self, recording: Recording, condition: bool) -> str:
         """Sequential long-form text with timestamps."""
-        audio, _ = sf.read(recording.path, dtype="float32")
+        audio = recording.audio(read_demo_audio)
         inputs = self.processor(
             audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", truncation=False, return_attention_mask=True
         )
@@ -84,7 +85,7 @@ def quiet_clips() -> list[np.ndarray]:
     clips: list[np.ndarray] = [np.zeros(count, dtype=np.float32), np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)]
     for exponent in (0.0, 1.0, 2.0):
         for level in (1e-3, 1e-2, 0.1):
-            noise = coloured_noise(count, exponent, generator) * level
+            noise = coloured_noise(count, exponent, generator, NOISE_FLOOR_HZ) * level
             clips += [noise, noise[: 3 * SAMPLE_RATE_HZ]]
     return clips
 
@@ -121,6 +122,6 @@ def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, An
         for condition in (False, True):
             name = f"{recording.id}_timestamps{'_conditioned' if condition else ''}_wer"
             found = [evaluation.longform(recording, condition)]
-            figures[name] = round(word_error_rate([recording.text], found, plain), 4)
+            figures[name] = round(word_error_rate([recording.text or ""], found, plain), 4)
     figures["decoding"] = "transformers generate, greedy, float32 on the float16 weights"
     return figures

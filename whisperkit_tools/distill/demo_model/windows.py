@@ -18,6 +18,7 @@ from transformers import WhisperFeatureExtractor
 
 from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
 from whisperkit_tools.distill.demo_model.vocabulary import SpecialIds
+from whisperkit_tools.signals import coloured_noise
 
 HOP = 160  # samples between mel frames: 10 ms
 N_FFT = 400
@@ -25,6 +26,7 @@ N_MELS = 80
 ENCODER_POSITIONS = 1500
 POSITION_S = 0.02
 NOISE_CLIPS = 48
+NOISE_FLOOR_HZ = 20.0  # without a floor, brown noise is all rumble
 MAX_INITIAL_TIMESTAMP_S = 1.0  # Whisper's rule: the first timestamp of a window is at most this
 MAX_PROMPT = 223  # half of the text context, less the start-of-previous token
 IGNORED = -100
@@ -75,14 +77,6 @@ class Window:
     segments: list[tuple[float, float, str]] = field(default_factory=list)
 
 
-def coloured_noise(count: int, exponent: float, generator: np.random.Generator) -> np.ndarray:
-    """Noise of power proportional to 1 / frequency ** exponent (0 white, 1 pink, 2 brown): float32 [count], RMS 1."""
-    spectrum = np.fft.rfft(generator.standard_normal(count))
-    frequencies = np.maximum(np.arange(len(spectrum)), 20 * count / SAMPLE_RATE_HZ)
-    noise = np.fft.irfft(spectrum / frequencies ** (exponent / 2), count)
-    return np.asarray(noise / np.sqrt(np.mean(noise**2)), dtype=np.float32)
-
-
 def hum(count: int, generator: np.random.Generator) -> np.ndarray:
     """A mains or motor hum with harmonics, float32 [count], unit RMS."""
     times = np.arange(count) / SAMPLE_RATE_HZ
@@ -106,7 +100,7 @@ def draw_noise(count: int, rng: random.Random, generator: np.random.Generator) -
     kind = rng.random()
     if kind < 0.65:
         # White noise is the commonest test signal, so it gets a share of its own.
-        return coloured_noise(count, 0.0 if kind < 0.25 else rng.uniform(0.0, 2.0), generator)
+        return coloured_noise(count, 0.0 if kind < 0.25 else rng.uniform(0.0, 2.0), generator, NOISE_FLOOR_HZ)
     return hum(count, generator) if kind < 0.85 else clicks(count, generator)
 
 
