@@ -10,7 +10,7 @@ import soxr
 from scipy.signal import fftconvolve
 
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio
+from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio, recordings_in
 
 SECONDS = 1.5
 
@@ -203,3 +203,42 @@ def test_m4a_and_flac_of_the_same_speech_agree(shared):
     length = min(len(one), len(two))
     correlation = fftconvolve(one[:length], two[:length][::-1], "same")
     assert correlation.max() / np.sqrt((one**2).sum() * (two**2).sum()) > 0.98
+
+
+def test_a_folder_of_recordings_has_each_transcript_beside_its_audio(tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("b.wav", "a.flac", "more/c.wav"):
+        write(tmp_path / name, 16_000)
+    (tmp_path / "a.txt").write_text(" What was said.\n", encoding="utf-8")
+    (tmp_path / "more" / "c.txt").write_text("Qué dice", encoding="utf-8")
+    found = recordings_in(tmp_path)
+    assert [(item.id, item.text) for item in found] == [
+        ("a.flac", "What was said."),
+        ("b.wav", None),
+        ("more/c.wav", "Qué dice"),
+    ]
+    assert_is_the_tone(found[2].audio(load_audio))
+
+
+def test_folders_that_hold_no_recordings(tmp_path):
+    with pytest.raises(AudioError, match="no such folder"):
+        recordings_in(tmp_path / "missing")
+    file = write(tmp_path / "a.wav", 16_000)
+    with pytest.raises(AudioError, match="is not a folder"):
+        recordings_in(file)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(b"caf\xe9")
+    write(tmp_path / "b.wav", 16_000)
+    with pytest.raises(AudioError, match=r"(?s)a\.txt: is not UTF-8 text .* at byte 3.*b\.txt"):
+        recordings_in(tmp_path)
+
+
+def test_a_path_is_audio_too(tmp_path):
+    assert_is_the_tone(load_audio(write(tmp_path / "a.wav", 16_000)))
+    with pytest.raises(AudioError, match="no such file"):
+        load_audio(tmp_path / "missing.wav")
+    with pytest.raises(AudioError, match="is not a file"):
+        load_audio(tmp_path)
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(AudioError, match="the file is empty"):
+        load_audio(str(tmp_path / "empty.wav"))

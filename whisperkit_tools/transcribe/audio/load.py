@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.speech import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ
+from whisperkit_tools.speech import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ, Recording, Samples
 
 STDIN = "-"
 _BLOCK_S = 30
@@ -21,7 +21,6 @@ _QUALITY = "HQ"
 # A file that ends this much before its own header says was cut off.
 _MISSING_TOLERANCE_S = 0.5
 
-FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Readable: TypeAlias = Path | io.BytesIO
 
 
@@ -92,28 +91,60 @@ def _obvious_problem(item: AudioInput) -> str | None:
     return None
 
 
-def load_audio(item: AudioInput, stdin: IO[bytes] | None = None) -> FloatArray:
+def recordings_in(folder: str | Path) -> list[Recording]:
+    """Find the audio of a folder, each with the transcript beside it.
+
+    `a.wav` has its transcript in `a.txt`, UTF-8. Nothing is decoded yet: `recording.audio(load_audio)` does that.
+
+    Args:
+        folder: Searched through, subfolders included.
+
+    Returns:
+        The recordings in the order of their names. `text` is None where no transcript is beside the audio.
+
+    Raises:
+        AudioError: The folder is missing or has no audio, or files are empty, broken or not text. All are named.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise AudioError(f"{root}: {'is not a folder' if root.exists() else 'no such folder'}")
+    recordings, problems = list[Recording](), list[str]()
+    for path in [item.path for item in find_inputs([str(root)]) if item.path is not None]:
+        beside = path.with_suffix(".txt")
+        try:
+            text = beside.read_text(encoding="utf-8").strip() if beside.is_file() else None
+        except UnicodeDecodeError as error:
+            problems.append(f"{beside}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
+            continue
+        recordings.append(Recording(path.relative_to(root).as_posix(), text, path))
+    if problems:
+        raise AudioError(_listed(problems))
+    return recordings
+
+
+def load_audio(source: AudioInput | str | Path, stdin: IO[bytes] | None = None) -> Samples:
     """Decode one audio.
 
     Args:
-        item: Which one.
+        source: An input of `find_inputs`, or the path of an audio file.
         stdin: Read instead of the process's standard input.
 
     Returns:
         `[samples]`, float32, mono, 16 kHz: the mean of all channels.
 
     Raises:
-        AudioError: Empty, broken, cut off, or with samples that are not numbers.
+        AudioError: Missing, empty, broken, cut off, or with samples that are not finite.
     """
-    source: Readable
+    item = source if isinstance(source, AudioInput) else _file_input(Path(source))
+    readable: Readable
     if item.path is not None:
-        source = item.path
+        readable = item.path
     else:
         data = (stdin or sys.stdin.buffer).read()
         if not data:
             raise AudioError(f"{item.name}: nothing came in")
-        source = io.BytesIO(data)
-    with _open(source, item.name) as reader:
+        readable = io.BytesIO(data)
+    with _open(readable, item.name) as reader:
         audio = _resampled(reader)
     if audio.size == 0:
         raise AudioError(f"{item.name}: the file holds no audio samples")
@@ -123,7 +154,20 @@ def load_audio(item: AudioInput, stdin: IO[bytes] | None = None) -> FloatArray:
     return audio
 
 
-def _resampled(reader: "_Reader") -> FloatArray:
+def _file_input(path: Path) -> AudioInput:
+    """Return the input of one file.
+
+    Raises:
+        AudioError: There is no such file, or it is empty.
+    """
+    if not path.is_file():
+        raise AudioError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty")
+    return AudioInput(str(path), path)
+
+
+def _resampled(reader: "_Reader") -> Samples:
     """Mix each block to mono and resample the stream of them."""
     import soxr
 
@@ -151,7 +195,7 @@ class _Reader:
     def check(self) -> None:
         """Raise `AudioError` when the header alone tells that the file cannot be used."""
 
-    def blocks(self) -> Iterator[FloatArray]:
+    def blocks(self) -> Iterator[Samples]:
         """Mono float32 blocks at the file's own rate."""
         raise NotImplementedError
 
@@ -173,7 +217,7 @@ class _SoundFileReader(_Reader):
         if self._file.frames == 0:
             raise AudioError(f"{self.name}: the file holds no audio samples")
 
-    def blocks(self) -> Iterator[FloatArray]:
+    def blocks(self) -> Iterator[Samples]:
         import soundfile
 
         read, declared = 0, int(self._file.frames)
@@ -212,7 +256,7 @@ class _AvReader(_Reader):
         self._stream = self._container.streams.audio[0]
         self.rate_hz = int(self._stream.rate)
 
-    def blocks(self) -> Iterator[FloatArray]:
+    def blocks(self) -> Iterator[Samples]:
         import av
 
         resampler = av.AudioResampler(format="fltp")  # float planes, the rate and the channels stay
