@@ -1,17 +1,16 @@
-"""Parity of the attention implementations, and what their packages hold.
+"""Parity of the attention implementations, and the operations of their packages.
 
 For each implementation and size: PSNR of the output and of a head's weights against transformers' Whisper attention in
 float32, then the operations of the exported program, its largest tensor, and its PSNR when run in float32 and float16.
 
-    python tests/benchmarks/attention_parity.py [--sizes tiny large-v3 demo] [--chunk-size N] [--json FILE]
+    python -m tests.benchmarks attention-parity [--sizes tiny large-v3 demo] [--chunk-size N]
 
 The table goes to stdout, coremltools' progress to stderr.
 """
 
-import argparse
-import json
 import math
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
+from tests.benchmarks.dimensions import SIZES
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark
 from whisperkit_tools.compile_hints.attention import (
     AttentionImplementation,
     MultiHeadAttention,
@@ -33,7 +34,6 @@ from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.signals import psnr_db
 
-SIZES = {"tiny": (6, 64), "large-v3": (20, 64), "demo": (4, 32)}
 KEYS = 1500
 # Encoder self-attention, a decoder's cross-attention, a decoder's masked self-attention.
 USES = {"encoder": (1500, None), "decoder cross": (1, None), "decoder self": (1, 100)}
@@ -112,35 +112,38 @@ def lowest(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) ->
     return round(min(psnr_db(expected[name].numpy(), found[name].numpy()) for name in expected), 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+def options(parser: ArgumentParser) -> None:
+    sizes = ["tiny", "large-v3", "demo"]
+    parser.add_argument("--sizes", nargs="+", choices=sizes, default=sizes)
     parser.add_argument("--uses", nargs="+", choices=list(USES), default=list(USES))
     parser.add_argument("--chunk-size", type=int, default=512)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    rows = []
-    title = f"{'size':<10}{'use':<15}{'attention':<15}{'PyTorch':>8}{'float32':>8}{'float16':>8}"
-    print(f"{title}{'rows':>9}{'largest':>10}  operations")
+
+
+@benchmark("attention-parity", options)
+def attention_parity(args: Namespace) -> Result:
+    table = Table((
+        Column("size", "size"), Column("use", "use"), Column("attention", "attention"),
+        Column("pytorch_db", "PyTorch dB", ".1f"), Column("float32_db", "float32 dB", ".1f"),
+        Column("float16_db", "float16 dB", ".1f"), Column("rows_sum_to_one_within", "rows", ".1e"),
+        Column("largest_tensor_bytes", "largest MB", ".1f", 1e-6), Column("operations_text", "operations"),
+    ))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        for size in options.sizes:
-            for use in options.uses:
+        for size in args.sizes:
+            for use in args.uses:
                 for name in attention_names():
-                    implementation = attention(name, options.chunk_size if works_in_chunks(name) else None)
-                    row = measure(implementation, *SIZES[size], use, Path(folder))
-                    rows.append({"size": size, "use": use, "attention": str(implementation), **row})
-                    print(line(size, use, name, row), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+                    implementation = attention(name, args.chunk_size if works_in_chunks(name) else None)
+                    row = measure(implementation, SIZES[size].heads, SIZES[size].head_width, use, Path(folder))
+                    text = counted(row["operations"])
+                    table.add(size=size, use=use, attention=str(implementation), operations_text=text, **row)
+    lowest_of = {key: min(row[key] for row in table.rows) for key in ("pytorch_db", "float32_db", "float16_db")}
+    figures = [
+        Figure("lowest PSNR in PyTorch", lowest_of["pytorch_db"], "dB", spec=".1f"),
+        Figure("lowest PSNR as a package in float32", lowest_of["float32_db"], "dB", spec=".1f"),
+        Figure("lowest PSNR as a package in float16", lowest_of["float16_db"], "dB", spec=".1f"),
+    ]
+    return Result([table], figures)
 
 
-def line(size: str, use: str, name: str, row: dict[str, Any]) -> str:
-    counts = ", ".join(f"{count} {kind}" for kind, count in row["operations"].items())
-    figures = "".join(f"{row[key]:8.1f}" for key in ("pytorch_db", "float32_db", "float16_db"))
-    largest = f"{row['largest_tensor_bytes'] / 1e6:7.1f} MB"
-    total = sum(row["operations"].values())
-    return f"{size:<10}{use:<15}{name:<15}{figures}{row['rows_sum_to_one_within']:9.1e}{largest}  {total}: {counts}"
-
-
-if __name__ == "__main__":
-    main()
+def counted(operations: dict[str, int]) -> str:
+    """Say how many operations there are, and of which types."""
+    return f"{sum(operations.values())}: " + ", ".join(f"{count} {kind}" for kind, count in operations.items())

@@ -1,22 +1,21 @@
-"""Do errors that are passed on to later inputs (GPTQ) lower the divergence at equal size, or only each layer's error?
+"""Passing rounding errors on to later inputs (GPTQ): divergence at equal size, and each layer's error.
 
-    python tests/benchmarks/compensation.py BUNDLE [--bits 3,4] [--windows 8] [--examples 16] [--json FILE]
+    python -m tests.benchmarks compensation BUNDLE [--bits 3,4] [--windows 8] [--examples 16]
 
 Uniform palettes of all weights, plain and with importance, with the same tables each: as they are, and with indices
 assigned anew where the weight allows. The moments of the layers' inputs are taken on calibration speech, the divergence
 is measured on utterances that it does not hold.
 """
 
-import argparse
-import json
-import tempfile
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
-from gptq import compensable, compensate, output_error, second_moment, with_inputs
-from palettize_curve import Meter
 
+from tests.benchmarks.gptq import compensable, compensate, output_error, second_moment, with_inputs
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark, bundle_argument, numbers
+from tests.benchmarks.palettize_curve import PROFILE, Meter
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.compressor import Palettizer
 from whisperkit_tools.compress.config import PalettizeConfig
@@ -64,43 +63,51 @@ def moments(work):
     return {**{(ENCODER, n): m for n, m in found.items()}, **{(DECODER, n): m for n, m in forcing.sums.items()}}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+def compared(work, meter, known, nbits, weighted):
+    """Divergence of palettes as they are and compensated, and how far each layer's error falls."""
+    palettes = {}
+    for key in work.model.shapes:
+        weights = importance(work.planner.curvature(key)) if weighted else None
+        palettes[key] = palettize(work.model.weight(key), Compression(nbits), weights, key[1])
+    passed, ratios = dict(palettes), []
+    for key in known:
+        weight = work.model.weight(key)
+        passed[key] = compensate(palettes[key], weight, known[key])
+        before, after = (
+            output_error(made[key].dense().astype(np.float32) - weight, known[key]) for made in (palettes, passed)
+        )
+        ratios.append(after / before)
+    return {
+        "nbits": nbits, "weighted": weighted, "kl_rounded": meter(palettes), "kl_compensated": meter(passed),
+        "median_error_ratio": float(np.median(ratios)),
+    }  # fmt: skip
+
+
+def options(parser: ArgumentParser) -> None:
+    bundle_argument(parser)
     parser.add_argument("--bits", default="3,4")
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--examples", type=int, default=16)
-    parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    parser.add_argument("--profile", type=Path, default=PROFILE)
+
+
+@benchmark("compensation", options)
+def compensation(args: Namespace) -> Result:
     work = Palettizer(Bundle.open(args.bundle), PalettizeConfig(windows=args.windows, profile_dir=args.profile))
     work.sense()
-    meter, known, rows = Meter(work, args.examples), moments(work), []
-    for nbits in [int(part) for part in args.bits.split(",")]:
+    meter, known = Meter(work, args.examples), moments(work)
+    table = Table((
+        Column("nbits", "bits"), Column("weighted", "weighted"), Column("kl_rounded", "KL rounded", ".5g"),
+        Column("kl_compensated", "KL compensated", ".5g"), Column("median_error_ratio", "median error ratio", ".3f"),
+    ))  # fmt: skip
+    figures = []
+    for nbits in map(int, numbers(args.bits)):
         for weighted in (False, True):
-            palettes = {}
-            for key in work.model.shapes:
-                weights = importance(work.planner.curvature(key)) if weighted else None
-                palettes[key] = palettize(work.model.weight(key), Compression(nbits), weights, key[1])
-            passed = dict(palettes)
-            ratios = []
-            for key in known:
-                weight = work.model.weight(key)
-                passed[key] = compensate(palettes[key], weight, known[key])
-                errors = [
-                    output_error(made[key].dense().astype(np.float32) - weight, known[key])
-                    for made in (palettes, passed)
-                ]
-                ratios.append(errors[1] / errors[0])
-            row = {
-                "nbits": nbits, "weighted": weighted, "kl_rounded": meter(palettes), "kl_compensated": meter(passed),
-                "median_error_ratio": float(np.median(ratios)),
-            }  # fmt: skip
-            rows.append(row)
-            print("  ".join(f"{name} {value:.5g}" for name, value in row.items()), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            row = table.add(**compared(work, meter, known, nbits, weighted))
+            case = f"{nbits} bits, {'with' if weighted else 'without'} importance"
+            figures += [
+                Figure("KL, rounded", row["kl_rounded"], "", case, ".5f"),
+                Figure("KL, compensated", row["kl_compensated"], "", case, ".5f"),
+                Figure("median ratio of layers' errors", row["median_error_ratio"], "", case, ".2f"),
+            ]
+    return Result([table], figures)

@@ -1,60 +1,38 @@
-"""How long one window takes through a bundle's packages, and through transformers' `generate` with its KV cache.
+"""Time of one window through a bundle's packages, against transformers' `generate` with its KV cache.
 
 Both encode the same 30 s of features and decode the same number of tokens, greedily, in one process and in turn, so
 that whatever else the machine does falls on both. Without `--checkpoint` the model has whisper-tiny's true dimensions
 and seeded random weights, rounded to float16 for both.
 
-    python tests/benchmarks/decode_speed.py [--checkpoint DIR] [--tokens 100] [--runs 7] [--threads 2] [--json FILE]
+    python -m tests.benchmarks decode-speed [--checkpoint DIR] [--tokens 100] [--runs 7] [--threads 2]
 """
 
-import argparse
 import contextlib
 import io
-import json
 import logging
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
+from tests.benchmarks.dimensions import KV_LENGTH, dimensions, random_model
+from tests.benchmarks.harness import Column, Figure, Result, Stopwatch, Table, benchmark, in_turn, threads_option
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.contract import package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
-from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.program import Program
-
-KV_LENGTH = 448
-
-
-def tiny() -> WhisperForConditionalGeneration:
-    """A model of whisper-tiny's dimensions with seeded random weights."""
-    config = WhisperConfig(
-        d_model=384,
-        encoder_layers=4,
-        decoder_layers=4,
-        encoder_attention_heads=6,
-        decoder_attention_heads=6,
-        encoder_ffn_dim=1536,
-        decoder_ffn_dim=1536,
-        num_mel_bins=80,
-        vocab_size=51865,
-    )
-    torch.manual_seed(0)
-    return WhisperForConditionalGeneration(config)
 
 
 def load_model(checkpoint: Path | None) -> WhisperForConditionalGeneration:
     """The reference, its weights rounded to float16 as they are in a package, computing in float32."""
     if checkpoint is None:
-        model = tiny()
+        model = random_model("tiny")
     else:
         model = WhisperForConditionalGeneration.from_pretrained(checkpoint, attn_implementation="sdpa")
     model.generation_config = GenerationConfig(
@@ -63,22 +41,6 @@ def load_model(checkpoint: Path | None) -> WhisperForConditionalGeneration:
         pad_token_id=model.config.pad_token_id,
     )
     return model.half().float().eval()
-
-
-def dimensions(config: Any) -> ModelDimensions:
-    return ModelDimensions(
-        n_mels=config.num_mel_bins,
-        n_audio_ctx=config.max_source_positions,
-        d_model=config.d_model,
-        encoder_layers=config.encoder_layers,
-        encoder_attention_heads=config.encoder_attention_heads,
-        encoder_ffn_dim=config.encoder_ffn_dim,
-        decoder_layers=config.decoder_layers,
-        decoder_attention_heads=config.decoder_attention_heads,
-        decoder_ffn_dim=config.decoder_ffn_dim,
-        n_text_ctx=config.max_target_positions,
-        vocab_size=config.vocab_size,
-    )
 
 
 def export(model: WhisperForConditionalGeneration, folder: Path) -> None:
@@ -100,10 +62,10 @@ class Bundle:
     """The two packages with caches, decoding greedily."""
 
     def __init__(self, folder: Path) -> None:
-        start = time.perf_counter()
+        watch = Stopwatch()
         self.encoder = Program.load(folder / "AudioEncoder.mlpackage")
         self.decoder = Program.load(folder / "TextDecoder.mlpackage")
-        self.load_s = time.perf_counter() - start
+        self.load_s = watch.wall_s
         shape = [axis or 1 for axis in self.decoder.inputs["key_cache"].shape]
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
         self.masks = torch.eye(KV_LENGTH)
@@ -136,20 +98,17 @@ class Bundle:
         return found[1:]
 
 
-def measure(ways: dict[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, list[float]]]:
-    """Wall and processor seconds of each way, `runs` times in turn after one run to warm up."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in ways}
-    for run in range(runs + 1):
-        for name, way in ways.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            way()
-            if run:
-                seconds[name]["wall"].append(time.perf_counter() - wall)
-                seconds[name]["cpu"].append(time.process_time() - cpu)
-    return seconds
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="folder of a Hugging Face Whisper checkpoint")
+    parser.add_argument("--tokens", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=7)
+    threads_option(parser)
 
 
-def compare(args: argparse.Namespace) -> dict[str, Any]:
+@benchmark("decode-speed", options)
+def decode_speed(args: Namespace) -> Result:
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     model = load_model(args.checkpoint)
     config = model.config
     features = torch.from_numpy(np.random.default_rng(0).uniform(-1, 1.5, (1, config.num_mel_bins, 3000)))
@@ -170,43 +129,30 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             ids = model.generate(features, decoder_input_ids=decoder_ids, do_sample=False, use_cache=True, **limits)
             found["generate"] = ids[0].tolist()[-args.tokens :]
 
-        seconds = measure({"bundle": through_bundle, "generate": through_generate}, args.runs)
-    result: dict[str, Any] = {"tokens": args.tokens, "threads": torch.get_num_threads(), "seconds": seconds}
-    for clock in ("wall", "cpu"):
-        medians = {name: statistics.median(values[clock]) for name, values in seconds.items()}
-        result[f"median_{clock}_s"] = medians
-        result[f"ratio_{clock}"] = medians["bundle"] / medians["generate"]
-    result["load_s"] = bundle.load_s
-    result["equal_tokens"] = sum(a == b for a, b in zip(found["bundle"], found["generate"], strict=True))
-    return result
+        seconds = in_turn({"bundle": through_bundle, "generate": through_generate}, args.runs)
+    equal = sum(a == b for a, b in zip(found["bundle"], found["generate"], strict=True))
+    return summary(seconds, bundle.load_s, equal, args.tokens)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="folder of a Hugging Face Whisper checkpoint")
-    parser.add_argument("--tokens", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    result = compare(args)
-    print(f"{'':10} {'median':>8} {'min':>8} {'max':>8} {'cpu':>8}  seconds")
-    for name, values in result["seconds"].items():
-        figures = (
-            result["median_wall_s"][name],
-            min(values["wall"]),
-            max(values["wall"]),
-            result["median_cpu_s"][name],
-        )
-        print(f"{name:10} " + " ".join(f"{figure:8.3f}" for figure in figures))
-    print(f"ratio of medians {result['ratio_wall']:.3f}, of processor time {result['ratio_cpu']:.3f}")
-    print(f"equal tokens {result['equal_tokens']} of {result['tokens']}; loading {result['load_s']:.2f} s")
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def summary(seconds: dict[str, dict[str, list[float]]], load_s: float, equal: int, tokens: int) -> Result:
+    """Medians and their ratios."""
+    table = Table((
+        Column("way", ""), Column("median_s", "median s", ".3f"), Column("min_s", "min s", ".3f"),
+        Column("max_s", "max s", ".3f"), Column("median_cpu_s", "cpu s", ".3f"),
+    ))  # fmt: skip
+    for name, values in seconds.items():
+        wall = values["wall"]
+        table.add(
+            way=name, median_s=statistics.median(wall), min_s=min(wall), max_s=max(wall),
+            median_cpu_s=statistics.median(values["cpu"]), **values,
+        )  # fmt: skip
+    bundle, generate = table.rows
+    figures = [
+        Figure("through the bundle, median", bundle["median_s"], "s", spec=".2f"),
+        Figure("through transformers' `generate` with its cache, median", generate["median_s"], "s", spec=".2f"),
+        Figure("ratio of medians", bundle["median_s"] / generate["median_s"], spec=".2f"),
+        Figure("ratio of processor time", bundle["median_cpu_s"] / generate["median_cpu_s"], spec=".2f"),
+        Figure("loading the bundle", load_s, "s", spec=".2f"),
+        Figure("equal tokens", f"{equal} of {tokens}"),
+    ]
+    return Result([table], figures, [f"{torch.get_num_threads()} threads"])

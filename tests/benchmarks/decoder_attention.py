@@ -1,22 +1,22 @@
-"""A decoder step with each attention: operations, FLOPs, bytes, and the latency that the cost model gives it.
+"""A decoder step with each attention: operations, FLOPs, bytes and estimated latency.
 
-What `--turbo` takes for the decoder is the one with the least. Each is exported in the runtime's form at the model's
-true dimensions, with weights that mean nothing, and counted from the program; --layers leaves layers out, which are
-all alike.
+`--turbo` takes the one with the lowest latency. Each is exported in the runtime's form at the model's true dimensions,
+with meaningless weights, and counted from the program. --layers omits layers, because all are alike.
 
-    python tests/benchmarks/decoder_attention.py [--models tiny large-v3] [--layers N] [--chips a14,m1] [--json FILE]
+    python -m tests.benchmarks decoder-attention [--models tiny large-v3] [--layers N] [--chips a14,m1]
 
 The table goes to stdout, coremltools' progress to stderr.
 """
 
-import argparse
-import json
 import tempfile
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
-from decoder_forms import KV_LENGTH, METADATA, MODELS, decoder
 
+from tests.benchmarks.decoder_forms import METADATA, decoder
+from tests.benchmarks.dimensions import DECODERS, KV_LENGTH
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention, attention, attention_names
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
 from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
@@ -41,40 +41,35 @@ def measure(made: TextDecoder, name: str, chips: list[Chip], table: ChipTable) -
         return len(graph.operations), [estimate_program(name, graph, chip, table) for chip in chips]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["tiny", "large-v3"])
-    parser.add_argument("--layers", type=int, help="at most so many decoder layers")
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--models", nargs="+", choices=DECODERS, default=["tiny", "large-v3"])
+    parser.add_argument("--layers", type=int, help="maximum number of decoder layers")
     parser.add_argument("--chips", default="a14,m1,a17pro,m4")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+
+
+@benchmark("decoder-attention", options)
+def decoder_attention(args: Namespace) -> Result:
     import_coremltools()
-    table = load_chips()
-    chips = [table.chip(name) for name in arguments.chips.split(",")]
-    titles = "".join(f"{chip.name + ' ms':>11}" for chip in chips)
-    print(f"{'model':<12}{'layers':>6}  {'attention':<15}{'operations':>10}{'MFLOP':>11}{'MB':>9}{titles}")
-    rows = []
-    for model in arguments.models:
-        made = decoder(model, arguments.layers)
+    chip_table = load_chips()
+    chips = [chip_table.chip(name) for name in args.chips.split(",")]
+    table = Table((
+        Column("model", "model"), Column("layers", "layers"), Column("attention", "attention"),
+        Column("operations", "operations"), Column("flops", "MFLOP", ".1f", 1e-6), Column("bytes", "MB", ".1f", 1e-6),
+        *(Column(chip.name, f"{chip.name} ms", ".3f", 1e3) for chip in chips), Column("mark", ""),
+    ))  # fmt: skip
+    for model in args.models:
+        made = decoder(model, args.layers)
         for name in attention_names():
-            count, found = measure(made, name, chips, table)
-            size = (found[0].weight_bytes + found[0].activation_bytes) / 1e6
-            times = "".join(f"{one.latency_s * 1e3:>11.3f}" for one in found)
-            mark = "  --turbo" if name == TURBO_DECODER else ""
-            layers = made.dims.decoder_layers
-            print(
-                f"{model:<12}{layers:>6}  {name:<15}{count:>10}{found[0].flops / 1e6:>11.1f}{size:>9.1f}{times}{mark}",
-                flush=True,
-            )
-            latency_s = {one.chip: one.latency_s for one in found}
-            rows.append({
-                "model": model, "layers": layers, "attention": name, "operations": count, "flops": found[0].flops,
-                "bytes": found[0].weight_bytes + found[0].activation_bytes, "latency_s": latency_s,
-            })  # fmt: skip
-    print(f"latencies: median error {table.median_error.value:.0%}; bytes: on the first chip")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            count, found = measure(made, name, chips, chip_table)
+            table.add(
+                model=model, layers=made.dims.decoder_layers, attention=name, operations=count, flops=found[0].flops,
+                bytes=found[0].weight_bytes + found[0].activation_bytes,
+                mark="--turbo" if name == TURBO_DECODER else "", **{one.chip: one.latency_s for one in found},
+            )  # fmt: skip
+    figures = [
+        Figure(row["attention"], 1e3 * row[chip.name], "ms", f"{row['model']}, {chip.name}", ".3f")
+        for row in table.rows
+        for chip in chips
+    ]
+    note = f"latencies: median error {chip_table.median_error.value:.0%}; bytes: on the first chip"
+    return Result([table], figures, [note])

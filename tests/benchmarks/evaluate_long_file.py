@@ -1,24 +1,21 @@
-"""Peak memory of evaluating one very long file: decoding, transcribing, scoring, storing, reporting.
+"""Peak memory of evaluating one very long file.
 
 The file is the demo's long recording again and again, as 44.1 kHz stereo FLAC. The whole way is that of `wkt evaluate`
 with the bundle, in a process of its own; its peak is compared with that of the same process on the short recordings.
 
-    python tests/benchmarks/evaluate_long_file.py BUNDLE [--hours 2] [--long-form sequential] [--json FILE]
+    python -m tests.benchmarks evaluate-long-file BUNDLE [--hours 2] [--long-form sequential]
 """
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 
+from tests.benchmarks.harness import Figure, Finished, Result, benchmark, bundle_argument, measured_process, wkt
 from whisperkit_tools.demo import demo_longform
 
 RATE_HZ = 44_100
@@ -39,51 +36,35 @@ def make_dataset(folder: Path, hours: float) -> None:
     (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
 
 
-def evaluate(bundle: str, dataset: Path, out: Path, long_form: str) -> tuple[float, int, dict[str, object]]:
-    """Wall seconds, peak bytes and the report of `wkt evaluate` in a process of its own."""
-    command = [sys.executable, "-m", "whisperkit_tools", "evaluate", bundle, "--dataset", str(dataset), "-o", str(out)]
-    command += ["--no-check-silence", "--long-form", long_form, "--json"]
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    report = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if os.waitstatus_to_exitcode(status):
-        raise SystemExit(f"{' '.join(command)} failed")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - begun, usage.ru_maxrss * unit, json.loads(report)["runs"][0]
+def evaluate(bundle: Path, dataset: Path, out: Path, long_form: str) -> Finished:
+    """Run `wkt evaluate` in a process of its own."""
+    options = ("--no-check-silence", "--long-form", long_form, "--json")
+    return measured_process(wkt("evaluate", bundle.resolve(), "--dataset", dataset, "-o", out, *options))
 
 
-def main() -> None:
-    """Print the table; exit 1 above the limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle")
+def options(parser: ArgumentParser) -> None:
+    bundle_argument(parser)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--long-form", default="sequential")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+
+
+@benchmark("evaluate-long-file", options)
+def evaluate_long_file(args: Namespace) -> Result:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(name).resolve()
         make_dataset(folder / "short", 0.01)
-        make_dataset(folder / "long", arguments.hours)
-        _, base, _ = evaluate(arguments.bundle, folder / "short", folder / "out", arguments.long_form)
-        wall_s, peak, run = evaluate(arguments.bundle, folder / "long", folder / "out", arguments.long_form)
-    above = peak - base
-    figures = {
-        "audio_s": run["dataset"]["audio_s"],
-        "wall_s": round(wall_s, 1),
-        "wer": run["metrics"]["wer"],
-        "peak_short_mib": round(base / 2**20),
-        "peak_long_mib": round(peak / 2**20),
-        "above_model_mib": round(above / 2**20),
-        "limit_mib": round(LIMIT_BYTES / 2**20),
-    }
-    for label, value in figures.items():
-        print(f"{label:<18} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
-    sys.exit(int(above > LIMIT_BYTES))
-
-
-if __name__ == "__main__":
-    main()
+        make_dataset(folder / "long", args.hours)
+        short = evaluate(args.bundle, folder / "short", folder / "out", args.long_form)
+        long = evaluate(args.bundle, folder / "long", folder / "out", args.long_form)
+    run = json.loads(long.output)["runs"][0]
+    above = long.peak_bytes - short.peak_bytes
+    figures = [
+        Figure("audio", run["dataset"]["audio_s"], "s", spec=".0f"),
+        Figure("time", long.seconds, "s", spec=".0f"),
+        Figure("WER", 100 * run["metrics"]["wer"], "%", spec=".2f"),
+        Figure("peak on short recordings", short.peak_bytes / 2**20, "MiB", spec=",.0f"),
+        Figure("peak", long.peak_bytes / 2**20, "MiB", spec=",.0f"),
+        Figure("peak above short recordings", above / 2**20, "MiB", spec=",.0f"),
+        Figure("limit of that", LIMIT_BYTES / 2**20, "MiB", spec=",.0f"),
+    ]
+    return Result(figures=figures, passed=above <= LIMIT_BYTES)

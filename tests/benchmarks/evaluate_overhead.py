@@ -1,17 +1,15 @@
-"""What an evaluation costs around the model: loading, normalising, scoring, storing, reporting.
+"""Time of an evaluation around the model: loading, normalising, scoring, storing, reporting.
 
 2,620 utterances of 7.4 s on average, as many and as long as LibriSpeech test-clean, are made of the demo's recordings
 and written as FLAC in LibriSpeech's own layout; the transcriber answers at once with a text that has some errors.
 
-    python tests/benchmarks/evaluate_overhead.py [--utterances 2620] [--workers 1] [--json FILE]
+    python -m tests.benchmarks evaluate-overhead [--utterances 2620] [--workers 1]
 """
 
-import argparse
-import json
 import random
 import sys
 import tempfile
-import time
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from tests.benchmarks.harness import Figure, Result, Stopwatch, benchmark
 from whisperkit_tools.demo import demo_utterances
 from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Hypothesis, Timings
 from whisperkit_tools.eval.datasets.open import open_dataset
@@ -88,13 +87,13 @@ class Quiet:
         """Show no progress."""
 
 
-def measure(folder: Path, workers: int) -> dict[str, float]:
-    """Seconds of each stage."""
+def measure(folder: Path, workers: int) -> tuple[dict[str, float], float]:
+    """Seconds of each stage, and the audio's."""
     times = {}
-    begun = time.perf_counter()
+    watch = Stopwatch()
     dataset = open_dataset(str(folder / "data"))
-    times["open and fingerprint the dataset"] = time.perf_counter() - begun
-    begun = time.perf_counter()
+    times["open and fingerprint the dataset"] = watch.wall_s
+    watch = Stopwatch()
     done = evaluate(
         Candidate("at-once", AtOnce(), BackendInfo("at-once", "none")),
         dataset,
@@ -104,36 +103,33 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
         read=read_audio,
         listener=Quiet(),
     )
-    times["decode, score, store, sum up"] = time.perf_counter() - begun
-    begun = time.perf_counter()
+    times["decode, score, store, sum up"] = watch.wall_s
+    watch = Stopwatch()
     write_run_pages(done.folder)
-    times["write report.md and report.html"] = time.perf_counter() - begun
+    times["write report.md and report.html"] = watch.wall_s
     if done.report.failures or done.report.dataset.examples != len(dataset.examples):
         raise SystemExit(f"not all examples were done: {done.report.failures[:3]}")
-    times["audio (hours)"] = done.report.dataset.audio_s / 3600
-    return times
+    return times, done.report.dataset.audio_s
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--utterances", type=int, default=2620)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+
+
+@benchmark("evaluate-overhead", options)
+def evaluate_overhead(args: Namespace) -> Result:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_librispeech(folder / "data", arguments.utterances)
-        cpu = time.process_time()
-        times = measure(folder, arguments.workers)
-        cpu = time.process_time() - cpu
-    total = sum(value for name, value in times.items() if not name.startswith("audio"))
-    rows = {**times, "all stages, wall": total, "all stages, CPU of this process": cpu}
-    for label, value in rows.items():
-        print(f"{label:<36} {value:8.2f}{'' if label.startswith('audio') else ' s'}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"utterances": arguments.utterances, **rows}, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        make_librispeech(folder / "data", args.utterances)
+        watch = Stopwatch()
+        times, audio_s = measure(folder, args.workers)
+        cpu_s = watch.cpu_s
+    figures = [Figure(stage, seconds, "s", spec=".2f") for stage, seconds in times.items()]
+    figures += [
+        Figure("all stages, wall", sum(times.values()), "s", spec=".2f"),
+        Figure("all stages, processor time of this process", cpu_s, "s", spec=".1f"),
+        Figure("utterances", args.utterances),
+        Figure("audio", audio_s / 3600, "h", spec=".2f"),
+    ]
+    return Result(figures=figures)

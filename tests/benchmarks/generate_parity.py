@@ -1,18 +1,16 @@
-"""Are the tokens those of transformers' `generate`? The executor in float32 mode against the PyTorch model.
+"""Tokens of the executor in float32 mode against those of transformers' `generate`.
 
-Both run on the same float16-rounded weights with the same options and seed: on the same mel features (transformers'
-own); on those that the bundle's MelSpectrogram makes of the whole file; and on those it makes window by window, as on
-the device, which are others by design when the audio is longer than a window. For each difference the table shows by
-how much transformers preferred its token: a margin of rounding size is a tie.
+Both run on the same float16-rounded weights with the same options and seed. There are three sources of features:
+transformers' own, those that the bundle's MelSpectrogram makes of the whole file, and those it makes window by window
+as on the device. The last differ by design when the audio is longer than a window. For each difference the notes show
+by how much transformers preferred its token. A margin of rounding size is a tie.
 
-    python tests/benchmarks/generate_parity.py CHECKPOINT BUNDLE AUDIO... [--demo] [--only NAME ...] [--json FILE]
+    python -m tests.benchmarks generate-parity CHECKPOINT BUNDLE AUDIO... [--demo] [--only NAME ...]
 
-`--demo` adds the embedded recordings; settings that name a language skip those in another.
+`--demo` adds the embedded recordings. Settings that name a language skip recordings in another language.
 """
 
-import argparse
-import json
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ import torch
 import transformers
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark, bundle_argument, progress, threads_option
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -61,6 +60,10 @@ SOURCES = {
     "file": "the bundle's own features of the whole file",
     "window": "the bundle's own features window by window",
 }
+EVERY = (
+    Column("audio", "audio"), Column("setting", "setting"), Column("tokens", "tokens"), Column("equal", "equal"),
+    Column("parts_at", "parts at"), Column("margin", "margin", ".2e"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,45 +211,48 @@ def rows(
             name = Path(path).name
             row = {source: compare(transcriber, name, setting, expected, ids) for source, ids in found.items()}
             equal = "".join(f"{row[source].equal!s:7}" for source in SOURCES)
-            print(f"{name:24}{setting:22}{equal}", file=sys.stderr, flush=True)
+            progress(f"{name:24}{setting:22}{equal}")
             yield row
 
 
-def show(title: str, table: list[Row]) -> None:
-    print(f"\n{title}\n{'setting':22}{'equal':>12}{'tokens':>9}")
-    for setting in SETTINGS:
-        of = [row for row in table if row.setting == setting]
-        if of:
-            print(f"{setting:22}{sum(r.equal for r in of):>6} / {len(of):<3}{sum(r.tokens for r in of):>9}")
-    print(f"{'all':22}{sum(r.equal for r in table):>6} / {len(table):<3}{sum(r.tokens for r in table):>9}")
-    for row in table:
-        if not row.equal:
-            margin = "not known" if row.margin is None else f"{row.margin:.2e}"
-            print(f"  {row.audio} ({row.setting}) parts at token {row.parts_at} of {row.tokens}, margin {margin}")
+def show(title: str, found: list[Row]) -> Table:
+    """Sum up a source of features by setting."""
+    table = Table(tuple(Column(key, key) for key in ("setting", "equal", "of", "tokens")), title)
+    by_setting = {setting: [row for row in found if row.setting == setting] for setting in SETTINGS}
+    for setting, rows_of in {**by_setting, "all": found}.items():
+        if rows_of:
+            equal, tokens = sum(r.equal for r in rows_of), sum(r.tokens for r in rows_of)
+            table.rows.append({"setting": setting, "equal": equal, "of": len(rows_of), "tokens": tokens})
+    return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parts(row: Row) -> str:
+    """Say where the tokens part."""
+    margin = "not known" if row.margin is None else f"{row.margin:.2e}"
+    return f"{row.audio} ({row.setting}) parts at token {row.parts_at} of {row.tokens}, margin {margin}"
+
+
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundle", type=Path)
+    bundle_argument(parser)
     parser.add_argument("audio", nargs="*")
     parser.add_argument("--demo", action="store_true", help="also the embedded recordings")
     parser.add_argument("--only", choices=list(SETTINGS), nargs="+", default=list(SETTINGS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_intermixed_args()
-    torch.set_num_threads(args.threads)
+    threads_option(parser)
+
+
+@benchmark("generate-parity", options)
+def generate_parity(args: Namespace) -> Result:
     audio: dict[str, str | None] = {str(item.path): None for item in find_inputs(args.audio)} if args.audio else {}
     if args.demo:
         audio |= {str(item.path): item.language for item in [*demo_utterances(), *demo_longform()]}
     oracle, transcriber = Oracle(args.checkpoint), Transcriber.load(args.bundle)
     found = list(rows(oracle, transcriber, audio, args.only))
+    result = Result()
     for source, title in SOURCES.items():
-        show(title, [row[source] for row in found])
-    if args.json:
-        result = {source: [asdict(row[source]) for row in found] for source in SOURCES}
-        args.json.write_text(json.dumps(result, indent=2, ensure_ascii=False))
-
-
-if __name__ == "__main__":
-    main()
+        of = [row[source] for row in found]
+        every = Table(EVERY, f"every audio on {title}", [asdict(row) for row in of])
+        result.tables += [show(title, of), every]
+        result.figures.append(Figure(f"equal on {title}", f"{sum(row.equal for row in of)} of {len(of)}"))
+        result.notes += [f"{title}: {parts(row)}" for row in of if not row.equal]
+    return result

@@ -5,7 +5,7 @@ The error that counts is that of the layer's output over speech, `|(W - Q) X|**2
 the inverse of that matrix. Table, scales and size stay the same, only indices change.
 
 Each layer's error falls to a third, but the divergence at the logits only at 3 bits (to two thirds), not at 4 with
-palettes that know what matters (`compensation.py` beside this), so it stays out of the product.
+palettes that know what matters (`compensation` beside this), so it stays out of the product.
 
 Source: Frantar et al., "GPTQ", arXiv 2210.17323, algorithm 1.
 """

@@ -1,6 +1,6 @@
-"""Word error rate of the long recordings by strategy: sequential, chunked, cut in pauses.
+"""Word error rate of long recordings by strategy: sequential, chunked, cut in pauses.
 
-    python tests/benchmarks/long_form.py BUNDLE [--folder DIR | --made N] [--json FILE]
+    python -m tests.benchmarks long-form BUNDLE [--folder DIR | --made N]
 
 The embedded recordings; those of a folder with a metadata.json of entries with `audio` and `text`; or N that are made
 of the embedded utterances, in random order with pauses of 0.2 to 1.2 s, 75 s or more each, for two recordings are few
@@ -8,16 +8,16 @@ to tell strategies apart. Texts are normalised as by `wkt evaluate`. Four or mor
 phrase that was lost, four or more inserted ones as one that was doubled or made up.
 """
 
-import argparse
 import json
 import random
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jiwer
 import numpy as np
-import torch
 
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark, bundle_argument, threads_option
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.speech import SAMPLE_RATE_HZ
@@ -111,33 +111,25 @@ def measure(transcriber: Transcriber, name: str, audio: list[Recording]) -> Row:
     return Row(name, words.wer, *errors, *lost_and_made_up(words), windows, segments, seconds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+def options(parser: ArgumentParser) -> None:
+    bundle_argument(parser)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--made", type=int)
     parser.add_argument("--only", choices=list(STRATEGIES), nargs="+", default=list(STRATEGIES))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    threads_option(parser)
+
+
+@benchmark("long-form", options)
+def long_form(args: Namespace) -> Result:
     audio = made(args.made) if args.made else recordings(args.folder)
     transcriber = Transcriber.load(args.bundle)
-    print(f"{len(audio)} recordings, {sum(len(samples) for samples, _, _ in audio) / SAMPLE_RATE_HZ:.0f} s")
-    heads = ("WER %", "sub", "del", "ins", "lost", "made up", "windows", "segments", "seconds")
-    print(f"{'strategy':30}" + "".join(f"{head:>9}" for head in heads))
-    rows = []
+    table = Table((
+        Column("strategy", "strategy"), Column("wer", "WER %", ".2f", 100), Column("substitutions", "sub"),
+        Column("deletions", "del"), Column("insertions", "ins"), Column("lost", "lost"), Column("made_up", "made up"),
+        Column("windows", "windows"), Column("segments", "segments"), Column("seconds", "seconds", ".1f"),
+    ))  # fmt: skip
     for name in args.only:
-        row = measure(transcriber, name, audio)
-        rows.append(row)
-        print(
-            f"{name:30}{100 * row.wer:>9.2f}{row.substitutions:>9}{row.deletions:>9}{row.insertions:>9}"
-            f"{row.lost:>9}{row.made_up:>9}{row.windows:>9}{row.segments:>9}{row.seconds:>9.1f}",
-            flush=True,
-        )
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        table.add(**asdict(measure(transcriber, name, audio)))
+    seconds = sum(len(samples) for samples, _, _ in audio) / SAMPLE_RATE_HZ
+    figures = [Figure(f"WER, {row['strategy']}", 100 * row["wer"], "%", spec=".1f") for row in table.rows]
+    return Result([table], figures, [f"{len(audio)} recordings, {seconds:.0f} s"])

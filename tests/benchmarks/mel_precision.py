@@ -1,13 +1,12 @@
-"""What float16 does to the mel features: the largest difference from transformers' feature extractor.
+"""Largest difference of the mel features from transformers' extractor, by the use of float16.
 
 Four ways to declare MelSpectrogram: float32 throughout, float16 output only (what is exported), float16 audio as well,
 and float16 for every operation. Features lie between -1.5 and 1.7; 1e-3 is the limit the tests keep.
 
-    python tests/benchmarks/mel_precision.py [AUDIO ...] [--json FILE]
+    python -m tests.benchmarks mel-precision [AUDIO ...]
 """
 
-import argparse
-import json
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import WhisperFeatureExtractor
 
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark
 from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.speech import WINDOW_SAMPLES
 
@@ -74,27 +74,18 @@ def measure(audio: np.ndarray, n_mels: int) -> dict[str, float]:
     return {name: float((features - expected).abs().max()) for name, features in found.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("audio", nargs="*", type=Path, help="speech files (default: two of the demo's)")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    if not options.audio:
-        from whisperkit_tools.demo import demo_utterances
-
-        options.audio = [utterance.path for utterance in demo_utterances()[:2]]
-    rows = [
-        {"audio": name, "n_mels": n_mels, "max_abs_difference": measure(audio, n_mels)}
-        for n_mels in (80, 128)
-        for name, audio in cases(options.audio).items()
-    ]
-    print(f"{'audio':34} {'mels':>4} " + " ".join(f"{way:>15}" for way in WAYS))
-    for row in rows:
-        figures = " ".join(f"{row['max_abs_difference'][way]:15.2e}" for way in WAYS)
-        print(f"{row['audio']:34} {row['n_mels']:4} {figures}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("audio", nargs="*", type=Path, help="speech files [default: two of the demo's]")
 
 
-if __name__ == "__main__":
-    main()
+@benchmark("mel-precision", options)
+def mel_precision(args: Namespace) -> Result:
+    from whisperkit_tools.demo import demo_utterances
+
+    paths = args.audio or [utterance.path for utterance in demo_utterances()[:2]]
+    table = Table((Column("audio", "audio"), Column("n_mels", "mels"), *(Column(way, way, ".2e") for way in WAYS)))
+    for n_mels in (80, 128):
+        for name, audio in cases(paths).items():
+            table.add(audio=name, n_mels=n_mels, **measure(audio, n_mels))
+    worst = {way: max(row[way] for row in table.rows) for way in WAYS}
+    return Result([table], [Figure(f"largest difference, {way}", value, spec=".0e") for way, value in worst.items()])

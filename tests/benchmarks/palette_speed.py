@@ -1,19 +1,17 @@
-"""Time of palettes against coremltools' `palettize_weights`, in one run on one tensor, and how good both are.
+"""Time and error of palettes against coremltools' `palettize_weights`, in one run on one tensor.
 
-    python tests/benchmarks/palette_speed.py [--rows 5120] [--columns 1280] [--json FILE]
+    python -m tests.benchmarks palette-speed [--rows 5120] [--columns 1280]
 
 coremltools' time is that of its whole call on a model of one layer, less that of the same call in mode `uniform`, which
 does all of the work but k-means.
 """
 
-import argparse
-import json
 import os
-import time
-from pathlib import Path
+from argparse import ArgumentParser, Namespace
 
 import numpy as np
 
+from tests.benchmarks.harness import Column, Figure, Result, Stopwatch, Table, benchmark
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
@@ -40,18 +38,18 @@ def theirs(model, mode, nbits, group_size):
     grouped = {"granularity": "per_grouped_channel", "group_size": group_size} if group_size else {}
     config = cto.OptimizationConfig(cto.OpPalettizerConfig(mode=mode, nbits=nbits, weight_threshold=0, **grouped))
     with quiet_coremltools():
-        start = time.perf_counter()
+        watch = Stopwatch()
         found = cto.palettize_weights(model, config)
-        seconds = time.perf_counter() - start
+        seconds = watch.wall_s
     operations = found._mil_program.functions["main"].operations
     made = next(op for op in operations if op.op_type == "constexpr_lut_to_dense")
     return seconds, made.materialized_val_inference()
 
 
 def ours(weight, option, exact):
-    start = time.perf_counter()
+    watch = Stopwatch()
     found = palettize(weight, option, exact=exact)
-    return time.perf_counter() - start, found.squared_error(weight)
+    return watch.wall_s, found.squared_error(weight)
 
 
 def measured(model, weight, nbits, group_size):
@@ -73,37 +71,34 @@ def measured(model, weight, nbits, group_size):
     }
 
 
-def main():
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=5120)
     parser.add_argument("--columns", type=int, default=1280)
     parser.add_argument("--group-sizes", type=int, nargs="*", default=[0, 16])
     parser.add_argument("--nbits", type=int, nargs="*", default=[1, 2, 3, 4, 6])
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    weight = (np.random.default_rng(0).standard_t(6, (given.rows, given.columns)) * 0.03).astype(np.float16)
+
+
+@benchmark("palette-speed", options)
+def palette_speed(args: Namespace) -> Result:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    weight = (np.random.default_rng(0).standard_t(6, (args.rows, args.columns)) * 0.03).astype(np.float16)
     with quiet_coremltools():
         model = one_layer(weight)
-    rows = []
-    print("groups  bits  coremltools   k-means only   exact   quick   error: exact, quick against coremltools")
-    for group_size in given.group_sizes:
-        for nbits in given.nbits:
-            row = measured(model, weight, nbits, group_size)
-            rows.append(row)
-            times = "{coremltools_s:10.2f} s {coremltools_k_means_s:12.2f} s {ours_s:6.2f} s {quick_s:6.2f} s"
-            errors = "   {excess:+.1e}   {quick_excess:+.1e}"
-            print(f"{group_size or '-':>6} {nbits:5d} " + (times + errors).format(**row), flush=True)
-        these = [row for row in rows if row["group_size"] == group_size]
-        total = {key: sum(row[key] for row in these) for key in ("coremltools_s", "ours_s", "quick_s")}
-        print(
-            f"   all: {total['coremltools_s']:.2f} s / {total['ours_s']:.2f} s = "
-            f"{total['coremltools_s'] / total['ours_s']:.1f}x exact, "
-            f"{total['coremltools_s'] / total['quick_s']:.1f}x quick\n"
-        )
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    table = Table((
+        Column("group_size", "groups"), Column("nbits", "bits"), Column("coremltools_s", "coremltools s", ".2f"),
+        Column("coremltools_k_means_s", "k-means only s", ".2f"), Column("ours_s", "exact s", ".2f"),
+        Column("quick_s", "quick s", ".2f"), Column("excess", "exact's error", "+.1e"),
+        Column("quick_excess", "quick's error", "+.1e"),
+    ))  # fmt: skip
+    figures = []
+    for group_size in args.group_sizes:
+        rows = [table.add(**measured(model, weight, nbits, group_size)) for nbits in args.nbits]
+        total = {key: sum(row[key] for row in rows) for key in ("coremltools_s", "ours_s", "quick_s")}
+        case = f"groups of {group_size} channels" if group_size else "a palette per tensor"
+        figures += [
+            Figure("coremltools", total["coremltools_s"], "s", case, ".2f"),
+            Figure("exact", total["ours_s"], "s", case, ".2f"),
+            Figure("exact, times as fast", total["coremltools_s"] / total["ours_s"], "", case, ".1f"),
+            Figure("quick, times as fast", total["coremltools_s"] / total["quick_s"], "", case, ".1f"),
+        ]
+    return Result([table], figures, ["errors: squared error above that of coremltools, as a share"])

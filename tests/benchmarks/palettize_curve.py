@@ -1,6 +1,6 @@
-"""KL divergence against size: uniform palettes, threshold recipes, this project's allocation, and that one tuned.
+"""KL divergence against size: uniform palettes, threshold recipes, this project's allocation, tuned or not.
 
-    python tests/benchmarks/palettize_curve.py BUNDLE [--bits 3,4,5] [--steps 240] [--examples 16] [--tokens 128]
+    python -m tests.benchmarks palettize-curve BUNDLE [--bits 3,4,5] [--steps 240] [--examples 16] [--tokens 128]
 
 Every recipe is made for the same size of weights. The divergence is measured, on utterances that calibration has not
 heard, with the weights put into the bundle's own programs.
@@ -16,15 +16,24 @@ At one bit errors are too large for a quadratic prediction, so recipes of any ki
 --per-tensor-only leaves all options out, which take longest to try.
 """
 
-import argparse
-import json
 import tempfile
-import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tests.benchmarks.harness import (
+    Column,
+    Figure,
+    Result,
+    Stopwatch,
+    Table,
+    benchmark,
+    bundle_argument,
+    numbers,
+    progress,
+)
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import gate_clips
 from whisperkit_tools.compress.compressor import Palettizer
@@ -38,6 +47,15 @@ from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sizes import dense_nbytes
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
+
+METHODS = {
+    "uniform": "uniform, one palette a weight (coremltools in one call)",
+    "threshold": "threshold recipe (whisperkittools' published method, on the same predictions)",
+    "per tensor": "`wkt`, one palette a weight",
+    "all options": "`wkt`, with groups, vectors and outliers",
+    "tuned": "the last, tuned by {steps} steps",
+}
+PROFILE = Path(tempfile.gettempdir()) / "palettize-curve-profile"
 
 
 class Meter:
@@ -110,23 +128,71 @@ def tuned(work, palettes, steps):
     return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+class Curve:
+    """Recipes of several methods at one size after another, and their measured divergence."""
+
+    def __init__(self, work, examples, per_tensor_only):
+        self.work, self.meter, self.cache = work, Meter(work, examples), {}
+        self.widths = [n for n in NBITS[1:] if Compression(n).spec_version <= work.model.spec_version]
+        self.candidates = {"per tensor": self._per_tensor()}
+        if not per_tensor_only:
+            self.candidates["all options"] = work.planner.table()
+        self.table = Table((
+            Column("bits", "bits"), Column("method", "method"), Column("measured_bits", "bits a weight", ".3f"),
+            Column("kl", "KL", ".5f"), Column("predicted_kl", "predicted KL", ".5f"),
+        ))  # fmt: skip
+
+    def _per_tensor(self):
+        """One palette a weight at each width, or none at all."""
+        planner, options = self.work.planner, [Compression(n) for n in self.widths]
+        return {
+            key: [*planner.candidates(key, options), Candidate(None, dense_nbytes(shape), 0.0)]
+            for key, shape in self.work.model.shapes.items()
+        }
+
+    def _add(self, bits, method, palettes, size, predicted=None):
+        measured_bits = 8 * size / self.work.model.elements
+        kl = self.meter(palettes)
+        self.table.add(
+            bits=bits, method=method, nbytes=size, measured_bits=measured_bits, kl=kl, predicted_kl=predicted
+        )
+
+    def measure(self, bits, tuning_steps):
+        """Measure every method at the size of uniform palettes of so many bits; tune the last by so many steps."""
+        work, elements = self.work, self.work.model.elements
+        whole = None
+        if bits in self.widths:
+            whole = {key: plain(work, self.cache, key, int(bits))[0] for key in work.model.shapes}
+        budget = sum(p.nbytes for p in whole.values()) if whole else int(bits * elements / 8)
+        if whole:
+            self._add(bits, "uniform", whole, budget)
+        chosen, size = threshold_recipe(work, self.cache, self.widths, budget)
+        if chosen is not None:
+            self._add(bits, "threshold", chosen, size)
+        aim = Aim(target_bits=8 * (budget + 0.5) / elements)
+        for method, candidates in self.candidates.items():
+            work.planner.table = lambda candidates=candidates: candidates
+            recipe, _ = work.planner.recipe(aim)
+            palettes = recipe_palettes(work, recipe)
+            self._add(bits, method, palettes, recipe.nbytes, recipe.divergence)
+        if tuning_steps:
+            self._add(bits, "tuned", tuned(work, palettes, tuning_steps), recipe.nbytes)
+
+
+def options(parser: ArgumentParser) -> None:
+    bundle_argument(parser)
     parser.add_argument("--bits", default="3,4,5")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--tuned-bits", default="3,3.5,4,5")
     parser.add_argument("--examples", type=int, default=16)
     parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=128, help="most of a window; a random model writes on and on")
-    parser.add_argument("--profile", type=Path, default=Path(tempfile.gettempdir()) / "palettize-curve-profile")
+    parser.add_argument("--tokens", type=int, default=128, help="maximum of a window; a random model writes on and on")
+    parser.add_argument("--profile", type=Path, default=PROFILE)
     parser.add_argument("--per-tensor-only", action="store_true")
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
 
 
-def main():
-    args = arguments()
+@benchmark("palettize-curve", options)
+def palettize_curve(args: Namespace) -> Result:
     config = PalettizeConfig(
         aim=Aim(target_bits=4),
         windows=args.windows,
@@ -135,47 +201,15 @@ def main():
         tune_steps=args.steps,
     )
     work = Palettizer(Bundle.open(args.bundle), config)
-    started = time.perf_counter()
+    watch = Stopwatch()
     work.sense()
-    print(f"sensitivity {time.perf_counter() - started:.1f} s", flush=True)
-    meter, cache, rows = Meter(work, args.examples), {}, []
-    widths = [n for n in NBITS[1:] if Compression(n).spec_version <= work.model.spec_version]
-    flat_table = {
-        key: [
-            *work.planner.candidates(key, [Compression(n) for n in widths]),
-            Candidate(None, dense_nbytes(shape), 0.0),
-        ]
-        for key, shape in work.model.shapes.items()
-    }
-    tables = {"per tensor": flat_table}
-    if not args.per_tensor_only:
-        tables["all options"] = work.planner.table()
-
-    def report(bits, name, palettes, size, predicted=None):
-        found = meter(palettes)
-        rows.append({"bits": bits, "method": name, "nbytes": size, "kl": found, "predicted_kl": predicted})
-        shown = "" if predicted is None else f"  predicted {predicted:.5f}"
-        print(f"{bits:>4} {name:<12} {8 * size / work.model.elements:6.3f} bits  KL {found:.5f}{shown}", flush=True)
-
-    for bits in [float(part) for part in args.bits.split(",")]:
-        whole = {key: plain(work, cache, key, int(bits))[0] for key in work.model.shapes} if bits in widths else None
-        budget = sum(p.nbytes for p in whole.values()) if whole else int(bits * work.model.elements / 8)
-        if whole:
-            report(bits, "uniform", whole, budget)
-        chosen, size = threshold_recipe(work, cache, widths, budget)
-        if chosen is not None:
-            report(bits, "threshold", chosen, size)
-        aim = Aim(target_bits=8 * (budget + 0.5) / work.model.elements)
-        for name, table in tables.items():
-            work.planner.table = lambda table=table: table
-            recipe, _ = work.planner.recipe(aim)
-            palettes = recipe_palettes(work, recipe)
-            report(bits, name, palettes, recipe.nbytes, recipe.divergence)
-        if args.steps and bits in [float(part) for part in args.tuned_bits.split(",")]:
-            report(bits, "tuned", tuned(work, palettes, args.steps), recipe.nbytes)
-    if args.json:
-        args.json.write_text(json.dumps({"steps": args.steps, "rows": rows}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    note = f"sensitivity {watch.wall_s:.1f} s"
+    progress(note)
+    curve = Curve(work, args.examples, args.per_tensor_only)
+    for bits in numbers(args.bits):
+        curve.measure(bits, args.steps if bits in numbers(args.tuned_bits) else 0)
+    figures = [
+        Figure(METHODS[row["method"]].format(steps=args.steps), row["kl"], "", f"{row['bits']:g} bits", ".4f")
+        for row in curve.table.rows
+    ]
+    return Result([curve.table], figures, [note])

@@ -1,22 +1,20 @@
-"""Does the predicted divergence of a compressed weight rank weights as the measured one does?
+"""Rank correlation of predicted and measured divergences of compressed weights.
 
-    python tests/benchmarks/sensitivity_rank.py BUNDLE [--bits 2,4] [--windows 8] [--tokens 128] [--samples N]
-        [--json FILE]
+    python -m tests.benchmarks sensitivity-rank BUNDLE [--bits 2,4] [--windows 8] [--tokens 128] [--samples N]
 
 For each weight and width a palette for one weight alone is put into the bundle's program, and the divergence of the
 teacher-forced logits is measured on the same windows on which the curvature was estimated.
 """
 
-import argparse
-import json
 import tempfile
-import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from tests.benchmarks.harness import Column, Figure, Result, Stopwatch, Table, benchmark, bundle_argument, numbers
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.compressor import Palettizer
 from whisperkit_tools.compress.config import PalettizeConfig
@@ -26,35 +24,8 @@ from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.compression import Compression
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--bits", default="2,4")
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--samples", type=int)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        config = PalettizeConfig(
-            windows=args.windows, max_tokens=args.tokens, samples=args.samples, profile_dir=Path(folder)
-        )
-        work = Palettizer(Bundle.open(args.bundle), config)
-        started = time.perf_counter()
-        work.sense()
-        print(f"sensitivity {time.perf_counter() - started:.1f} s", flush=True)
-        rows = measure(work, [int(n) for n in args.bits.split(",")])
-    predicted, measured = ([row[name] for row in rows] for name in ("predicted", "measured"))
-    figures = {"spearman": float(spearmanr(predicted, measured).statistic)}
-    for n in sorted({row["nbits"] for row in rows}):
-        pairs = [(row["predicted"], row["measured"]) for row in rows if row["nbits"] == n]
-        figures[f"spearman_{n}"] = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-    print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    if args.json:
-        args.json.write_text(json.dumps({**figures, "rows": rows}, indent=1) + "\n")
-
-
-def measure(work, widths):
+def measure(work, widths, table):
+    """Fill the table with each weight's predicted and measured divergence at each width."""
     programs = {name: Program.load(path) for name, path in work.model.packages.items()}
     forcing = TeacherForcing(programs[DECODER])
 
@@ -66,7 +37,7 @@ def measure(work, widths):
         return [forcing.forward(window, audio).logits for window, audio in zip(work.windows, embeds, strict=True)]
 
     plain = encode()
-    references, rows = logits(plain), []
+    references = logits(plain)
     for key in work.model.shapes:
         weight = programs[key[0]].weights[key[1]]
         original = weight.detach().clone()
@@ -76,12 +47,41 @@ def measure(work, widths):
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(work.planner.palette(key, option).dense().astype(np.float32)))
             found = mean_divergence(references, logits(plain if key[0] == DECODER else encode()))
-            rows.append({"weight": "/".join(key), "nbits": nbits, "predicted": predicted, "measured": found})
-            print(f"{'/'.join(key):<60} {nbits}  predicted {predicted:.6f}  measured {found:.6f}", flush=True)
+            table.add(weight="/".join(key), nbits=nbits, predicted=predicted, measured=found)
         with torch.no_grad():
             weight.copy_(original)
-    return rows
 
 
-if __name__ == "__main__":
-    main()
+def correlation(rows):
+    """Rank correlation of predicted and measured divergences."""
+    return float(spearmanr([row["predicted"] for row in rows], [row["measured"] for row in rows]).statistic)
+
+
+def options(parser: ArgumentParser) -> None:
+    bundle_argument(parser)
+    parser.add_argument("--bits", default="2,4")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--samples", type=int)
+
+
+@benchmark("sensitivity-rank", options)
+def sensitivity_rank(args: Namespace) -> Result:
+    table = Table((
+        Column("weight", "weight"), Column("nbits", "bits"), Column("predicted", "predicted", ".6f"),
+        Column("measured", "measured", ".6f"),
+    ))  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        config = PalettizeConfig(
+            windows=args.windows, max_tokens=args.tokens, samples=args.samples, profile_dir=Path(folder)
+        )
+        work = Palettizer(Bundle.open(args.bundle), config)
+        watch = Stopwatch()
+        work.sense()
+        sensed_s = watch.wall_s
+        measure(work, [int(bits) for bits in numbers(args.bits)], table)
+    figures = [Figure("rank correlation", correlation(table.rows), spec=".3f")]
+    for nbits in sorted({row["nbits"] for row in table.rows}):
+        some = [row for row in table.rows if row["nbits"] == nbits]
+        figures.append(Figure(f"rank correlation at {nbits} bits", correlation(some), spec=".3f"))
+    return Result([table], [*figures, Figure("sensitivity", sensed_s, "s", spec=".1f")])

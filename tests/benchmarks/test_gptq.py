@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.benchmark_modules import benchmark
 
+from tests.benchmarks import gptq
 from whisperkit_tools.errors import RecipeError
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 
-gptq = benchmark("gptq")
 RNG = np.random.default_rng(2)
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
 WEIGHT = (RNG.standard_t(5, (48, 160, 1, 1)) * 0.1).astype(np.float16)

@@ -1,24 +1,23 @@
-"""How far word starts are from where the words are said, with a checkpoint's own alignment heads and with chosen ones.
+"""Errors of word starts, with a checkpoint's own alignment heads and with chosen ones.
 
 The demo's short recordings are the audio: the synthesizer reported where each word begins. Words of the transcript are
 matched to those of the reference; the error is over matched words, F1 counts those that begin within 100 ms, so that
 a word that was not heard, or heard elsewhere, costs too.
 
-    python tests/benchmarks/word_timestamps.py [CHECKPOINT] [--heads L.H,L.H ...] [--json FILE]
+    python -m tests.benchmarks word-timestamps [CHECKPOINT] [--heads L.H,L.H ...]
 
 `--heads` adds sets of heads to compare, each as layer.head; the checkpoint is `demo` unless another knows its language.
 """
 
-import argparse
-import json
 import tempfile
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark, progress, threads_option
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
@@ -35,7 +34,7 @@ NEAR_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Errors:
     """Word starts against the reference: errors in seconds, over matched words."""
 
     heads: str
@@ -64,12 +63,12 @@ def errors(transcriber: Transcriber, utterance: Recording) -> tuple[list[float],
     return [words[there].start_s - utterance.words[here].start_s for here, there in pairs], len(wanted), len(found)
 
 
-def measure(name: str, transcriber: Transcriber) -> Figures:
+def measure(name: str, transcriber: Transcriber) -> Errors:
     rows = [errors(transcriber, utterance) for utterance in demo_utterances()]
     signed = np.array([error for row in rows for error in row[0]])
     wanted, found = sum(row[1] for row in rows), sum(row[2] for row in rows)
     near = int((np.abs(signed) <= NEAR_S).sum())
-    return Figures(
+    return Errors(
         name,
         wanted,
         len(signed),
@@ -91,36 +90,33 @@ def parsed(text: str) -> AlignmentHeads:
     return tuple((int(layer), int(head)) for layer, head in (pair.split(".") for pair in text.split(",")))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(parser: ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", default="demo")
     parser.add_argument("--heads", nargs="*", default=[])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    threads_option(parser)
+
+
+@benchmark("word-timestamps", options)
+def word_timestamps(args: Namespace) -> Result:
     checkpoint = open_checkpoint(args.checkpoint)
     choice = choose_alignment_heads(checkpoint, [verification_speech()])
-    print(choice.reason)
+    progress(choice.reason)
     sets = {"own": checkpoint.alignment_heads, "chosen": choice.heads} | {text: parsed(text) for text in args.heads}
-    print(f"\n{'heads':34}{'words':>7}{'matched':>9}{'median ms':>11}{'90 % ms':>9}{'mean ms':>9}{'F1 100 ms':>11}")
-    rows = []
+    table = Table((
+        Column("heads", "heads"), Column("words", "words"), Column("matched", "matched"),
+        Column("median_s", "median ms", ".0f", 1e3), Column("p90_s", "90 % ms", ".0f", 1e3),
+        Column("mean_signed_s", "mean ms", ".0f", 1e3), Column("f1_100ms", "F1 100 ms", ".3f"),
+    ))  # fmt: skip
+    figures, notes = [], [choice.reason]
     for name, heads in sets.items():
         if heads is None:
-            print(f"{name:34}none")
+            notes.append(f"{name}: none")
             continue
         with tempfile.TemporaryDirectory() as folder:
             shown = name if name in args.heads else f"{name} {','.join(f'{layer}.{head}' for layer, head in heads)}"
-            row = measure(shown, transcriber_with(checkpoint, heads, Path(folder)))
-        rows.append(row)
-        print(
-            f"{row.heads:34}{row.words:>7}{row.matched:>9}{1e3 * row.median_s:>11.0f}{1e3 * row.p90_s:>9.0f}"
-            f"{1e3 * row.mean_signed_s:>9.0f}{row.f1_100ms:>11.3f}",
-            flush=True,
-        )
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+            row = table.add(**asdict(measure(shown, transcriber_with(checkpoint, heads, Path(folder)))))
+        figures += [
+            Figure("median error of word starts", 1e3 * row["median_s"], "ms", f"{name} heads", ".0f"),
+            Figure("90 % within", 1e3 * row["p90_s"], "ms", f"{name} heads", ".0f"),
+        ]
+    return Result([table], figures, notes)

@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import yaml
-
 from helpers.hub_repository import Conflict, Entry, ObjectStore, Repository, git_blob_id
 from helpers.hub_transport import BaseHandler, Fault, Logged, StorageHandler
 

@@ -9,7 +9,6 @@ import scipy.signal
 import scipy.special
 import torch
 import torch.nn.functional as F
-
 from helpers.mil_operations import DIVISORS, INTS, X, randn
 
 

@@ -3,10 +3,9 @@
 import os
 
 import pytest
+from helpers.hub_server import PART_BYTES, Fault, TestHub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-from helpers.hub_server import PART_BYTES, Fault, TestHub
 
 REPO = "acme/whisper"
 

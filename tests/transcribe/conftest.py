@@ -1,8 +1,8 @@
 """The embedded demo, loaded to transcribe, and transformers' Whisper with the same weights."""
 
 import pytest
-from helpers.benchmark_modules import benchmark
 
+from tests.benchmarks.generate_parity import Oracle
 from whisperkit_tools.demo import demo_checkpoint_dir
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -14,4 +14,4 @@ def transcriber(demo_bundle):
 
 @pytest.fixture(scope="session")
 def oracle():
-    return benchmark("generate_parity").Oracle(demo_checkpoint_dir())
+    return Oracle(demo_checkpoint_dir())

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.benchmark_modules import benchmark
 
+from tests.benchmarks import generate_parity as parity
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.decoder.loading import load_models
@@ -23,8 +23,6 @@ from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
-
-parity = benchmark("generate_parity")
 
 
 def read(path):

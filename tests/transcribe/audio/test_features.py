@@ -5,15 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.benchmark_modules import benchmark
 
+from tests.benchmarks import generate_parity as parity
 from whisperkit_tools.demo import demo_longform
 from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.transcribe.audio.features import AudioFeatures, FileFeatures, audio_features
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-
-parity = benchmark("generate_parity")
 
 
 @pytest.fixture(scope="module")

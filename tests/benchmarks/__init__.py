@@ -1,0 +1,1 @@
+"""Benchmarks, one a module: `python -m tests.benchmarks` lists them."""
