@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
-from whisperkit_tools.decoder.teacher_forcing import Forced, TeacherForcing, Window
+from whisperkit_tools.decoder.teacher_forcing import ForcedRun, SpeechWindow, TeacherForcing
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.graph import Graph, read_graph
@@ -112,7 +112,7 @@ def cotangent(logits: Tensor, generator: torch.Generator) -> Tensor:
 
 def curvatures(
     packages: Mapping[str, Path],
-    windows: Sequence[Window],
+    windows: Sequence[SpeechWindow],
     options: FisherOptions | None = None,
     done: Callable[[str, Curvature], None] | None = None,
     ticks: Callable[[str, int, int], None] | None = None,
@@ -158,7 +158,7 @@ def _report(done: Callable[[str, Curvature], None] | None, component: str, found
         done(component, found)
 
 
-def encode(package: Path, windows: Sequence[Window]) -> list[Tensor]:
+def encode(package: Path, windows: Sequence[SpeechWindow]) -> list[Tensor]:
     """Audio embeddings `[1, D, 1, n_audio_ctx]` of each window."""
     program = Program.load(package)
     return [program.run({FEATURES: window.features})[EMBEDS] for window in windows]
@@ -225,7 +225,7 @@ class _Decoder:
 
     def run(
         self,
-        windows: Sequence[Window],
+        windows: Sequence[SpeechWindow],
         embeds: Sequence[Tensor],
         options: FisherOptions,
         ticks: Callable[[str, int, int], None] | None,
@@ -255,7 +255,7 @@ class _Decoder:
                 kept.save(DECODER, {**self.square.state(), **arrived, _GENERATOR: generator.get_state()})
         return arrived
 
-    def _sample(self, window: Window, forced: Forced, audio: Tensor, generator: torch.Generator) -> Tensor:
+    def _sample(self, window: SpeechWindow, forced: ForcedRun, audio: Tensor, generator: torch.Generator) -> Tensor:
         # Each window's mean over its tokens counts the same, so that short utterances are not drowned by long ones.
         drawn = cotangent(forced.logits, generator) / window.predicted**0.5
         return self._forcing.backward(window, forced, audio, drawn)
@@ -271,7 +271,7 @@ class _Encoder:
 
     def run(
         self,
-        windows: Sequence[Window],
+        windows: Sequence[SpeechWindow],
         arrived: Mapping[str, Tensor],
         options: FisherOptions,
         ticks: Callable[[str, int, int], None] | None,
@@ -299,7 +299,7 @@ def _cotangent_name(window: int, sample: int) -> str:
     return f"{_COTANGENT}{window}/{sample}"
 
 
-def reference_logits(packages: Mapping[str, Path], windows: Sequence[Window]) -> list[Tensor]:
+def reference_logits(packages: Mapping[str, Path], windows: Sequence[SpeechWindow]) -> list[Tensor]:
     """The teacher-forced logits `[predicted, V]` of each window through a bundle's packages."""
     embeds = encode(packages[ENCODER], windows)
     forcing = TeacherForcing(Program.load(packages[DECODER]))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
-from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window, divergence
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.mil.activation_checkpointing import Segments
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
@@ -168,7 +168,7 @@ class Tuning:
         self,
         packages: Mapping[str, Path],
         palettized: Mapping[str, Mapping[str, Palettized]],
-        windows: Sequence[Window],
+        windows: Sequence[SpeechWindow],
         references: Sequence[Tensor],
         options: TuningOptions,
         judging: Sequence[int] = (),

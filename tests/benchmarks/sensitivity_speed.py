@@ -18,7 +18,7 @@ from tests.benchmarks.harness import Figure, Result, Stopwatch, benchmark, bundl
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import calibration_clips
 from whisperkit_tools.compress.planner import Model, Planner
-from whisperkit_tools.decoder.teacher_forcing import Window
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.quantization.compression import NBITS, Compression
 from whisperkit_tools.quantization.recipe import Wishes
 from whisperkit_tools.quantization.sensitivity import FisherOptions
@@ -35,7 +35,7 @@ def windows(bundle, count, tokens):
         samples = np.zeros(480_000, np.float32)
         samples[: len(clip.audio)] = np.roll(clip.audio, 16_000 * at)
         features = mel.run({"audio": torch.from_numpy(samples)})["melspectrogram_features"]
-        found.append(Window(features, tuple(rng.integers(0, vocabulary, tokens + 4).tolist()), 4))
+        found.append(SpeechWindow(features, tuple(rng.integers(0, vocabulary, tokens + 4).tolist()), 4))
     return found
 
 

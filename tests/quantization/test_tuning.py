@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from whisperkit_tools.decoder.teacher_forcing import Window
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization import checkpointing as kept
 from whisperkit_tools.quantization.compression import Compression
@@ -50,7 +50,7 @@ def test_the_gradient_of_entries_is_what_differences_say(option):
 
 @pytest.fixture(scope="module")
 def window(noise_features):
-    return Window(noise_features, (641, 642, 700, 30, 31, 32, 400, 401, 402, 640), 4)
+    return SpeechWindow(noise_features, (641, 642, 700, 30, 31, 32, 400, 401, 402, 640), 4)
 
 
 def _palettes(packages, component, names, nbits):
@@ -118,7 +118,7 @@ def test_an_interrupted_tuning_goes_on_to_the_same_result(packages, window, tmp_
 
 
 def test_windows_that_judge_are_not_tuned_on(packages, window):
-    other = Window(window.features.flip(-1), window.tokens, window.first)
+    other = SpeechWindow(window.features.flip(-1), window.tokens, window.first)
     palettes = _palettes(packages, "TextDecoder", ["layers_0_fc1_weight"], 2)
     references = reference_logits(packages, [other, window])
     options = TuningOptions(steps=3)

@@ -19,7 +19,7 @@ from whisperkit_tools.compress.package_builder import verify_packages, write_pac
 from whisperkit_tools.compress.planner import Aim, Model, Planner, Ticks
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.session import Component
-from whisperkit_tools.decoder.teacher_forcing import Window
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.errors import BundleError, QualityGateError
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.memory import available_memory, release_memory
@@ -87,13 +87,13 @@ class Palettizer:
         return listener
 
     @cached_property
-    def windows(self) -> list[Window]:
+    def windows(self) -> list[SpeechWindow]:
         """The calibration windows, transcribed by the uncompressed bundle."""
         with self.progress.stage("calibration", "transcribe"):
             return calibration_windows(self.listener(), self._clips)
 
     @cached_property
-    def tuning_speech(self) -> tuple[list[Window], list[Tensor], list[int]]:
+    def tuning_speech(self) -> tuple[list[SpeechWindow], list[Tensor], list[int]]:
         """Windows of a sentence each, the uncompressed bundle's logits of them, and the indices of those that judge."""
         steps = self.config.tune_steps
         with self.progress.stage("tuning", "transcribe"):

@@ -14,7 +14,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import Clip, tuning_clips
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.session import Component, Models
-from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window, divergence
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import word_counts
@@ -27,7 +27,7 @@ from whisperkit_tools.transcribe.transcriber import Transcriber
 class Heard:
     """What a bundle makes of one clip: the window to force on others (None of a longer clip), and the text."""
 
-    window: Window | None
+    window: SpeechWindow | None
     text: str
 
 
@@ -68,14 +68,14 @@ class Listener:
             prefix += [special.languages[found.language], special.tasks[found.task]]
         prefix.append(special.no_timestamps)
         tokens = (*prefix, *found.tokens, special.end_of_text)[: len(prefix) + self._max_tokens]
-        return Heard(Window(self.features(clip), tokens, len(prefix)), found.text)
+        return Heard(SpeechWindow(self.features(clip), tokens, len(prefix)), found.text)
 
     def features(self, clip: Clip) -> Tensor:
         """Mel features of a clip, filled up with silence."""
         return _features(clip, self.models)
 
 
-def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Window]:
+def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[SpeechWindow]:
     """The windows of those clips in which something is said.
 
     Raises:
@@ -92,7 +92,7 @@ def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[Windo
 
 def tuning_windows(
     listener: Listener, source: str | Path | None, limit: int, steps: int
-) -> tuple[list[Window], list[int]]:
+) -> tuple[list[SpeechWindow], list[int]]:
     """The windows for tuning as `tuning_clips` has them, and the indices of those that judge.
 
     Raises:
@@ -106,7 +106,7 @@ def tuning_windows(
     return windows, list(range(len(judges)))
 
 
-def _heard(listener: Listener, clips: Sequence[Clip]) -> list[Window]:
+def _heard(listener: Listener, clips: Sequence[Clip]) -> list[SpeechWindow]:
     heard = [listener.hear(clip, whole=False) for clip in clips]
     return [item.window for item in heard if item is not None and item.window is not None]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import MANIFEST, Bundle
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
-from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, Window
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing
 from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.program import Program
@@ -39,7 +39,7 @@ def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
             write_compressed(source.package(name).path, palettes[name], folder / f"{name}.mlpackage")
 
 
-def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Window) -> dict[str, float]:
+def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: SpeechWindow) -> dict[str, float]:
     """Run what was written against the uncompressed programs with the intended weights put in.
 
     Returns:
@@ -64,10 +64,10 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Wi
     return figures
 
 
-def _outputs(folder: Path, palettes: Palettes, window: Window) -> dict[str, FloatArray]:
+def _outputs(folder: Path, palettes: Palettes, window: SpeechWindow) -> dict[str, FloatArray]:
     """What the components in a folder compute, with these weights put in; one is loaded at a time."""
     embeds = _loaded(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
-    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).in_steps(window, embeds).logits
+    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).sequential(window, embeds).logits
     return {ENCODER: embeds.numpy(), DECODER: logits.numpy()}
 
 

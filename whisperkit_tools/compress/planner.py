@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.contract import MODEL_COMPONENTS
-from whisperkit_tools.decoder.teacher_forcing import Window
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.errors import BundleError, OptionsError, RecipeError
 from whisperkit_tools.files import folder_bytes, sha256
 from whisperkit_tools.mil.graph import Graph
@@ -181,7 +181,7 @@ class Planner:
 
     # --- sensitivity -------------------------------------------------------------------------------------------------
 
-    def sense(self, windows: Callable[[], Sequence[Window]], options: FisherOptions) -> None:
+    def sense(self, windows: Callable[[], Sequence[SpeechWindow]], options: FisherOptions) -> None:
         """Estimate the curvature, unless the profile has it."""
         if not all(self.profile.has_curvature(name) for name in MODEL_COMPONENTS):
             curvatures(self.model.packages, windows(), options, self._sensed, self._ticks, self.profile)

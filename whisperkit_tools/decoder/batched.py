@@ -1,53 +1,62 @@
-"""A decoder program made fit for all of a transcript's calls at once, with gradients.
+"""A decoder program rewritten so that all decoding steps of a transcript run as one batch, with gradients.
 
-Its caches are as long as the transcript, not as the model's context: what a call makes of the caches it makes of every
-position, also of those that nothing was written to. The operations take caches of any length but for reshapes, whose
-last axis is left open instead. And what comes from the audio or the weights alone, which is the same in every call, is
-used in such a way that `torch.vmap` does not copy it for each: products of many matrices are made one by one, as those
-of the calls' rows joined, and rows of tables are looked up as an embedding.
+The caches are as long as the transcript, not as the model's context, because a step computes on every position of its
+caches, also on those that nothing was written to. The operations take caches of any length except for reshapes, whose
+last axis is left open instead. What depends on the audio or the weights alone is the same in every step and is used in
+such a way that `torch.vmap` does not copy it for each: a product of few matrices is computed matrix by matrix with the
+rows of all steps joined, and rows of tables are looked up as an embedding.
+
+Each layer of a decoder program reads its part of a cache, and returns the column that its step adds to that part. Later
+steps read the columns of earlier ones. `share_cache_columns` therefore adds an operation to every layer that writes the
+columns of all steps of the batch into the part before any of them reads it. The caches need not be known in advance,
+and a backward pass takes the gradient of every column to the step that made it.
 """
 
+import graphlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from whisperkit_tools import contract
-from whisperkit_tools.decoder.cache_linking import linked
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind, make_kernel
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.schedule import Plan, Target, execute
+from whisperkit_tools.mil.tensor_spec import TensorSpec
 
-AUDIO = contract.EMBEDS
-_MOST_PRODUCTS = 64  # of one operation, made one by one
+_UPDATES = {contract.KEY_CACHE: contract.KEY_UPDATES, contract.VALUE_CACHE: contract.VALUE_UPDATES}
+_CHANNELS = 1  # the axis of a cache along which its layers lie
+_MAX_PRODUCTS = 64  # matrices of one operation that are multiplied one by one
 
 
-class ShortDecoder:
-    """A program's operations as they stand, on its own weights. Whether it computes the same has to be tried.
+class BatchedDecoder:
+    """A decoder program for `torch.vmap` over decoding steps, on the weights of the program itself.
+
+    The rewrite follows the structure of converted decoders. Its users verify that it computes the same.
 
     Attributes:
-        is_linked: Calls under `torch.vmap` see each other's columns of the caches, see `linking`.
+        shares_columns: Whether steps under `torch.vmap` see each other's columns of the caches.
     """
 
     def __init__(self, program: Program, length: int) -> None:
-        """Open the last axis of reshapes.
+        """Rewrite the operations.
 
         Args:
-            program: The decoder, in float32; its parameters are read at every run.
-            length: Of its caches.
+            program: The decoder, in float32. Its parameters are read at every run.
+            length: Positions of its caches.
         """
         self._program = program
         graph = read_graph(program.path, program.function)
-        nodes = [
-            _opened(node, length) for node in _for_many_calls(bind(graph), [n for n in graph.inputs if n != AUDIO])
-        ]
-        with_links = linked(nodes)
-        self.is_linked = with_links is not None
-        nodes = with_links or nodes
+        stepwise = [name for name in graph.inputs if name != contract.EMBEDS]
+        nodes = [_with_open_length(node, length) for node in _without_copies(bind(graph), stepwise)]
+        sharing = share_cache_columns(nodes)
+        self.shares_columns = sharing is not None
+        nodes = sharing or nodes
         used = {name for node in nodes for name in node.reads} & self._stored().keys()
         self._constants = tuple(sorted(used))
         target = Target("float32", program.device)
@@ -59,7 +68,14 @@ class ShortDecoder:
         return {self._program.constant_name(encoded): tensor for encoded, tensor in named}
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run it; inputs as long as the caches all have the same other length."""
+        """Run one step, or under `torch.vmap` a batch of them.
+
+        Args:
+            inputs: The decoder's inputs by name. Caches and masks may all have another length than the program's.
+
+        Returns:
+            The decoder's outputs by name.
+        """
         values, stored = self._plan.empty_values(), self._stored()
         for name in self._constants:
             values[self._plan.places[name]] = stored[name]
@@ -69,22 +85,31 @@ class ShortDecoder:
         return {name: values[self._plan.places[name]] for name in self._outputs}
 
 
-def _opened(node: Node, length: int) -> Node:
+# --- operations that do not copy what all steps share ----------------------------------------------------------------
+
+
+def _with_open_length(node: Node, length: int) -> Node:
+    """Let a reshape to the caches' length take any length."""
     *others, last = node.outputs[0].shape or (None,)
     if node.type != "reshape" or last != length or None in others or "shape" not in node.values:
         return node
     return replace(node, values={**node.values, "shape": [*others, -1]})
 
 
-def _for_many_calls(nodes: Sequence[Node], changing: Sequence[str]) -> list[Node]:
-    """The calls of the same kernels, those in other form that read both what `changing` inputs lead to and what not."""
-    varies, found = set(changing), list[Node]()
+def _without_copies(nodes: Sequence[Node], stepwise: Sequence[str]) -> list[Node]:
+    """Replace the kernels that combine a value of each step with a value that all steps share.
+
+    Args:
+        nodes: The operations in order.
+        stepwise: Inputs with another value in each step.
+    """
+    varying, found = set(stepwise), list[Node]()
     shapes = {out.name: out.shape for node in nodes for out in node.outputs}
     for node in nodes:
-        sides = [name in varies for name in node.arguments]
-        if varies.intersection(node.reads):
-            varies.update(out.name for out in node.outputs)
-        if node.type == "matmul" and sides.count(True) == 1 and _few_equal_products(node, shapes):
+        sides = [name in varying for name in node.arguments]
+        if varying.intersection(node.reads):
+            varying.update(out.name for out in node.outputs)
+        if node.type == "matmul" and sides.count(True) == 1 and _has_few_equal_products(node, shapes):
             node = replace(node, kernel=_SHARED_SECOND if sides[0] else _SHARED_FIRST)
         if node.type == "gather" and sides == [False, True] and _is_plain_lookup(node):
             node = replace(node, kernel=_LOOKUP)
@@ -97,10 +122,10 @@ def _is_plain_lookup(node: Node) -> bool:
     return len(node.outputs[0].shape) == 2 and not values.get("axis", 0) and not values.get("batch_dims", 0)
 
 
-def _few_equal_products(node: Node, shapes: Mapping[str, tuple[int | None, ...]]) -> bool:
+def _has_few_equal_products(node: Node, shapes: Mapping[str, tuple[int | None, ...]]) -> bool:
     leads = [shapes.get(name or "", ())[:-2] for name in node.arguments]
     count = math.prod(size or 0 for size in leads[0])
-    return bool(leads[0]) and leads[0] == leads[1] and 0 < count <= _MOST_PRODUCTS
+    return bool(leads[0]) and leads[0] == leads[1] and 0 < count <= _MAX_PRODUCTS
 
 
 def _shared_second(x: Tensor, y: Tensor, *, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
@@ -122,3 +147,109 @@ def _lookup(
 
 _SHARED_SECOND, _SHARED_FIRST = make_kernel("matmul", _shared_second), make_kernel("matmul", _shared_first)
 _LOOKUP = make_kernel("gather", _lookup)
+
+
+# --- steps that see each other's columns -----------------------------------------------------------------------------
+
+
+def share_cache_columns(nodes: Sequence[Node]) -> list[Node] | None:
+    """Let every layer read its part of a cache only after the columns of all steps were written into it.
+
+    Args:
+        nodes: Operations of a decoder program whose caches are split into the layers' parts, and whose updates are
+            concatenated from the layers' columns.
+
+    Returns:
+        The operations in an order in which they can run. None where the program has another structure.
+    """
+    writers: list[Node] = []
+    renamed: dict[str, str] = {}
+    for cache, updates in _UPDATES.items():
+        pairs = _parts_and_columns(nodes, cache, updates)
+        if pairs is None:
+            return None
+        for part, column in pairs:
+            renamed[part.name] = f"{part.name} with {column}"
+            spec = replace(part, name=renamed[part.name])
+            writers.append(
+                Node("write_columns", spec.name, _WRITE_COLUMNS, (part.name, column, contract.UPDATE_MASK), (spec,))
+            )
+    return _sorted([*(_reading(node, renamed) for node in nodes), *writers])
+
+
+def _parts_and_columns(nodes: Sequence[Node], cache: str, updates: str) -> list[tuple[TensorSpec, str]] | None:
+    """Return each layer's part of a cache, with the name of the column that its step adds to that part."""
+    readers = [node for node in nodes if cache in node.reads]
+    makers = [node for node in nodes if updates in (out.name for out in node.outputs)]
+    if [node.type for node in (*readers, *makers)] != ["split", "concat"]:
+        return None
+    (split,), (concat,) = readers, makers
+    if split.values.get("axis") != _CHANNELS or concat.values.get("axis") != _CHANNELS:
+        return None
+    made = {out.name: out for node in nodes for out in node.outputs}
+    columns = [made[name] for name in concat.reads if name in made]
+    if [column.shape for column in columns] != [(*part.shape[:3], 1) for part in split.outputs]:
+        return None
+    return [(part, column.name) for part, column in zip(split.outputs, columns, strict=True)]
+
+
+def _reading(node: Node, renamed: Mapping[str, str]) -> Node:
+    arguments = tuple(name and renamed.get(name, name) for name in node.arguments)
+    return replace(node, arguments=arguments, dynamic={k: renamed.get(v, v) for k, v in node.dynamic.items()})
+
+
+def _sorted(nodes: Sequence[Node]) -> list[Node] | None:
+    """Sort the nodes by what they read. None where one reads what is made from its own result."""
+    maker = {out.name: number for number, node in enumerate(nodes) for out in node.outputs}
+    before = {number: [maker[name] for name in node.reads if name in maker] for number, node in enumerate(nodes)}
+    try:
+        return [nodes[number] for number in graphlib.TopologicalSorter(before).static_order()]
+    except graphlib.CycleError:
+        return None
+
+
+def _written(part: Tensor, columns: Tensor, masks: Tensor) -> Tensor:
+    """Return the part `[1, C, 1, S]` with the columns `[T, 1, C, 1, 1]` where the masks `[T, 1, S]` are 1."""
+    return part.index_copy(-1, masks.argmax(-1).reshape(-1), columns[..., 0].permute(1, 2, 3, 0))
+
+
+class _WriteColumns(torch.autograd.Function):
+    """Writing the column of one step, and under `torch.vmap` those of all steps."""
+
+    @staticmethod
+    def forward(part: Tensor, column: Tensor, mask: Tensor) -> Tensor:
+        return _written(part, column[None], mask[None])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        here = ctx.saved_tensors[0][:, None, None]
+        return gradients[0] * (1 - here), (gradients[0] * here).sum(-1, keepdim=True), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, None]:
+        # The part comes from the cache and is the same in every step. Column and mask are each step's own.
+        of_steps = (tensor.movedim(at or 0, 0) for tensor, at in zip(tensors[1:], in_dims[1:], strict=True))
+        return _written(tensors[0], *of_steps), None
+
+
+def write_columns(part: Tensor, column: Tensor, mask: Tensor) -> Tensor:
+    """Write a step's column into a layer's part of a cache. Under `torch.vmap` over steps, write those of all steps.
+
+    Args:
+        part: `[1, C, 1, S]`, the same in all steps.
+        column: `[1, C, 1, 1]`, what the step adds.
+        mask: `[1, S]`, 1 at the step's position.
+
+    Returns:
+        `[1, C, 1, S]`, the same for all steps.
+    """
+    # Torch gives this method no types.
+    found: Tensor = _WriteColumns.apply(part, column, mask)  # type: ignore[no-untyped-call]
+    return found
+
+
+_WRITE_COLUMNS = make_kernel("write_columns", write_columns)

@@ -1,44 +1,46 @@
 """Teacher forcing through a bundle's own programs: a given transcript in, every position's logits out, and gradients.
 
-The decoder takes one token a call and reads earlier positions from caches that are inputs, so on a device the calls are
-made in order. Here all calls of a chunk of positions run at once under `torch.vmap`, so that what the weights see is
-one batch. Where each layer's part of the caches can be told from the program, the calls see each other's columns (see
-`linking`); nothing has to be known beforehand, and gradients are those of the whole recurrence.
+The decoder takes one token per step and reads earlier positions from caches that are inputs, so on a device the steps
+run in order. Here all steps of a chunk of positions run at once under `torch.vmap`, so the weights see one batch. Where
+the program shows each layer's part of the caches, the steps see each other's columns (`batched.share_cache_columns`).
+Nothing has to be known in advance then, and gradients are those of the whole recurrence.
 
-Elsewhere calls are made in order, and for gradients once more as a batch on the finished caches. These are outputs of
-earlier calls, so their gradients matter: keys and values of the self-attention act through nothing else. Let
-`c = u(c, w)` say that the caches hold the updates of all calls, and `l(c, w)` be the logits; for a cotangent `g` of the
-logits the caches' adjoint is the solution of
+Elsewhere the steps run in order, and for gradients once more as a batch on the finished caches. These are outputs of
+earlier steps, so their gradients matter: keys and values of the self-attention act through nothing else. Let
+`c = u(c, w)` say that the caches hold the updates of all steps, and `l(c, w)` be the logits. For a cotangent `g` of the
+logits the adjoint of the caches is the solution of
 
     a = (dl/dc)' g + (du/dc)' a
 
-in which every layer's updates depend on lower layers' caches only. As many rounds as there are layers therefore give it
-exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
+in which every layer's updates depend on the caches of lower layers only. As many rounds as there are layers therefore
+give it exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from whisperkit_tools import contract
-from whisperkit_tools.decoder.batched import ShortDecoder
+from whisperkit_tools.decoder.batched import BatchedDecoder
+from whisperkit_tools.decoder.step_inputs import StepInputs
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.program import Program
+from whisperkit_tools.progress import Progress, SilentProgress
 
 _CHUNK_BYTES = 1 << 30  # of the caches' copies, one a position, that a chunk's graph holds
-_SAME = 1e-3  # of the largest number; other orders of sums differ by a thousandth of that
+_TOLERANCE = 1e-3  # of the largest number; other orders of sums differ by a thousandth of that
 
-
-_Run: TypeAlias = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+_Run: TypeAlias = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+_Outputs: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Logits, and the columns of keys and of values."""
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """Thirty seconds of calibration speech and what the uncompressed bundle says they are.
+class SpeechWindow:
+    """Up to thirty seconds of speech, and the tokens that the uncompressed bundle transcribes it to.
 
     Attributes:
         features: `[1, n_mels, 1, n_frames]`.
@@ -61,18 +63,18 @@ class Window:
 
     @property
     def predicted(self) -> int:
-        """How many tokens were predicted."""
+        """Number of predicted tokens."""
         return len(self.tokens) - self.first
 
 
 @dataclass(frozen=True, slots=True)
-class Forced:
-    """One window's calls.
+class ForcedRun:
+    """All decoding steps of one window.
 
     Attributes:
-        logits: `[predicted, V]`, what each predicted token was chosen from.
-        keys: `[1, D * L, 1, S]`, the finished caches.
-        values: The same.
+        logits: `[predicted, V]`, the logits that each predicted token was chosen from.
+        keys: `[1, D * L, 1, S]`, the finished cache of keys.
+        values: `[1, D * L, 1, S]`, the finished cache of values.
     """
 
     logits: Tensor
@@ -81,72 +83,51 @@ class Forced:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All three."""
+        """All three tensors."""
         return self.logits, self.keys, self.values
 
 
 class TeacherForcing:
-    """A decoder program that is given its tokens."""
+    """A decoder program that is given its tokens.
 
-    def __init__(self, decoder: Program) -> None:
+    Attributes:
+        program: The decoder.
+        length: Positions of its caches.
+        layers: Its layers.
+        fallback: Reason why steps no longer run as one batch. None while they do.
+        sequential_runs: Transcripts that `forward` ran step by step because of that.
+    """
+
+    def __init__(self, decoder: Program, progress: Progress | None = None) -> None:
         """Take the program.
 
+        Args:
+            decoder: A TextDecoder with caches as inputs, in float32.
+            progress: Told once when batches have to be given up, which costs time but not accuracy.
+
         Raises:
-            BundleError: It is no decoder of the runtime's contract, or an axis of its caches is open.
+            BundleError: It is not a decoder of the runtime's contract, or its caches have an open axis.
         """
-        needed = {
-            contract.INPUT_IDS,
-            contract.CACHE_LENGTH,
-            contract.KEY_CACHE,
-            contract.VALUE_CACHE,
-            contract.UPDATE_MASK,
-        }
-        needed |= {contract.EMBEDS, contract.PADDING_MASK}
-        if missing := sorted(needed - decoder.inputs.keys()):
-            raise BundleError(f"{decoder.path}: lacks the inputs {', '.join(missing)} of the runtime's decoder")
-        shapes = [decoder.inputs[name].shape for name in (contract.KEY_CACHE, contract.EMBEDS)]
-        if any(axis is None for shape in shapes for axis in shape):
-            raise BundleError(f"{decoder.path}: the caches' shape is open; the runtime needs fixed sizes")
+        channels, self.length, d_model = _decoder_sizes(decoder)
         self.program = decoder
-        self._cache_shape = [axis or 0 for axis in shapes[0]]
-        self.length = self._cache_shape[3]
-        self.layers = max(1, self._cache_shape[1] // (shapes[1][1] or 1))
-        device = decoder.device
-        self._here = torch.eye(self.length, device=device)[:, None]
-        self._padding = torch.full((self.length, self.length), contract.MASKED, device=device).triu(1)[:, None]
-        self._positions = torch.arange(self.length, dtype=torch.int32, device=device)[:, None]
-        self._short: ShortDecoder | None = ShortDecoder(decoder, self.length)
-        self._tried = 0  # the longest transcript of which the short decoder is known to give the same at once
+        self.layers = max(1, channels // d_model)
+        self.fallback: str | None = None
+        self.sequential_runs = 0
+        self._progress = progress or SilentProgress()
+        self._cache_shape = (1, channels, 1, self.length)
+        self._steps = StepInputs(self.length, decoder.device)
+        self._batch: BatchedDecoder | None = BatchedDecoder(decoder, self.length)
+        self._verified_length = 0  # the longest transcript whose batch is known to give the same as its single steps
+        if not self._batch.shares_columns:
+            self._report("its caches are not split into the layers' parts as in converted decoders")
 
-    def _inputs(self, ids: Tensor, at: int | slice, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return ids[at], self._positions[at], self._here[at][..., :length], self._padding[at][..., :length]
+    @property
+    def is_batched(self) -> bool:
+        """Whether the steps of a transcript run as one batch, on caches as long as the transcript."""
+        return self._batch is not None
 
-    @staticmethod
-    def _call(
-        run: _Run,
-        ids: Tensor,
-        position: Tensor,
-        here: Tensor,
-        padding: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        embeds: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        outputs = run(
-            {
-                contract.INPUT_IDS: ids,
-                contract.CACHE_LENGTH: position,
-                contract.KEY_CACHE: keys,
-                contract.VALUE_CACHE: values,
-                contract.UPDATE_MASK: here,
-                contract.EMBEDS: embeds,
-                contract.PADDING_MASK: padding,
-            }
-        )
-        return outputs["logits"].reshape(-1), outputs[contract.KEY_UPDATES], outputs[contract.VALUE_UPDATES]
-
-    def ids(self, window: Window) -> Tensor:
-        """The tokens that go in, `[T, 1]`: all but the last, which is only predicted.
+    def ids(self, window: SpeechWindow) -> Tensor:
+        """Return the tokens that go in, `[T, 1]`: all but the last, which is only predicted.
 
         Raises:
             BundleError: The caches are too short for them.
@@ -157,8 +138,8 @@ class TeacherForcing:
             )
         return torch.tensor(window.tokens[:-1], dtype=torch.int32, device=self.program.device)[:, None]
 
-    def forward(self, window: Window, embeds: Tensor) -> Forced:
-        """Run all calls, without gradients: at once where that was found to give what they give one by one.
+    def forward(self, window: SpeechWindow, embeds: Tensor) -> ForcedRun:
+        """Run all steps without gradients, as one batch where that was verified to give the same as single steps.
 
         Args:
             window: The tokens.
@@ -168,61 +149,79 @@ class TeacherForcing:
             BundleError: The caches are too short for the tokens.
         """
         ids = self.ids(window)
-        if self._short is None or not self._short.is_linked:
-            return self.in_steps(window, embeds)
-        try:
-            found = self._at_once(self._short, window, ids, embeds)
-        except (RuntimeError, ValueError):  # as in `_fitting_short`
-            self._short = None
-            return self.in_steps(window, embeds)
-        if len(ids) > self._tried:
-            expected = self.in_steps(window, embeds)
-            if not all(_is_same(*pair) for pair in zip(found.tensors, expected.tensors, strict=True)):
-                self._short = None
-                return expected
-            self._tried = len(ids)
-        return found
+        if self._batch is not None and self._batch.shares_columns:
+            try:
+                found = self._batched(self._batch, window, ids, embeds)
+            except (RuntimeError, ValueError) as error:  # an operation that insists on the caches' own length
+                self._give_up(f"a batch of steps fails: {error}")
+            else:
+                return found if len(ids) <= self._verified_length else self._verified(found, window, embeds)
+        self.sequential_runs += 1
+        return self.sequential(window, embeds)
 
-    def in_steps(self, window: Window, embeds: Tensor) -> Forced:
-        """Run the calls one by one, as the device does; else the same as `forward`."""
+    def _verified(self, found: ForcedRun, window: SpeechWindow, embeds: Tensor) -> ForcedRun:
+        """Return a batch's result if single steps give the same, and else theirs."""
+        expected = self.sequential(window, embeds)
+        if all(_is_same(*pair) for pair in zip(found.tensors, expected.tensors, strict=True)):
+            self._verified_length = len(window.tokens) - 1
+            return found
+        self._give_up("a batch of steps computes something else than single steps")
+        self.sequential_runs += 1
+        return expected
+
+    def _give_up(self, reason: str) -> None:
+        """Run steps one by one, and on whole caches, from now on."""
+        self._batch = None
+        self._report(reason)
+
+    def _report(self, reason: str) -> None:
+        if self.fallback is None:
+            name, self.fallback = self.program.path.name, reason
+            self._progress.note(
+                f"{name}: steps run one by one, which takes longer, as a batch is not possible: {reason}"
+            )
+
+    def sequential(self, window: SpeechWindow, embeds: Tensor) -> ForcedRun:
+        """Run the steps one by one, as the device does. Otherwise the same as `forward`."""
         keys, values = self._empty_caches()
         ids, rows = self.ids(window), list[Tensor]()
         with torch.no_grad():
             for at in range(len(ids)):
-                inputs = self._inputs(ids, at, self.length)
-                row, key, value = self._call(self.program.run, *inputs, keys, values, embeds)
+                changing = {contract.INPUT_IDS: ids[at], **self._steps.step(at)}
+                row, key, value = _call(self.program.run, changing, _shared(keys, values, embeds))
                 keys[..., at : at + 1], values[..., at : at + 1] = key, value
                 if at >= window.first - 1:
                     rows.append(row.clone())
-        return Forced(torch.stack(rows), keys, values)
+        return ForcedRun(torch.stack(rows), keys, values)
 
-    def _at_once(self, short: ShortDecoder, window: Window, ids: Tensor, embeds: Tensor) -> Forced:
+    def _batched(self, batch: BatchedDecoder, window: SpeechWindow, ids: Tensor, embeds: Tensor) -> ForcedRun:
         keys, values = self._empty_caches()
         filled = keys[..., : len(ids)], values[..., : len(ids)]
         rows: list[Tensor] = []
         with torch.no_grad():
             for chunk in self._chunks(len(ids), len(ids)):
-                logits, *updates = self._many(short.run, ids, chunk, filled, embeds)
-                for cache, update in zip(filled, updates, strict=True):
-                    cache[..., chunk] = update[..., 0].permute(1, 2, 3, 0)
+                logits, *columns = self._chunk(batch.run, ids, chunk, filled, embeds)
+                for cache, column in zip(filled, columns, strict=True):
+                    cache[..., chunk] = column[..., 0].permute(1, 2, 3, 0)
                 rows.append(logits)
-        return Forced(torch.cat(rows)[window.first - 1 :].clone(), keys, values)
+        return ForcedRun(torch.cat(rows)[window.first - 1 :].clone(), keys, values)
 
     def _empty_caches(self) -> tuple[Tensor, Tensor]:
         keys, values = (torch.zeros(self._cache_shape, device=self.program.device) for _ in range(2))
         return keys, values
 
-    def _many(
-        self, run: _Run, ids: Tensor, chunk: slice, caches: Sequence[Tensor], embeds: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The calls of a chunk as one batch."""
-        call = torch.vmap(partial(self._call, run), in_dims=(0, 0, 0, 0, None, None, None))
-        found: tuple[Tensor, Tensor, Tensor] = call(
-            *self._inputs(ids, chunk, caches[0].shape[3]), caches[0], caches[1], embeds
-        )
+    def _chunk(self, run: _Run, ids: Tensor, chunk: slice, caches: Sequence[Tensor], embeds: Tensor) -> _Outputs:
+        """Run the steps of a chunk of positions as one batch."""
+
+        def step(changing: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> _Outputs:
+            return _call(run, changing, shared)
+
+        keys, values = caches
+        changing = {contract.INPUT_IDS: ids[chunk], **self._steps.batch(chunk, keys.shape[3])}
+        found: _Outputs = torch.vmap(step, in_dims=(0, None))(changing, _shared(keys, values, embeds))
         return found
 
-    def backward(self, window: Window, forced: Forced, embeds: Tensor, cotangent: Tensor) -> Tensor:
+    def backward(self, window: SpeechWindow, forced: ForcedRun, embeds: Tensor, cotangent: Tensor) -> Tensor:
         """Add the gradient of `sum(cotangent * logits)` to `.grad` of the program's parameters that ask for it.
 
         Args:
@@ -235,33 +234,33 @@ class TeacherForcing:
             The gradient for the embeddings.
         """
         ids = self.ids(window)
-        short = self._fitting_short(window, forced, embeds)
-        length = self.length if short is None else len(ids)
-        finished = Forced(forced.logits, forced.keys[..., :length], forced.values[..., :length])
+        batch = self._fitting_batch(ids, forced, embeds)
+        length = self.length if batch is None else len(ids)
+        finished = ForcedRun(forced.logits, forced.keys[..., :length], forced.values[..., :length])
         padded = torch.cat([cotangent.new_zeros(window.first - 1, cotangent.shape[1]), cotangent])
         adjoint = [torch.zeros_like(finished.keys), torch.zeros_like(finished.values)]
         audio = embeds.detach().clone().requires_grad_(True)
         for chunk in reversed(self._chunks(len(ids), length)):
-            self._backward_chunk(short, ids, chunk, finished, audio, padded[chunk], adjoint)
+            self._backward_chunk(batch, ids, chunk, finished, audio, padded[chunk], adjoint)
         return audio.grad if audio.grad is not None else torch.zeros_like(audio)
 
-    def _fitting_short(self, window: Window, forced: Forced, embeds: Tensor) -> ShortDecoder | None:
-        """The short decoder, if it computes the same last logits on caches as long as the transcript; if not, never."""
-        if self._short is None:
+    def _fitting_batch(self, ids: Tensor, forced: ForcedRun, embeds: Tensor) -> BatchedDecoder | None:
+        """Return the batched decoder if it gives the same last logits on caches as long as the transcript."""
+        if self._batch is None:
             return None
-        ids = self.ids(window)
-        length, last = len(ids), forced.logits[-1]
-        keys, values = forced.keys[..., :length], forced.values[..., :length]
+        length = len(ids)
+        shared = _shared(forced.keys[..., :length], forced.values[..., :length], embeds)
+        last = self._steps.batch(slice(length - 1, length), length)
+        changing = {contract.INPUT_IDS: ids[-1], **{name: value[0] for name, value in last.items()}}
         try:
             with torch.no_grad():
-                inputs = self._inputs(ids, length - 1, length)
-                found = self._call(self._short.run, *inputs, keys, values, embeds)[0]
-        except (RuntimeError, ValueError):  # an operation that insists on the caches' own length
-            self._short = None
+                found = _call(self._batch.run, changing, shared)[0]
+        except (RuntimeError, ValueError) as error:  # an operation that insists on the caches' own length
+            self._give_up(f"a batch of steps fails: {error}")
             return None
-        if not _is_same(found, last):
-            self._short = None
-        return self._short
+        if not _is_same(found, forced.logits[-1]):
+            self._give_up("on caches as long as the transcript it computes something else")
+        return self._batch
 
     def _chunks(self, count: int, length: int) -> list[slice]:
         size = max(8, _CHUNK_BYTES // (16 * self._cache_shape[1] * length))
@@ -269,62 +268,91 @@ class TeacherForcing:
 
     def _backward_chunk(
         self,
-        short: ShortDecoder | None,
+        batch: BatchedDecoder | None,
         ids: Tensor,
         chunk: slice,
-        forced: Forced,
+        forced: ForcedRun,
         audio: Tensor,
         cotangent: Tensor,
         adjoint: list[Tensor],
     ) -> None:
-        """Do one chunk; `adjoint` holds what later chunks say of the caches and gains what this one does."""
+        """Do one chunk. `adjoint` holds the caches' cotangents from later chunks, and gains those from this one."""
         caches = [cache.detach().clone().requires_grad_(True) for cache in (forced.keys, forced.values)]
-        run = self.program.run if short is None else short.run
+        run = self.program.run if batch is None else batch.run
         with torch.enable_grad():
-            logits, *updates = self._many(run, ids, chunk, caches, audio)
-        own = [_by_position(part, chunk) for part in adjoint]
-        if short is None or not short.is_linked:
-            own = self._solved(logits, updates, caches, cotangent, own, chunk)
-        torch.autograd.backward((logits, *updates), (cotangent, *own), inputs=[*self._wanted(), audio, *caches])
+            logits, *updates = self._chunk(run, ids, chunk, caches, audio)
+        cotangents = [_by_position(part, chunk) for part in adjoint]
+        if batch is None or not batch.shares_columns:
+            cotangents = self._solve_adjoint(logits, updates, caches, cotangent, cotangents, chunk)
+        torch.autograd.backward((logits, *updates), (cotangent, *cotangents), inputs=[*self._wanted(), audio, *caches])
         for total, cache in zip(adjoint, caches, strict=True):
             if cache.grad is not None:
                 total.add_(cache.grad)
 
-    def _solved(
+    def _solve_adjoint(
         self,
         logits: Tensor,
         updates: list[Tensor],
         caches: list[Tensor],
         cotangent: Tensor,
-        later: list[Tensor],
+        from_later: list[Tensor],
         chunk: slice,
     ) -> list[Tensor]:
-        """The adjoint of a chunk's updates: what `later` chunks say of them and, in rounds, what its own calls say."""
-        seen = torch.autograd.grad(logits, caches, cotangent, retain_graph=True)
-        base = [part + _by_position(more, chunk) for part, more in zip(later, seen, strict=True)]
-        own = base
+        """Return the cotangents of a chunk's updates: from later chunks, and in rounds from its own steps."""
+        from_logits = torch.autograd.grad(logits, caches, cotangent, retain_graph=True)
+        base = [part + _by_position(more, chunk) for part, more in zip(from_later, from_logits, strict=True)]
+        solution = base
         for _ in range(min(self.layers, chunk.stop - chunk.start) - 1):
-            found = torch.autograd.grad(updates, caches, own, retain_graph=True)
-            own = [first + _by_position(part, chunk) for first, part in zip(base, found, strict=True)]
-        return own
+            found = torch.autograd.grad(updates, caches, solution, retain_graph=True)
+            solution = [first + _by_position(part, chunk) for first, part in zip(base, found, strict=True)]
+        return solution
 
     def _wanted(self) -> list[Tensor]:
         return [weight for weight in self.program.parameters() if weight.requires_grad]
 
 
+def _decoder_sizes(decoder: Program) -> tuple[int, int, int]:
+    """Return the channels and positions of the caches, and the width of the audio embeddings.
+
+    Raises:
+        BundleError: Inputs are missing, or an axis is open.
+    """
+    names = (
+        contract.INPUT_IDS, contract.CACHE_LENGTH, contract.KEY_CACHE, contract.VALUE_CACHE, contract.UPDATE_MASK,
+        contract.EMBEDS, contract.PADDING_MASK,
+    )  # fmt: skip
+    if missing := sorted(set(names) - decoder.inputs.keys()):
+        raise BundleError(f"{decoder.path}: lacks the inputs {', '.join(missing)} of the runtime's decoder")
+    cache, embeds = (decoder.inputs[name].shape for name in (contract.KEY_CACHE, contract.EMBEDS))
+    if any(axis is None for axis in (*cache, *embeds)):
+        raise BundleError(f"{decoder.path}: the caches' shape is open; the runtime needs fixed sizes")
+    return cache[1] or 0, cache[3] or 0, embeds[1] or 1
+
+
+def _shared(keys: Tensor, values: Tensor, embeds: Tensor) -> dict[str, Tensor]:
+    """Return the inputs that all steps of a batch share."""
+    return {contract.KEY_CACHE: keys, contract.VALUE_CACHE: values, contract.EMBEDS: embeds}
+
+
+def _call(run: _Run, changing: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> _Outputs:
+    """Run one step, or under `torch.vmap` a batch of them. Return logits `[V]` and the columns `[1, D * L, 1, 1]`."""
+    outputs = run({**changing, **shared})
+    return outputs[contract.LOGITS].reshape(-1), outputs[contract.KEY_UPDATES], outputs[contract.VALUE_UPDATES]
+
+
 def _is_same(found: Tensor, expected: Tensor) -> bool:
-    return float((found - expected).abs().max()) <= _SAME * float(expected.abs().max())
+    return float((found - expected).abs().max()) <= _TOLERANCE * float(expected.abs().max())
 
 
 def _by_position(cache: Tensor, chunk: slice) -> Tensor:
-    """Columns of a cache `[1, C, 1, S]` as updates `[T, 1, C, 1, 1]`."""
+    """Return columns of a cache `[1, C, 1, S]` as updates `[T, 1, C, 1, 1]`."""
     return cache[..., chunk].permute(3, 0, 1, 2)[..., None]
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of each row in nats, `KL(reference || other)`; both are logits `[T, V]`.
+    """Return the Kullback-Leibler divergence of each row in nats, `KL(reference || other)`. Both are logits `[T, V]`.
 
-    In float64: at small divergences the difference of float32 logarithms is mostly rounding.
+    It is computed in float64, because at small divergences the difference of float32 logarithms is mostly rounding.
     """
     first, second = reference.double().log_softmax(-1), logits.double().log_softmax(-1)
     return (first.exp() * (first - second)).sum(-1)
