@@ -87,4 +87,4 @@ def test_a_failed_run_leaves_nothing_behind(package: Path, memory: np.ndarray) -
 
 def test_cheap_results_are_not_kept(tmp_path: Path) -> None:
     program = Program.load(save(*step_program("fp32", WEIGHT[:2]), tmp_path / "Cheap.mlpackage"))
-    assert not program._executor.plan.watched  # comparing would cost as much as computing
+    assert not program.executor.schedule.tracked  # comparing would cost as much as computing

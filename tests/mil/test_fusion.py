@@ -13,13 +13,12 @@ from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
-from whisperkit_tools.mil.executor import Executor
 from whisperkit_tools.mil.fused_kernels import packed_half
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.kernels import bind
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Plan, Target
+from whisperkit_tools.mil.schedule import Schedule, Target
 
 DIMS = ModelDimensions(
     n_mels=8, n_audio_ctx=1500, d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=96,
@@ -93,11 +92,10 @@ def fused_types(path: Path) -> Counter[str]:
 
 def separately(program: Program, graph: Graph, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Run the operations one by one as they stand."""
-    names = list(program._encoded)
-    plan = Plan(bind(graph), graph.inputs, graph.outputs, (), names, Target("float32", torch.device("cpu")))
+    target = Target("float32", torch.device("cpu"))
+    schedule = Schedule(bind(graph), graph.inputs, graph.outputs, (), program.constants(), target)
     with torch.no_grad():
-        results = Executor(plan).run(inputs, {}, program._constants, ())
-    return dict(zip(graph.outputs, results, strict=True))
+        return schedule.run({**program.constants(), **inputs})
 
 
 def check_equal(path: Path, inputs: dict[str, torch.Tensor] | None = None) -> None:
@@ -137,7 +135,7 @@ def test_decoder_with_the_masks_of_a_real_step(decoder: Path) -> None:
 
 def test_decoder_projects_the_audio_once(decoder: Path) -> None:
     program = Program.load(decoder)
-    assert list(program._executor.plan.watched) == ["encoder_output_embeds"]
+    assert list(program.executor.schedule.tracked) == ["encoder_output_embeds"]
     inputs = inputs_of(program)
     first = program.run(inputs)
     everything = program.executed_operations
@@ -150,7 +148,7 @@ def test_decoder_projects_the_audio_once(decoder: Path) -> None:
 def test_what_is_kept_lies_in_row_major_order(decoder: Path) -> None:
     program = Program.load(decoder)
     program.run(inputs_of(program))
-    kept = [value for _, value in program._executor._kept]
+    kept = list(program.executor.cached.values())
     assert len(kept) == 4
     assert all(value.is_contiguous() for value in kept)
 
@@ -169,9 +167,9 @@ def test_caches_changed_in_place_are_read_anew(decoder: Path) -> None:
 
 def test_nothing_is_fused_with_gradients_or_in_float16(decoder: Path) -> None:
     program = Program.load(decoder)
-    assert not any(node.type.startswith("fused") for node in program._plain.nodes)
+    assert not any(node.type.startswith("fused") for node in program.schedule.nodes)
     half = Program.load(decoder, precision="float16")
-    assert not any(node.type.startswith("fused") for node in half._executor.plan.nodes)
+    assert not any(node.type.startswith("fused") for node in half.executor.schedule.nodes)
 
 
 def attention_program(query_shape: tuple[int, ...], **options: Any) -> tuple[Any, list[Any]]:

@@ -150,7 +150,7 @@ def cache_package(folder: Path, *, reads_late: bool = False, gives_out: bool = F
 
 
 def fused(program: Program) -> bool:
-    return any(node.type == "fused_write_state" for node in program._executor.plan.nodes)
+    return any(node.type == "fused_write_state" for node in program.executor.schedule.nodes)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])

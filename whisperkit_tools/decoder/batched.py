@@ -26,7 +26,7 @@ from whisperkit_tools import contract
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind, make_kernel
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Plan, Target, execute
+from whisperkit_tools.mil.schedule import Schedule, Target
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 _UPDATES = {contract.KEY_CACHE: contract.KEY_UPDATES, contract.VALUE_CACHE: contract.VALUE_UPDATES}
@@ -57,15 +57,9 @@ class BatchedDecoder:
         sharing = share_cache_columns(nodes)
         self.shares_columns = sharing is not None
         nodes = sharing or nodes
-        used = {name for node in nodes for name in node.reads} & self._stored().keys()
-        self._constants = tuple(sorted(used))
+        constants = sorted({name for node in nodes for name in node.reads} & program.constants().keys())
         target = Target("float32", program.device)
-        self._plan = Plan(nodes, graph.inputs, tuple(graph.outputs), (), self._constants, target)
-        self._outputs = tuple(graph.outputs)
-
-    def _stored(self) -> dict[str, Tensor]:
-        named = (*self._program.named_parameters(), *self._program.named_buffers())
-        return {self._program.constant_name(encoded): tensor for encoded, tensor in named}
+        self._schedule = Schedule(nodes, graph.inputs, graph.outputs, (), constants, target)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one step, or under `torch.vmap` a batch of them.
@@ -76,13 +70,7 @@ class BatchedDecoder:
         Returns:
             The decoder's outputs by name.
         """
-        values, stored = self._plan.empty_values(), self._stored()
-        for name in self._constants:
-            values[self._plan.places[name]] = stored[name]
-        for name, value in inputs.items():
-            values[self._plan.places[name]] = value
-        execute(self._plan.calls(None), values)
-        return {name: values[self._plan.places[name]] for name in self._outputs}
+        return self._schedule.run({**self._program.constants(), **inputs})
 
 
 # --- operations that do not copy what all steps share ----------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""Gradients through a program in bounded memory: piece by piece, each computed again when its turn comes.
+"""Activation checkpointing: gradients through a program in bounded memory, piece by piece.
 
-A large encoder's activations take many times its weights' memory. So the program is cut where little is alive, the
+A large encoder's activations take many times its weights' memory. So the program is cut where few values are alive, the
 values at the cuts are kept from a first run, and each piece is run again with gradients, from the last to the first.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Plan, Target, execute
+from whisperkit_tools.mil.schedule import Schedule, Target
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 _BYTES = 4  # everything is computed in float32
@@ -23,9 +23,19 @@ _HELD = 2  # autograd holds about as much again inside of operations as their re
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    plan: Plan
+    """Part of a program between two cuts.
+
+    Attributes:
+        schedule: Its calls. The outputs are the values that it computes and later pieces read.
+        reads: Names of the values that it or a later piece reads from earlier ones.
+    """
+
+    schedule: Schedule
     reads: tuple[str, ...]
-    gives: tuple[str, ...]
+
+    def run(self, start: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the values that later pieces read from this one."""
+        return self.schedule.run({**constants, **start})
 
 
 class Segments:
@@ -36,68 +46,55 @@ class Segments:
 
         Args:
             program: In float32; its parameters are read at every run.
-            budget_bytes: What the activations of one piece may take. A piece is at least what lies between two places
-                where little is alive, such as a layer.
+            budget_bytes: Memory for the activations of one piece. A piece is at least the calls between two places
+                where few values are alive, such as a layer.
         """
         self._program = program
         graph = read_graph(program.path, program.function)
         nodes = bind(graph)
-        constants = {program.constant_name(name) for name, _ in _stored(program)}
+        constants = program.constants().keys()
         target = Target("float32", program.device)
         specs = {**graph.inputs, **{out.name: out for node in nodes for out in node.outputs}}
         alive = _alive(nodes, graph.inputs, tuple(graph.outputs))
         bounds = [0, *_cuts(nodes, alive, specs, budget_bytes), len(nodes)]
         self._pieces: list[_Piece] = []
         for start, stop in pairwise(bounds):
-            part, gives = nodes[start:stop], alive[stop]
+            part = nodes[start:stop]
             reads = {name: specs[name] for name in alive[start]}
             used = sorted({name for node in part for name in node.reads} & constants)
-            through = tuple(name for name in gives if name not in reads)
-            self._pieces.append(_Piece(Plan(part, reads, through, (), used, target), tuple(reads), through))
+            computed = [name for name in alive[stop] if name not in reads]
+            self._pieces.append(_Piece(Schedule(part, reads, computed, (), used, target), tuple(reads)))
 
     def __len__(self) -> int:
         """Number of pieces."""
         return len(self._pieces)
 
     def backward(self, inputs: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> None:
-        """Add the gradient of `sum(cotangent * output)` to `.grad` of the parameters that ask for it."""
-        constants = {self._program.constant_name(name): tensor for name, tensor in _stored(self._program)}
+        """Add the gradient of `sum(cotangent * output)` to `.grad` of the parameters that require it."""
+        constants = self._program.constants()
         kept: list[dict[str, Tensor]] = []
         values = {name: tensor.detach() for name, tensor in inputs.items()}
         with torch.no_grad():
             for piece in self._pieces:
                 kept.append({name: values[name] for name in piece.reads})
                 if piece is not self._pieces[-1]:
-                    values = {**kept[-1], **_run(piece, kept[-1], constants)}
+                    values = {**kept[-1], **piece.run(kept[-1], constants)}
         gradients = dict(cotangents)
         for piece, start in zip(reversed(self._pieces), reversed(kept), strict=True):
             gradients = _backward(piece, start, constants, gradients)
 
 
-def _stored(program: Program) -> list[tuple[str, Tensor]]:
-    return [*program.named_parameters(), *program.named_buffers()]
-
-
-def _run(piece: _Piece, start: Mapping[str, Tensor], constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    plan = piece.plan
-    values = plan.empty_values()
-    for name, place in plan.places.items():
-        values[place] = start.get(name, constants.get(name))
-    execute(plan.calls(None), values)
-    return {name: values[plan.places[name]] for name in piece.gives}
-
-
 def _backward(
     piece: _Piece, start: dict[str, Tensor], constants: Mapping[str, Tensor], gradients: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Take the gradients of what a piece gives to those of what it reads; both may pass values through."""
+    """Return the gradients of the values that a piece reads, given those of the values that later pieces read."""
     leaves = {
         name: tensor.detach().requires_grad_(True) if tensor.is_floating_point() else tensor
         for name, tensor in start.items()
     }
     with torch.enable_grad():
-        outputs = _run(piece, leaves, constants)
-    chosen = [name for name in piece.gives if name in gradients and outputs[name].requires_grad]
+        outputs = piece.run(leaves, constants)
+    chosen = [name for name, output in outputs.items() if name in gradients and output.requires_grad]
     torch.autograd.backward([outputs[name] for name in chosen], [gradients[name] for name in chosen])
     passed = {name: gradient for name, gradient in gradients.items() if name not in outputs}
     for name, leaf in leaves.items():
@@ -107,7 +104,7 @@ def _backward(
 
 
 def _alive(nodes: list[Node], inputs: Mapping[str, TensorSpec], outputs: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Names of the values that exist before each node, and after the last, and are still to be read."""
+    """Return the names of the values alive before each node and after the last: computed, and still to be read."""
     needed = dict.fromkeys(outputs)
     made = [set(inputs)]
     for node in nodes:
@@ -122,7 +119,7 @@ def _alive(nodes: list[Node], inputs: Mapping[str, TensorSpec], outputs: tuple[s
 def _cuts(
     nodes: list[Node], alive: list[tuple[str, ...]], specs: Mapping[str, TensorSpec], budget_bytes: int
 ) -> list[int]:
-    """Return where to cut: at the narrowest places, as few as the budget allows."""
+    """Return where to cut: where the fewest values are alive, and as seldom as the budget allows."""
     widths = [sum(specs[name].size for name in names) for names in alive]
     inner = range(1, len(nodes))
     narrow = [at for at in inner if widths[at] <= 1.01 * sorted(widths[at] for at in inner)[len(nodes) // 8]]

@@ -1,41 +1,45 @@
-"""Running a plan call after call, remembering what the next call need not compute again."""
+"""Running a schedule call after call, with what earlier runs have computed."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from whisperkit_tools.mil.schedule import Plan, Values, execute
+from whisperkit_tools.mil.schedule import Schedule, Values, execute
 
 ConstantsKey: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Executor:
-    """Runs a plan without gradients and keeps results between runs.
+    """Runs a schedule without gradients and caches results between runs.
 
-    It holds: the values that depend on constants alone, until a parameter changes; and those that depend on watched
+    It caches the values that depend on constants alone, until a parameter changes, and those that depend on tracked
     inputs alone, until one of these inputs is another tensor or was changed in place. An input counts as unchanged when
     it is the same tensor object at the same version. Torch counts every change through a tensor, but not one through
-    memory that the tensor shares with a NumPy array, nor one inside `torch.inference_mode`; a tensor made in
-    that mode has no version and always counts as changed.
+    memory that the tensor shares with a NumPy array, nor one inside `torch.inference_mode`. A tensor made in that mode
+    has no version and always counts as changed.
+
+    Attributes:
+        schedule: What is run.
+        executed: Number of operations that the last run executed.
+        cached: The cached results of the last run, by slot.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
         self.executed = 0
-        """Number of operations the last run executed."""
-        self._template: Values | None = None
+        self.cached: dict[int, Any] = {}
+        self._folded: Values | None = None
         self._constants_key: ConstantsKey = ()
-        self._constants: Mapping[str, Tensor] = {}  # held, so that no other tensor can get the identity of one of them
+        self._constants: Mapping[str, Tensor] = {}  # kept alive so that id() stays unique
         self._seen: dict[str, tuple[Tensor, int]] = {}
-        self._kept: list[tuple[int, Any]] = []
 
     def forget(self) -> None:
-        """Drop everything kept from earlier runs."""
-        self._template = None
+        """Drop everything that is kept from earlier runs."""
+        self._folded = None
         self._constants = {}
-        self._seen.clear()
-        self._kept.clear()
+        self._seen = {}
+        self.cached = {}
 
     def run(
         self,
@@ -44,60 +48,52 @@ class Executor:
         constants: Callable[[], Mapping[str, Tensor]],
         constants_key: ConstantsKey,
     ) -> list[Tensor]:
-        """Run the plan.
+        """Run the schedule.
 
         Args:
-            inputs: All inputs, as tensors of the types in which the plan holds them.
+            inputs: All inputs, as tensors of the types in which the schedule holds them.
             states: All states.
-            constants: Gives the stored constants by name.
+            constants: Returns the stored constants by name.
             constants_key: Identity and version of each parameter.
 
         Returns:
-            The outputs in the plan's order. None of them shares memory with what is kept.
+            The outputs in the schedule's order. None of them shares memory with what is cached.
         """
-        if self._template is None or constants_key != self._constants_key:
+        if self._folded is None or constants_key != self._constants_key:
             self.forget()
             self._constants = constants()
-            self._template = self._fold(self._constants)
+            self._folded = self.schedule.fold_constants(self._constants)
             self._constants_key = constants_key
-        plan, places = self.plan, self.plan.places
-        values = self._template.copy()
+        schedule, slots = self.schedule, self.schedule.slots
+        values = self._folded.copy()
         for name, tensor in inputs.items():
-            values[places[name]] = tensor
+            values[slots[name]] = tensor
         for name, state in states.items():
-            values[places[name]] = state
-        calls = plan.calls(self._changed(inputs))
-        for place, value in self._kept:
-            values[place] = value
-        self._kept = []
+            values[slots[name]] = state
+        calls = schedule.calls(self._changed(inputs))
+        for slot, value in self.cached.items():
+            values[slot] = value
+        self.cached = {}
         execute(calls, values)
         self.executed = len(calls)
         self._remember(inputs, values)
-        return [values[place].clone() if place in plan.shared else values[place] for place in plan.output_places]
+        lent = schedule.lent_outputs
+        return [values[slot].clone() if slot in lent else values[slot] for slot in schedule.output_slots]
 
-    def _fold(self, constants: Mapping[str, Tensor]) -> Values:
-        """Return a list of values with the constants and what depends on them alone, as far as other calls read it."""
-        plan = self.plan
-        values = plan.empty_values()
-        for name, tensor in constants.items():
-            values[plan.places[name]] = tensor
-        execute(plan.folding(), values)
-        needed = plan.constants_needed()
-        return [value if place in needed else None for place, value in enumerate(values)]
-
-    def _changed(self, inputs: Mapping[str, Tensor]) -> int:
-        """Return the watched inputs that are not what they were in the last run, as bits."""
-        changed = 0
-        for name, bit in self.plan.watched.items():
-            tensor = inputs[name]
-            seen = self._seen.get(name)
+    def _changed(self, inputs: Mapping[str, Tensor]) -> list[str]:
+        """Return the tracked inputs that are not what they were in the last run."""
+        changed = []
+        for name in self.schedule.tracked:
+            tensor, seen = inputs[name], self._seen.get(name)
             if seen is None or seen[0] is not tensor or tensor.is_inference() or seen[1] != tensor._version:
-                changed |= bit
+                changed.append(name)
         self._seen = {}  # until the run has succeeded nothing is known
         return changed
 
     def _remember(self, inputs: Mapping[str, Tensor], values: Values) -> None:
-        self._kept = [(place, values[place]) for place in self.plan.kept]
+        self.cached = {slot: values[slot] for slot in self.schedule.cached}
         self._seen = {
-            name: (inputs[name], inputs[name]._version) for name in self.plan.watched if not inputs[name].is_inference()
+            name: (inputs[name], inputs[name]._version)
+            for name in self.schedule.tracked
+            if not inputs[name].is_inference()
         }

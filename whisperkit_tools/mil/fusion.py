@@ -1,6 +1,6 @@
-"""Replacing combinations of operations by quicker ones, for float32 without gradients.
+"""Replacement of combinations of operations by faster ones, for float32 without gradients.
 
-Each rule looks at one call and, through what computed its arguments, at the calls before it. A call inside a
+Each rule looks at one call and, through the producers of its arguments, at the calls before it. A call inside a
 combination is only replaced when nobody else reads its result. float16 mode rounds the results in between, and a run
 with gradients takes the program as it stands, so neither uses this.
 """
@@ -15,8 +15,8 @@ from whisperkit_tools.mil.kernels import Node, make_kernel
 from whisperkit_tools.mil.tensor_spec import TensorSpec, is_float
 
 
-class Surroundings:
-    """Who computes and who reads each value."""
+class UseDef:
+    """Definitions and uses: which call computes each value, and which calls read it."""
 
     def __init__(self, nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, TensorSpec]) -> None:
         self._producers = {output.name: node for node in nodes for output in node.outputs}
@@ -26,26 +26,26 @@ class Surroundings:
         self._nodes = nodes
         self._outputs = frozenset(outputs)
 
-    def inner(self, name: str | None, *types: str) -> Node | None:
-        """Return what computes `name` if it is of one of `types` and has no other reader."""
+    def sole_producer(self, name: str | None, *types: str) -> Node | None:
+        """Return the call that computes `name`, if it is of one of `types` and `name` has a single reader."""
         if name is None or self._readers[name] != 1:
             return None
         node = self._producers.get(name)
         return node if node is not None and node.type in types else None
 
     def is_last_reader(self, node: Node, name: str) -> bool:
-        """Say whether nobody reads a value, or a view of it, after `node`, and it is not given out."""
+        """Return whether no call after `node` reads a value or a view of it, and neither is an output."""
         views = {name}
         passed = False
         for other in self._nodes:
             if passed and not views.isdisjoint(other.reads):
                 return False
-            if other is not node and (other.kernel.exact or other.type == "cast") and not views.isdisjoint(other.reads):
+            if other is not node and other.may_share_memory and not views.isdisjoint(other.reads):
                 views.update(output.name for output in other.outputs)
             passed = passed or other is node
         return views.isdisjoint(self._outputs)
 
-    def users(self, name: str, *types: str) -> list[Node]:
+    def readers(self, name: str, *types: str) -> list[Node]:
         """Return the calls of these types that read a value."""
         return [node for node in self._nodes if node.type in types and name in node.reads]
 
@@ -57,15 +57,15 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """The calls `gone` are replaced by `new` at the place of the last of them."""
+    """A rewrite: the calls `removed` make room for `added`, which stand at the place of the last of them."""
 
-    gone: tuple[Node, ...]
-    new: tuple[Node, ...]
+    removed: tuple[Node, ...]
+    added: tuple[Node, ...]
 
 
 _PACKED = 1 << 22  # elements from which a matrix is beyond the caches, and worth a second copy in float16
 
-Rule: TypeAlias = Callable[[Node, Surroundings], Replacement | None]
+Rule: TypeAlias = Callable[[Node, UseDef], Replacement | None]
 
 
 def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, TensorSpec]) -> list[Node]:
@@ -73,7 +73,7 @@ def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, Ten
 
     Args:
         nodes: The calls in order.
-        outputs: Names of the values given out.
+        outputs: Names of the outputs.
         stored: Specs of the inputs and constants.
 
     Returns:
@@ -90,25 +90,25 @@ def fuse(nodes: Sequence[Node], outputs: Iterable[str], stored: Mapping[str, Ten
     names = tuple(outputs)
     result = list(nodes)
     for rule in rules:
-        result = _apply(rule, result, Surroundings(result, names, stored))
+        result = _apply(rule, result, UseDef(result, names, stored))
     known = {**stored, **{output.name: output for node in result for output in node.outputs}}
     result = [new for node in result for new in _product(node, known)]
     return _channels_last(result)
 
 
-def _apply(rule: Rule, nodes: list[Node], around: Surroundings) -> list[Node]:
+def _apply(rule: Rule, nodes: list[Node], uses: UseDef) -> list[Node]:
     """Apply one rule everywhere."""
-    gone: set[int] = set()
-    new: dict[int, tuple[Node, ...]] = {}
+    removed: set[int] = set()
+    added: dict[int, tuple[Node, ...]] = {}
     for node in nodes:
-        found = rule(node, around)
+        found = rule(node, uses)
         if found is not None:
-            gone.update(id(old) for old in found.gone)
-            new[id(node)] = found.new
+            removed.update(id(old) for old in found.removed)
+            added[id(node)] = found.added
     result: list[Node] = []
     for node in nodes:
-        result.extend(new.get(id(node), ()))
-        if id(node) not in gone:
+        result.extend(added.get(id(node), ()))
+        if id(node) not in removed:
             result.append(node)
     return result
 
@@ -191,24 +191,24 @@ class _Attention:
     weights_first: bool
 
 
-def _find_attention(node: Node, around: Surroundings) -> _Attention | None:
+def _find_attention(node: Node, uses: UseDef) -> _Attention | None:
     """Recognise `matmul(value, softmax(matmul(query, key) [+ mask]))`, with the last product either way round."""
     if node.type != "matmul" or node.dynamic:
         return None
     left, right = node.arguments
     for weights, weights_first in ((left, True), (right, False)):
-        softmax = around.inner(weights, "softmax")
+        softmax = uses.sole_producer(weights, "softmax")
         # The weights are `[Q, K]`; as the second factor they have to be transposed.
         transposed = node.values.get("transpose_x" if weights_first else "transpose_y", False)
         if softmax is None or transposed is weights_first or not _over_last_axis(softmax):
             continue
         nodes: tuple[Node, ...] = (softmax, node)
         mask, scored = None, softmax.arguments[0]
-        addition = around.inner(scored, "add")
+        addition = uses.sole_producer(scored, "add")
         if addition is not None:
-            scored, mask = _product_and_mask(addition, around, "matmul")
+            scored, mask = _product_and_mask(addition, uses, "matmul")
             nodes = (addition, *nodes)
-        scores = around.inner(scored, "matmul")
+        scores = uses.sole_producer(scored, "matmul")
         if scores is not None and not scores.dynamic:
             return _Attention((scores, *nodes), scores, mask, node, weights_first)
     return None
@@ -218,20 +218,20 @@ def _over_last_axis(softmax: Node) -> bool:
     return not softmax.dynamic and softmax.values.get("axis", -1) in (-1, len(softmax.outputs[0].shape) - 1)
 
 
-def _product_and_mask(addition: Node, around: Surroundings, product: str) -> tuple[str | None, str | None]:
+def _product_and_mask(addition: Node, uses: UseDef, product: str) -> tuple[str | None, str | None]:
     """Tell which summand is the product of query and key, an operation of type `product`."""
     first, second = addition.arguments
-    if around.inner(first, product) is not None:
+    if uses.sole_producer(first, product) is not None:
         return first, second
-    return (second, first) if around.inner(second, product) is not None else (None, None)
+    return (second, first) if uses.sole_producer(second, product) is not None else (None, None)
 
 
-def _attention(node: Node, around: Surroundings) -> Replacement | None:
+def _attention(node: Node, uses: UseDef) -> Replacement | None:
     """Replace an attention with batch and head axes, of more than one position, by one kernel.
 
     For one position the scores are small, and plain products read keys and values faster.
     """
-    found = _find_attention(node, around)
+    found = _find_attention(node, uses)
     if found is None or found.scores.outputs[0].shape[-2:-1] == (1,):
         return None
     left, right = node.arguments
@@ -239,7 +239,7 @@ def _attention(node: Node, around: Surroundings) -> Replacement | None:
     value_transposed = node.values.get("transpose_y" if found.weights_first else "transpose_x", False)
     scores = found.scores
     query, key = scores.arguments
-    shapes = [around.shape(name) for name in (query, key, value)]
+    shapes = [uses.shape(name) for name in (query, key, value)]
     if any(shape is None or len(shape) != 4 for shape in shapes) or len({shape[:2] for shape in shapes if shape}) != 1:
         return None
     new = _fused(
@@ -255,23 +255,23 @@ def _attention(node: Node, around: Surroundings) -> Replacement | None:
     return Replacement(found.nodes, (new,))
 
 
-def _split_head_attention(node: Node, around: Surroundings) -> Replacement | None:
+def _split_head_attention(node: Node, uses: UseDef) -> Replacement | None:
     """Replace `einsum(value, softmax(einsum(key, query) [+ mask]))` with the softmax over axis 1."""
     last = _terms(node, "bchq", rest="k")
     if last is None or last.keys() != {"bchk", "bkhq"}:
         return None
-    softmax = around.inner(last["bkhq"], "softmax")
+    softmax = uses.sole_producer(last["bkhq"], "softmax")
     if softmax is None or softmax.dynamic or softmax.values.get("axis", -1) not in (1, -3):
         return None
     nodes: tuple[Node, ...] = (softmax, node)
     mask, scored = None, softmax.arguments[0]
-    addition = around.inner(scored, "add")
+    addition = uses.sole_producer(scored, "add")
     if addition is not None:
-        scored, mask = _product_and_mask(addition, around, "einsum")
+        scored, mask = _product_and_mask(addition, uses, "einsum")
         nodes = (addition, *nodes)
-    scores = around.inner(scored, "einsum")
+    scores = uses.sole_producer(scored, "einsum")
     first = _terms(scores, "bkhq", rest="c") if scores is not None else None
-    shape = around.shape(mask) if mask is not None else (1,) * 4
+    shape = uses.shape(mask) if mask is not None else (1,) * 4
     if scores is None or first is None or first.keys() != {"bkhc", "bchq"} or shape is None or len(shape) != 4:
         return None
     arguments = [first["bchq"], first["bkhc"], last["bchk"], *([] if mask is None else [mask])]
@@ -303,9 +303,9 @@ class _Update:
     elsewhere: str
 
 
-def _find_single_attention(node: Node, around: Surroundings) -> tuple[_Attention, str | None, str | None] | None:
+def _find_single_attention(node: Node, uses: UseDef) -> tuple[_Attention, str | None, str | None] | None:
     """Recognise an attention of one position with a mask; return it with the names of the query and the keys."""
-    found = _find_attention(node, around)
+    found = _find_attention(node, uses)
     shape = _known(node.outputs[0].shape) if found is not None else None
     if found is None or found.weights_first or found.mask is None or shape is None:
         return None
@@ -316,13 +316,13 @@ def _find_single_attention(node: Node, around: Surroundings) -> tuple[_Attention
     return found, query, key
 
 
-def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
+def _cached_attention(node: Node, uses: UseDef) -> Replacement | None:
     """Replace an attention of one position, together with the update of the caches it reads."""
-    single = _find_single_attention(node, around)
+    single = _find_single_attention(node, uses)
     if single is None:
         return None
     found, query, key = single
-    keys, values = _find_update(key, around), _find_update(node.arguments[0], around)
+    keys, values = _find_update(key, uses), _find_update(node.arguments[0], uses)
     if keys is None or values is None or (keys.here, keys.elsewhere) != (values.here, values.elsewhere):
         return None
     arguments = [query, keys.cache, values.cache, keys.update, values.update, keys.here, keys.elsewhere, found.mask]
@@ -330,33 +330,33 @@ def _cached_attention(node: Node, around: Surroundings) -> Replacement | None:
     return Replacement((*keys.nodes, *values.nodes, *found.nodes), (new,))
 
 
-def _find_update(name: str | None, around: Surroundings) -> _Update | None:
+def _find_update(name: str | None, uses: UseDef) -> _Update | None:
     """Recognise a cache update of a cache `[1, D, 1, S]` and an update `[1, D, 1, 1]`."""
-    heads = around.inner(name, "reshape")
-    total = around.inner(heads.arguments[0], "add") if heads is not None else None
+    heads = uses.sole_producer(name, "reshape")
+    total = uses.sole_producer(heads.arguments[0], "add") if heads is not None else None
     if heads is None or total is None or len(heads.outputs[0].shape) != 4:
         return None
-    kept, added = (around.inner(summand, "mul") for summand in total.arguments)
+    kept, added = (uses.sole_producer(summand, "mul") for summand in total.arguments)
     if kept is None or added is None:
         return None
     full = total.outputs[0].shape
-    if kept.arguments[0] is not None and around.shape(kept.arguments[0]) != full:
+    if kept.arguments[0] is not None and uses.shape(kept.arguments[0]) != full:
         kept, added = added, kept
     cache, elsewhere = kept.arguments
     update, here = added.arguments
-    fits = around.shape(cache) == full and around.shape(update) == (*full[:3], 1) and full[0] == full[2] == 1
+    fits = uses.shape(cache) == full and uses.shape(update) == (*full[:3], 1) and full[0] == full[2] == 1
     if not fits or cache is None or update is None or here is None or elsewhere is None:
         return None
     return _Update((kept, added, total, heads), cache, update, here, elsewhere)
 
 
-def _cached_attention_at(node: Node, around: Surroundings) -> Replacement | None:
+def _cached_attention_at(node: Node, uses: UseDef) -> Replacement | None:
     """The same where the caches are updated by `slice_update`."""
-    single = _find_single_attention(node, around)
+    single = _find_single_attention(node, uses)
     if single is None:
         return None
     found, query, key = single
-    updated = [_find_column_update(name, around) for name in (key, node.arguments[0])]
+    updated = [_find_column_update(name, uses) for name in (key, node.arguments[0])]
     if updated[0] is None or updated[1] is None:
         return None
     (key_heads, keys), (value_heads, values) = updated[0], updated[1]
@@ -368,34 +368,34 @@ def _cached_attention_at(node: Node, around: Surroundings) -> Replacement | None
     return Replacement((keys, values, key_heads, value_heads, *found.nodes), (new,))
 
 
-def _find_column_update(name: str | None, around: Surroundings) -> tuple[Node, Node] | None:
-    """Recognise `reshape(slice_update(cache, column))` of a cache `[1, D, 1, S]` at a place known only at run time."""
-    heads = around.inner(name, "reshape")
-    update = around.inner(heads.arguments[0], "slice_update") if heads is not None else None
+def _find_column_update(name: str | None, uses: UseDef) -> tuple[Node, Node] | None:
+    """Recognise `reshape(slice_update(cache, column))` of a cache `[1, D, 1, S]` at a position known at run time."""
+    heads = uses.sole_producer(name, "reshape")
+    update = uses.sole_producer(heads.arguments[0], "slice_update") if heads is not None else None
     if heads is None or update is None or set(update.dynamic) != {"begin", "end"} or len(heads.outputs[0].shape) != 4:
         return None
-    full = around.shape(update.arguments[0])
+    full = uses.shape(update.arguments[0])
     open_axes = [True, True, True, False]
     bounds = [update.values.get(mask) for mask in ("begin_mask", "end_mask")]
     plain = not any(update.values.get("squeeze_mask") or ()) and set(update.values.get("stride") or (1,)) == {1}
-    fits = full is not None and around.shape(update.arguments[1]) == (*full[:3], 1) and full[0] == full[2] == 1
+    fits = full is not None and uses.shape(update.arguments[1]) == (*full[:3], 1) and full[0] == full[2] == 1
     return (heads, update) if fits and plain and bounds == [open_axes, open_axes] else None
 
 
 # --- states ---------------------------------------------------------------------------------------------------------
 
 
-def _state_slice_write(node: Node, around: Surroundings) -> Replacement | None:
-    """Write a slice into a state in place: `write_state(s, slice_update(read_state(s), ...))`, when nobody sees it."""
+def _state_slice_write(node: Node, uses: UseDef) -> Replacement | None:
+    """Write a slice into a state in place: `write_state(s, slice_update(read_state(s), ...))`, if no call notices."""
     if node.type != "write_state" or node.arguments[0] is None:
         return None
     state, written = node.arguments[0], node.arguments[1]
-    update = around.inner(written, "slice_update")
-    reads, writes = around.users(state, "read_state"), around.users(state, "write_state", "coreml_update_state")
+    update = uses.sole_producer(written, "slice_update")
+    reads, writes = uses.readers(state, "read_state"), uses.readers(state, "write_state", "coreml_update_state")
     if update is None or len(reads) != 1 or len(writes) != 1:
         return None
     present = reads[0].outputs[0].name
-    if update.arguments[0] != present or not around.is_last_reader(update, present):
+    if update.arguments[0] != present or not uses.is_last_reader(update, present):
         return None
     kernel = make_kernel("fused_write_state", fused.write_state_slice)
     new = Node(kernel.type, node.name, kernel, (state, update.arguments[1]), (), update.values, update.dynamic)
@@ -405,11 +405,11 @@ def _state_slice_write(node: Node, around: Surroundings) -> Replacement | None:
 # --- normalisation --------------------------------------------------------------------------------------------------
 
 
-def _affine_layer_norm(node: Node, around: Surroundings) -> Replacement | None:
+def _affine_layer_norm(node: Node, uses: UseDef) -> Replacement | None:
     """Move the scale and shift of a batch norm into the layer norm over the channels before it."""
     if node.type != "batch_norm" or node.dynamic:
         return None
-    before = around.inner(node.arguments[0], "layer_norm")
+    before = uses.sole_producer(node.arguments[0], "layer_norm")
     if before is None or len(before.arguments) > 1 or list(before.values.get("axes", ())) != [1]:
         return None
     mean, variance, *rest = node.arguments[1:]

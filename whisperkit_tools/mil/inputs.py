@@ -1,4 +1,4 @@
-"""Bringing what the caller passes in into the form that the program needs, with one message for all that is wrong."""
+"""Conversion of a caller's inputs to the tensors that a program needs, with one message for all problems."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -20,24 +20,24 @@ def tensor_view(array: NDArray[Any]) -> Tensor:
         array = np.ascontiguousarray(array)
     if array.flags.writeable:
         return torch.from_numpy(array)
-    return torch.from_numpy(_unlocked(array))
+    return torch.from_numpy(np.asarray(_WritableView(array)) if array.size else array.copy())
 
 
-def _unlocked(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a writable view of read-only memory, or a copy where there cannot be one."""
-    interface = dict(array.__array_interface__)
-    if not array.size:
-        return array.copy()
-    interface["data"] = (interface["data"][0], False)
-    holder = type("Holder", (), {"__array_interface__": interface, "owner": array})()
-    return np.asarray(holder)
+class _WritableView:
+    """An array's memory, declared writable. It keeps the array alive."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        interface = array.__array_interface__
+        address, _ = interface["data"]
+        self.__array_interface__ = {**interface, "data": (address, False)}
+        self._array = array
 
 
-class Feed:
+class InputConverter:
     """Checks inputs and converts them to tensors.
 
-    For NumPy inputs that the executor watches it keeps a copy: when an array's content is what it was in the last call,
-    the same tensor is handed on, so an array that was changed in place is noticed and an equal one is not.
+    For NumPy inputs that the executor tracks it keeps a copy. When an array's content is what it was in the last call,
+    the same tensor is handed on, so a change in place is noticed and an equal array counts as unchanged.
     """
 
     def __init__(self, inputs: Mapping[str, TensorSpec], precision: Precision) -> None:
@@ -51,7 +51,7 @@ class Feed:
         self._seen.clear()
 
     def tensors(self, given: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """Check tensors and bring them to the program's types and device; those already right are passed on.
+        """Check tensors and convert them to the program's types and device; those already right are passed on.
 
         Raises:
             ValueError: Inputs are missing, unknown, or of the wrong shape or kind.
@@ -59,23 +59,23 @@ class Feed:
         self._check(given, {name: not value.is_floating_point() for name, value in given.items()})
         return {name: given[name].to(device, dtype) for name, dtype in self._dtypes.items()}
 
-    def arrays(self, given: Mapping[str, Any], device: torch.device, watched: Collection[str]) -> dict[str, Tensor]:
+    def arrays(self, given: Mapping[str, Any], device: torch.device, tracked: Collection[str]) -> dict[str, Tensor]:
         """Check arrays and convert them.
 
         Args:
             given: Arrays, tensors, numbers or lists by input name.
-            device: Where the tensors shall be.
-            watched: Names of inputs for which equal content shall give the same tensor object.
+            device: Where to put the tensors.
+            tracked: Names of inputs for which equal content gives the same tensor object.
 
         Raises:
             ValueError: Inputs are missing, unknown, or of the wrong shape or kind.
         """
         arrays = {name: _as_array(value) for name, value in given.items()}
         self._check(arrays, {name: array.dtype.kind in "biu" for name, array in arrays.items()})
-        return {name: self._convert(name, arrays[name], device, name in watched) for name in self._dtypes}
+        return {name: self._convert(name, arrays[name], device, name in tracked) for name in self._dtypes}
 
-    def _convert(self, name: str, array: NDArray[Any], device: torch.device, watched: bool) -> Tensor:
-        if not watched:
+    def _convert(self, name: str, array: NDArray[Any], device: torch.device, tracked: bool) -> Tensor:
+        if not tracked:
             return tensor_view(array).to(device, self._dtypes[name])
         seen = self._seen.get(name)
         if seen is not None and _same(seen[0], array):
@@ -118,7 +118,7 @@ def _readable_shape(shape: tuple[int | None, ...]) -> str:
 
 
 def _same(first: NDArray[Any], second: NDArray[Any]) -> bool:
-    """Say whether two arrays are equal bit by bit; the first elements, which mostly differ, are looked at first."""
+    """Return whether two arrays are equal bit by bit; compares the first elements, which mostly differ, first."""
     if first.shape != second.shape or first.dtype != second.dtype:
         return False
     bits = f"u{first.dtype.itemsize}"  # NumPy compares float16 slowly, and NaN is not equal to itself

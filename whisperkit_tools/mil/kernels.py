@@ -34,7 +34,7 @@ class Kernel:
         required: Those of `tensors` without a default.
         variadic: Name of the list parameter, when the function takes any number of tensors.
         values: Names of the keyword-only parameters.
-        exact: Every element of the result is an element of an argument, so that there is nothing to round.
+        moves_only: Every element of the result is an element of an argument, so that there is nothing to round.
     """
 
     type: str
@@ -43,19 +43,19 @@ class Kernel:
     required: tuple[str, ...]
     variadic: str | None
     values: tuple[str, ...]
-    exact: bool
+    moves_only: bool
 
 
-def operation(*types: str, exact: bool = False) -> Callable[[_Function], _Function]:
+def operation(*types: str, moves_only: bool = False) -> Callable[[_Function], _Function]:
     """Mark a function as the kernel of these operation types.
 
     Args:
         types: Names of the operations.
-        exact: The kernel only moves or selects elements.
+        moves_only: The kernel only moves or selects elements.
     """
 
     def mark(function: _Function) -> _Function:
-        function.__dict__["mil_operations"] = (types, exact)
+        function.__dict__["mil_operations"] = (types, moves_only)
         return function
 
     return mark
@@ -70,12 +70,12 @@ def kernels() -> dict[str, Kernel]:
     for module_info in pkgutil.iter_modules(ops.__path__):
         module = importlib.import_module(f"{ops.__name__}.{module_info.name}")
         for function in vars(module).values():
-            types, exact = getattr(function, "mil_operations", ((), False))
-            found.update((name, make_kernel(name, function, exact=exact)) for name in types)
+            types, moves_only = getattr(function, "mil_operations", ((), False))
+            found.update((name, make_kernel(name, function, moves_only=moves_only)) for name in types)
     return found
 
 
-def make_kernel(name: str, function: Callable[..., Any], *, exact: bool = False) -> Kernel:
+def make_kernel(name: str, function: Callable[..., Any], *, moves_only: bool = False) -> Kernel:
     """Return the kernel that calls `function`, its parameters read off the signature."""
     parameters = inspect.signature(function).parameters.values()
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -87,7 +87,7 @@ def make_kernel(name: str, function: Callable[..., Any], *, exact: bool = False)
         required=tuple(p.name for p in positional if p.default is p.empty),
         variadic=variadic[0] if variadic else None,
         values=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
-        exact=exact,
+        moves_only=moves_only,
     )
 
 
@@ -117,6 +117,11 @@ class Node:
     def reads(self) -> tuple[str, ...]:
         """Names of all values that the call reads."""
         return (*(name for name in self.arguments if name is not None), *self.dynamic.values())
+
+    @property
+    def may_share_memory(self) -> bool:
+        """Whether the results may be views of what the call reads."""
+        return self.kernel.moves_only or self.type == "cast"
 
 
 def bind(graph: Graph) -> list[Node]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.executor import ConstantsKey, Executor
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
-from whisperkit_tools.mil.inputs import Feed
+from whisperkit_tools.mil.inputs import InputConverter
 from whisperkit_tools.mil.kernels import Node, bind
-from whisperkit_tools.mil.schedule import Plan, Target, execute
+from whisperkit_tools.mil.schedule import Schedule, Target
 from whisperkit_tools.mil.states import ProgramState
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, predicted_dtype, storage_dtype
 
@@ -60,8 +60,8 @@ class Program(nn.Module):
             self._add_constant(name, graph.constants[name])
         self._nodes = nodes
         self._stored = {**graph.inputs, **{name: graph.constants[name].spec for name in self._encoded}}
-        self._feed = Feed(graph.inputs, precision)
-        self.to(device)  # makes the plans, too
+        self._converter = InputConverter(graph.inputs, precision)
+        self.to(device)  # makes the schedules, too
 
     @classmethod
     def load(
@@ -104,10 +104,10 @@ class Program(nn.Module):
             self.register_buffer(encoded, tensor, persistent=False)
 
     def _encode(self, name: str) -> str:
-        """Return a name that a module accepts: percent-encoded where torch or a method of the module is in the way."""
-        encoded = quote(name, safe=" :/-@+$!*'(),;=[]{}<>|\\^`~#&?\"")  # all but `.` and `%`
-        encoded = encoded.replace(".", "%2E")
-        return f"%{ord(encoded[0]):02X}{encoded[1:]}" if hasattr(self, encoded) else encoded
+        """Return a name that a module accepts, percent-encoded where torch or a member of the module is in the way."""
+        encoded = name.replace("%", "%25").replace(".", "%2E")  # torch forbids dots
+        is_taken = hasattr(self, encoded) or hasattr(type(self), encoded)
+        return f"%{ord(encoded[0]):02X}{encoded[1:]}" if is_taken else encoded
 
     @staticmethod
     def constant_name(parameter_name: str) -> str:
@@ -137,16 +137,15 @@ class Program(nn.Module):
         return self._device
 
     def _prepare(self) -> None:
-        """Make the plans: the program as it stands, and, for float32, with operations fused."""
+        """Make the schedules: the program as it stands, and, for float32, with operations fused."""
         tensors = [*self._parameters.values(), *self._buffers.values()]
         self._device = next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))
         target = Target(self.precision, self._device)
-        plain = Plan(self._nodes, self.inputs, self.outputs, self.states, self._encoded, target)
-        self._plain = plain
-        fast = plain
+        self._schedule = Schedule(self._nodes, self.inputs, self.outputs, self.states, self._encoded, target)
+        fast = self._schedule
         if self.precision == "float32":
             fused = fuse(self._nodes, self.outputs, self._stored)
-            fast = Plan(fused, self.inputs, self.outputs, self.states, self._encoded, target)
+            fast = Schedule(fused, self.inputs, self.outputs, self.states, self._encoded, target)
         self._executor = Executor(fast)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Program":
@@ -156,26 +155,36 @@ class Program(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out, for a copy or a pickle, what is made from the rest."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_plain", "_executor")}
+        """Omit, for a copy or a pickle, what is made from the rest."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_schedule", "_executor")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Make the plans anew."""
+        """Make the schedules anew."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._prepare()
 
     @property
+    def schedule(self) -> Schedule:
+        """The program as it stands, one call for each operation, which is what runs with gradients."""
+        return self._schedule
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the program without gradients, operations fused in float32 mode."""
+        return self._executor
+
+    @property
     def executed_operations(self) -> int:
-        """How many operations the last run without gradients executed; fewer when inputs did not change."""
+        """Number of operations that the last run without gradients executed; fewer when inputs did not change."""
         return self._executor.executed
 
     def forget(self) -> None:
-        """Drop what is kept from earlier runs."""
+        """Drop everything that is kept from earlier runs."""
         self._executor.forget()
-        self._feed.forget()
+        self._converter.forget()
 
     def make_state(self) -> ProgramState:
-        """Return fresh states, all zero; empty for a program without states, which takes them nevertheless."""
+        """Return fresh states, all zero; a program without states accepts the empty ones that it returns."""
         return ProgramState(self.states, self.precision, self._device)
 
     def forward(
@@ -204,14 +213,14 @@ class Program(nn.Module):
         Raises:
             ValueError: Inputs are missing, unknown, or of the wrong shape; all of them are named.
         """
-        given = self._feed.tensors({**(inputs or {}), **tensors}, self._device)
+        given = self._converter.tensors({**(inputs or {}), **tensors}, self._device)
         states = self._states(state)
         if torch.is_grad_enabled() and any(
             t.requires_grad for t in (*given.values(), *self._parameters.values()) if t is not None
         ):
-            return self._run_with_gradients(given, states)
+            return self._schedule.run({**self.constants(), **given, **states})
         with torch.no_grad():
-            results = self._executor.run(given, states, self._constants, self._constants_key())
+            results = self._executor.run(given, states, self.constants, self._constants_key())
         return dict(zip(self.outputs, results, strict=True))
 
     def predict(self, data: Mapping[str, Any] | list[Mapping[str, Any]], state: ProgramState | None = None) -> Any:
@@ -231,9 +240,9 @@ class Program(nn.Module):
         """
         if isinstance(data, list):
             return [self.predict(item, state) for item in data]
-        given = self._feed.arrays(data, self._device, self._executor.plan.watched)
+        given = self._converter.arrays(data, self._device, self._executor.schedule.tracked)
         with torch.no_grad():
-            results = self._executor.run(given, self._states(state), self._constants, self._constants_key())
+            results = self._executor.run(given, self._states(state), self.constants, self._constants_key())
         return {
             name: _array(tensor, spec, self.precision)
             for (name, spec), tensor in zip(self.outputs.items(), results, strict=True)
@@ -253,25 +262,16 @@ class Program(nn.Module):
             raise ValueError(f"the states are held in {state.precision}, the program computes in {self.precision}")
         return state
 
-    def _constants(self) -> dict[str, Tensor]:
-        """Return the present parameters and buffers by the program's names."""
+    def constants(self) -> dict[str, Tensor]:
+        """Return the present parameters and buffers by their names in the program."""
         return {
             name: cast(Tensor, self._parameters[key] if key in self._parameters else self._buffers[key])
             for name, key in self._encoded.items()
         }
 
     def _constants_key(self) -> ConstantsKey:
-        """Return what tells whether a parameter was replaced or changed."""
+        """Return a key that differs after a parameter was replaced or changed."""
         return tuple([(id(p), 0 if p is None or p.is_inference() else p._version) for p in self._parameters.values()])
-
-    def _run_with_gradients(self, given: Mapping[str, Tensor], states: ProgramState) -> dict[str, Tensor]:
-        """Run every operation as it stands, so that the graph reaches each parameter and holds nothing old."""
-        plan = self._plain
-        values = plan.empty_values()
-        for name, value in (*self._constants().items(), *given.items(), *states.items()):
-            values[plan.places[name]] = value
-        execute(plan.calls(None), values)
-        return {name: values[plan.places[name]] for name in self.outputs}
 
     def extra_repr(self) -> str:
         """Describe the program in one line."""

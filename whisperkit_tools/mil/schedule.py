@@ -1,13 +1,15 @@
-"""A program made ready to run: calls with numbered places for values, sorted by what they depend on.
+"""A program prepared to run: calls in order, numbered slots for values, and which calls a changed input concerns.
 
-Calls that depend on constants alone are worked out once. Of the others, those that depend only on inputs that did not
-change since the last run are left out, and what they computed for the rest of the program is kept. In Whisper's decoder
-those are the keys and values that every layer projects from the audio.
+Every call depends on some of the program's inputs and states, directly or through other calls, and `Call.depends_on`
+names them. That decides what happens to it. A call that depends on nothing works on constants alone, so it runs once. A
+call whose inputs did not change since the last run need not run again, and what it computed for the rest of the program
+is cached. In Whisper's decoder those are the keys and values that every layer projects from the audio. A call that
+depends on a state runs every time.
 """
 
 import functools
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,26 +20,37 @@ from whisperkit_tools.mil.kernels import Node
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, storage_dtype
 
 Values: TypeAlias = list[Any]
-"""What the places of a plan hold during a run; place 0 holds None, for arguments left out."""
+"""The content of a schedule's slots during a run. Slot 0 holds None, for omitted arguments."""
 
-_ALWAYS = 1  # bit of a call that has to run each time; the other bits stand for inputs
-_WORTH_KEEPING = 50_000  # multiply-adds below which keeping results saves nothing
-_LARGE = 1 << 16  # elements from which on a value is freed as soon as it was used for the last time
+Names: TypeAlias = frozenset[str]
+
+_WORTH_CACHING = 50_000  # multiply-adds below which caching results saves nothing
+_LARGE = 1 << 16  # elements from which on a value is freed after its last use
 
 
 class Call(NamedTuple):
-    """One kernel call: read `arguments`, write `outputs`, then forget `frees`."""
+    """One kernel call: read `arguments`, write `outputs`, then drop `frees`.
+
+    Attributes:
+        function: The kernel, with its constant values bound.
+        arguments: Slots of its arguments.
+        outputs: Slot of its result, or slots of its results.
+        frees: Slots whose values nobody reads any more.
+        node: The call as it was bound.
+        depends_on: Names of the inputs and states that its results depend on, directly or through other calls.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[int, ...]
     outputs: int | tuple[int, ...]
     frees: tuple[int, ...]
     node: Node
+    depends_on: Names
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How and where a plan computes.
+    """How and where a schedule computes.
 
     Attributes:
         precision: See `program.Program.load`.
@@ -48,8 +61,30 @@ class Target:
     device: torch.device
 
 
-class Plan:
-    """The calls of one function, for one precision and device."""
+def dependencies(nodes: Iterable[Node], sources: Iterable[str]) -> list[Names]:
+    """Return for each node the names among `sources` that it depends on, directly or through earlier nodes."""
+    known = {name: frozenset((name,)) for name in sources}
+    found = []
+    for node in nodes:
+        depends_on: Names = frozenset().union(*(known[name] for name in node.reads if name in known))
+        found.append(depends_on)
+        known.update((output.name, depends_on) for output in node.outputs)
+    return found
+
+
+class Schedule:
+    """The calls of one function, for one precision and device.
+
+    Attributes:
+        nodes: The calls as they were bound, in order.
+        slots: Slot of each value, by name.
+        tracked: Inputs on which cached results depend; whoever runs the schedule tells which of them changed.
+        cached: Slots of the results that are reused in later runs, as long as the inputs they depend on do not change.
+        constant_results: Slots of constants, and of what depends on constants alone, that other calls or the caller
+            read.
+        output_slots: Slots of the outputs.
+        lent_outputs: Those of them that share memory with what outlives a run, so that the caller needs a copy.
+    """
 
     def __init__(
         self,
@@ -60,135 +95,163 @@ class Plan:
         constants: Iterable[str],
         target: Target,
     ) -> None:
-        """Sort the calls.
+        """Find out what every call depends on, and what to cache.
 
         Args:
             nodes: The calls, each after those whose results it reads.
             inputs: The function's inputs.
-            outputs: Names of the values to give out.
+            outputs: Names of the values to return.
             states: Names of the function's states.
             constants: Names of the values that are stored.
             target: How and where to compute.
         """
         self.target = target
         self.nodes = nodes
-        self.inputs = inputs
-        self.output_names = tuple(outputs)
-        self.places: dict[str, int] = {}
-        for name in (*inputs, *states, *constants):
-            self._place(name)
-        for node in nodes:
-            for output in node.outputs:
-                self._place(output.name)
-        self.watched: dict[str, int] = {}
-        masks = self._dependencies(inputs, states)
-        self._masks = self._with_worth(masks, inputs)
-        self.kept = self._boundary()
-        self.output_places = tuple(self.places[name] for name in self.output_names)
-        lasting = {*self.kept, *self.constants_needed(), *self._views_of(states)}
-        self.shared = frozenset(lasting.intersection(self.output_places))
-        self._variants: dict[int | None, tuple[Call, ...]] = {}
+        self._inputs, self._states = inputs, tuple(states)
+        self._output_names = tuple(outputs)
+        self._given = tuple(dict.fromkeys((*inputs, *self._states, *constants)))
+        results = (output.name for node in nodes for output in node.outputs)
+        self.slots = {name: slot for slot, name in enumerate(dict.fromkeys((*self._given, *results)), start=1)}
+        self._depends_on = dependencies(nodes, (*inputs, *self._states))
+        self._cached_groups = self._groups_worth_caching()
+        self.tracked = tuple(name for name in inputs if any(name in group for group in self._cached_groups))
+        self.cached = self._slots_to_cache()
+        self.constant_results = self._constants_read()
+        self.output_slots = tuple(self.slots[name] for name in self._output_names)
+        outliving = {*self.cached, *self.constant_results, *self._views_of_states()}
+        self.lent_outputs = frozenset(outliving.intersection(self.output_slots))
+        self._calls: dict[Names, tuple[Call, ...]] = {}
 
-    def _place(self, name: str) -> int:
-        return self.places.setdefault(name, len(self.places) + 1)
+    # --- what to run -----------------------------------------------------------------------------------------------
 
-    def _dependencies(self, inputs: Mapping[str, TensorSpec], states: Iterable[str]) -> dict[str, int]:
-        """Return for each value the set of inputs it depends on, as bits; none for constants."""
-        masks: dict[str, int] = {name: 2 << number for number, name in enumerate(inputs)}
-        masks.update(dict.fromkeys(states, _ALWAYS))
-        for node in self.nodes:
-            mask = 0
-            for name in node.reads:
-                mask |= masks.get(name, 0)
-            masks.update((output.name, mask) for output in node.outputs)
-        return masks
+    def calls(self, changed: Collection[str]) -> tuple[Call, ...]:
+        """Return the calls to run, in order, when everything else has been computed in earlier runs.
 
-    def _with_worth(self, masks: dict[str, int], inputs: Mapping[str, TensorSpec]) -> list[int]:
-        """Return each call's mask, with `_ALWAYS` added where keeping its results would not pay.
-
-        Calls with the same mask are kept or run together. Keeping pays when they cost much more than finding out
-        whether their inputs changed, and when some other input can change without them.
-        """
-        everything = functools.reduce(lambda mask, number: mask | 2 << number, range(len(inputs)), 0)
-        costs: dict[int, int] = defaultdict(int)
-        for node in self.nodes:
-            costs[self._mask_of(node, masks)] += _cost(node)
-        worth = {0}
-        for mask, cost in costs.items():
-            compared = sum(spec.size for number, spec in enumerate(inputs.values()) if mask & 2 << number)
-            if mask != everything and not mask & _ALWAYS and cost > max(_WORTH_KEEPING, 8 * compared):
-                worth.add(mask)
-        for number, name in enumerate(inputs):
-            if any(mask & 2 << number for mask in worth):
-                self.watched[name] = 2 << number
-        return [
-            mask if mask in worth else mask | _ALWAYS for mask in (self._mask_of(node, masks) for node in self.nodes)
-        ]
-
-    @staticmethod
-    def _mask_of(node: Node, masks: dict[str, int]) -> int:
-        # A call without outputs (a write to a state) reads the state, so the reads always tell.
-        return functools.reduce(lambda mask, name: mask | masks.get(name, 0), node.reads, 0)
-
-    def _boundary(self) -> tuple[int, ...]:
-        """Return the places of values that outlive a run: read, or given out, beyond the calls of their own mask."""
-        made_by = {
-            output.name: mask for node, mask in zip(self.nodes, self._masks, strict=True) for output in node.outputs
-        }
-        lasting = {name for name, mask in made_by.items() if mask and not mask & _ALWAYS}
-        kept = lasting.intersection(self.output_names)
-        for node, mask in zip(self.nodes, self._masks, strict=True):
-            kept.update(name for name in node.reads if name in lasting and made_by[name] != mask)
-        return tuple(sorted(self.places[name] for name in kept))
-
-    def _views_of(self, states: Iterable[str]) -> set[int]:
-        """Return the places of values that may share memory with a state, which a later run changes."""
-        names = set(states)
-        for node in self.nodes:
-            if (node.kernel.exact or node.type == "cast") and not names.isdisjoint(node.reads):
-                names.update(output.name for output in node.outputs)
-        return {self.places[name] for name in names}
-
-    def calls(self, changed: int | None) -> tuple[Call, ...]:
-        """Return the calls to run, in order, those on constants not among them.
+        They are those that depend on a changed input, and those that are never cached. Calls on constants alone are not
+        among them.
 
         Args:
-            changed: The watched inputs that changed, as bits; None for all calls, those on constants included.
+            changed: The tracked inputs that changed since the last run.
         """
-        if changed not in self._variants:
-            self._variants[changed] = self._select(
-                lambda mask: changed is None or bool(mask & (changed | _ALWAYS)), free=changed is not None
+        names = frozenset(changed)
+        if names not in self._calls:
+            self._calls[names] = self._select(
+                lambda depends_on: bool(depends_on) and (depends_on not in self._cached_groups or depends_on & names),
             )
-        return self._variants[changed]
+        return self._calls[names]
 
-    def folding(self) -> tuple[Call, ...]:
-        """Return the calls on constants alone."""
-        return self._select(lambda mask: mask == 0, free=True)
+    @functools.cached_property
+    def constant_calls(self) -> tuple[Call, ...]:
+        """The calls on constants alone."""
+        return self._select(lambda depends_on: not depends_on)
 
-    def constants_needed(self) -> set[int]:
-        """Return the places of constants, and of what depends on them alone, that later calls or the caller read."""
-        made = {out.name for node, mask in zip(self.nodes, self._masks, strict=True) if mask for out in node.outputs}
-        needed = set(self.output_names)
-        for node, mask in zip(self.nodes, self._masks, strict=True):
-            if mask:
-                needed.update(node.reads)
-        return {self.places[name] for name in needed - made - set(self.inputs)}
+    @functools.cached_property
+    def all_calls(self) -> tuple[Call, ...]:
+        """All calls, those on constants included. They free nothing, because gradients need all results."""
+        return tuple(self._call(node, names) for node, names in zip(self.nodes, self._depends_on, strict=True))
 
-    def _select(self, wanted: Callable[[int], bool], *, free: bool) -> tuple[Call, ...]:
-        """Return the calls whose mask is wanted; with `free`, large values are dropped after their last use."""
-        chosen = [node for node, mask in zip(self.nodes, self._masks, strict=True) if wanted(mask)]
-        lasting = {*self.kept, *self.constants_needed(), *(self.places[name] for name in self.output_names)}
-        made = {output.name for node in chosen for output in node.outputs if output.size >= _LARGE}
-        freeable = {self.places[name] for name in made} - lasting if free else set()
+    def run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Run all calls and cache nothing, so that autograd can go through the whole program.
+
+        Args:
+            values: Inputs, states and constants by name. Values with other names are ignored.
+
+        Returns:
+            The outputs by name.
+
+        Raises:
+            RuntimeError: A kernel failed; the message names the operation.
+        """
+        slots = self._filled(self._given, values)
+        execute(self.all_calls, slots)
+        return {name: slots[self.slots[name]] for name in self._output_names}
+
+    def fold_constants(self, constants: Mapping[str, Tensor]) -> Values:
+        """Return slots that hold the constants and what depends on them alone, as far as it is read."""
+        values = self._filled(constants, constants)
+        execute(self.constant_calls, values)
+        return [value if slot in self.constant_results else None for slot, value in enumerate(values)]
+
+    def _filled(self, names: Iterable[str], values: Mapping[str, Any]) -> Values:
+        filled: Values = [None] * (len(self.slots) + 1)
+        for name in names:
+            filled[self.slots[name]] = values[name]
+        return filled
+
+    # --- what to cache ---------------------------------------------------------------------------------------------
+
+    def _groups_worth_caching(self) -> frozenset[Names]:
+        """Return the sets of inputs whose calls are worth caching.
+
+        Calls that depend on the same inputs are cached or run together. Caching pays when they cost much more than
+        finding out whether their inputs changed, and when some other input can change without them.
+        """
+        costs: Counter[Names] = Counter()
+        for node, depends_on in zip(self.nodes, self._depends_on, strict=True):
+            costs[depends_on] += _cost(node)
+        return frozenset(
+            group
+            for group, cost in costs.items()
+            if group
+            and group.isdisjoint(self._states)
+            and group != frozenset(self._inputs)
+            and cost > max(_WORTH_CACHING, 8 * sum(self._inputs[name].size for name in group))
+        )
+
+    def _slots_to_cache(self) -> tuple[int, ...]:
+        """Return the slots of results that calls of other groups read, or that are outputs."""
+        group_of = {
+            output.name: group
+            for node, group in zip(self.nodes, self._depends_on, strict=True)
+            if group in self._cached_groups
+            for output in node.outputs
+        }
+        names = {name for name in self._output_names if name in group_of}
+        for node, group in zip(self.nodes, self._depends_on, strict=True):
+            names.update(name for name in node.reads if group_of.get(name, group) != group)
+        return tuple(sorted(self.slots[name] for name in names))
+
+    def _constants_read(self) -> frozenset[int]:
+        computed = {
+            output.name
+            for node, depends_on in zip(self.nodes, self._depends_on, strict=True)
+            if depends_on
+            for output in node.outputs
+        }
+        read = set(self._output_names)
+        for node, depends_on in zip(self.nodes, self._depends_on, strict=True):
+            if depends_on:
+                read.update(node.reads)
+        return frozenset(self.slots[name] for name in read.difference(computed, self._inputs, self._states))
+
+    def _views_of_states(self) -> set[int]:
+        """Return the slots of values that may share memory with a state, which a later run changes."""
+        names = set(self._states)
+        for node in self.nodes:
+            if node.may_share_memory and not names.isdisjoint(node.reads):
+                names.update(output.name for output in node.outputs)
+        return {self.slots[name] for name in names}
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def _select(self, is_wanted: Callable[[Names], object]) -> tuple[Call, ...]:
+        """Return the calls whose dependencies are wanted. Large values are dropped after their last use."""
+        chosen = [
+            (node, depends_on)
+            for node, depends_on in zip(self.nodes, self._depends_on, strict=True)
+            if is_wanted(depends_on)
+        ]
+        large = {self.slots[output.name] for node, _ in chosen for output in node.outputs if output.size >= _LARGE}
+        freeable = large.difference(self.cached, self.constant_results, self.output_slots)
         calls: list[Call] = []
-        for node in reversed(chosen):
-            call = self._call(node)
+        for node, depends_on in reversed(chosen):
+            call = self._call(node, depends_on)
             frees = tuple(freeable.intersection(call.arguments))
             freeable.difference_update(frees)
             calls.append(call._replace(frees=frees))
         return tuple(reversed(calls))
 
-    def _call(self, node: Node) -> Call:
+    def _call(self, node: Node, depends_on: Names) -> Call:
         """Make the call of a node: its constant values bound, its result rounded where the precision says so."""
         values = dict(node.values)
         if "out_dtype" in node.kernel.values:
@@ -196,20 +259,16 @@ class Plan:
         if "out_device" in node.kernel.values:
             values["out_device"] = self.target.device
         function = functools.partial(node.kernel.function, **values) if values else node.kernel.function
-        arguments = tuple(0 if name is None else self.places[name] for name in node.arguments)
+        arguments = tuple(0 if name is None else self.slots[name] for name in node.arguments)
         if node.dynamic:
             function = _reading(function, len(arguments), tuple(node.dynamic))
-            arguments += tuple(self.places[name] for name in node.dynamic.values())
+            arguments += tuple(self.slots[name] for name in node.dynamic.values())
         if self.target.precision == "float16":
             function = _rounding(function, node)
-        outputs = tuple(self.places[output.name] for output in node.outputs)
-        if not set(self.kept).isdisjoint(outputs):
+        outputs = tuple(self.slots[output.name] for output in node.outputs)
+        if not set(self.cached).isdisjoint(outputs):
             function = _contiguous(function)
-        return Call(function, arguments, outputs[0] if len(outputs) == 1 else outputs, (), node)
-
-    def empty_values(self) -> Values:
-        """Return a list with a place for each value."""
-        return [None] * (len(self.places) + 1)
+        return Call(function, arguments, outputs[0] if len(outputs) == 1 else outputs, (), node, depends_on)
 
 
 def execute(calls: Iterable[Call], values: Values) -> None:
@@ -221,15 +280,15 @@ def execute(calls: Iterable[Call], values: Values) -> None:
     call = None
     try:
         for call in calls:
-            result = call.function(*[values[place] for place in call.arguments])
+            result = call.function(*[values[slot] for slot in call.arguments])
             outputs = call.outputs
             if isinstance(outputs, int):
                 values[outputs] = result if result.__class__ is not tuple else result[0]
             else:
-                for place, part in zip(outputs, result, strict=True):
-                    values[place] = part
-            for place in call.frees:
-                values[place] = None
+                for slot, part in zip(outputs, result, strict=True):
+                    values[slot] = part
+            for slot in call.frees:
+                values[slot] = None
     except Exception as error:
         if call is None:
             raise
@@ -237,7 +296,7 @@ def execute(calls: Iterable[Call], values: Values) -> None:
 
 
 def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lay out results that are kept in row-major order: they are read many times, and products read that fastest."""
+    """Lay out cached results in row-major order: they are read many times, and products read that fastest."""
 
     def lay_out(*arguments: Any) -> Any:
         result = function(*arguments)
@@ -272,7 +331,7 @@ def _rounding(function: Callable[..., Any], node: Node) -> Callable[..., Any]:
             return compute(*arguments)  # a stored constant, which is held as float32, among them
         return function(*arguments)
 
-    return move if node.kernel.exact else compute
+    return move if node.kernel.moves_only else compute
 
 
 def _widened(argument: Any) -> Any:
@@ -289,7 +348,7 @@ _MULTIPLYING = frozenset({"conv", "conv_transpose", "einsum", "linear", "matmul"
 
 
 def _cost(node: Node) -> int:
-    """Return a rough count of the multiply-adds of a call; moving elements is free, a product counts 64 an element."""
+    """Return a rough count of the multiply-adds of a call: none for moving elements, 64 an element for a product."""
     if node.type in _MOVING:
         return 0
     size = sum(output.size for output in node.outputs)

@@ -121,7 +121,7 @@ def logical_not(x: Tensor) -> Tensor:
     return torch.logical_not(x)
 
 
-@operation("select", exact=True)
+@operation("select", moves_only=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`a` where `cond` holds, else `b`."""
     return torch.where(cond.bool(), a, b)

@@ -20,7 +20,7 @@ def _strides(shape: torch.Size) -> list[int]:
     return strides
 
 
-@operation("gather", exact=True)
+@operation("gather", moves_only=True)
 def gather(x: Tensor, indices: Tensor, *, axis: int = 0, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """The slices of `x` along `axis` at `indices`, whose axes take the place of `axis`.
 
@@ -36,7 +36,7 @@ def gather(x: Tensor, indices: Tensor, *, axis: int = 0, batch_dims: int = 0, va
     return x.index_select(axis, places.reshape(-1)).reshape(x.shape[:axis] + places.shape + x.shape[axis + 1 :])
 
 
-@operation("gather_along_axis", exact=True)
+@operation("gather_along_axis", moves_only=True)
 def gather_along_axis(x: Tensor, indices: Tensor, *, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """For each place of `indices` the element of `x` at that place, with `axis` replaced by the index."""
     return torch.take_along_dim(x, _places(indices, x.shape[axis]), dim=axis)
@@ -54,7 +54,7 @@ def _tuple_places(shape: torch.Size, indices: Tensor, batch_dims: int) -> tuple[
     return (*batch, *named)
 
 
-@operation("gather_nd", exact=True)
+@operation("gather_nd", moves_only=True)
 def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0, validate_indices: bool = False) -> Tensor:
     """`x[batch, indices[..., 0], indices[..., 1], ...]`: the last axis of `indices` names a place or a slice of `x`."""
     return x[_tuple_places(x.shape, indices, batch_dims)]

@@ -9,13 +9,13 @@ from torch import Tensor
 from whisperkit_tools.mil.kernels import operation
 
 
-@operation("identity", exact=True)
+@operation("identity", moves_only=True)
 def identity(x: Tensor) -> Tensor:
     """`x` itself."""
     return x
 
 
-@operation("concat", exact=True)
+@operation("concat", moves_only=True)
 def concat(*values: Tensor, axis: int, interleave: bool = False) -> Tensor:
     """The tensors one after another along `axis`, or, interleaved, their slices in turn."""
     if not interleave:
@@ -23,7 +23,7 @@ def concat(*values: Tensor, axis: int, interleave: bool = False) -> Tensor:
     return torch.stack(values, dim=axis % values[0].ndim + 1).flatten(axis % values[0].ndim, axis % values[0].ndim + 1)
 
 
-@operation("split", exact=True)
+@operation("split", moves_only=True)
 def split(
     x: Tensor, *, axis: int, num_splits: int | None = None, split_sizes: Sequence[int] | None = None
 ) -> tuple[Tensor, ...]:
@@ -33,19 +33,19 @@ def split(
     return torch.split(x, list(split_sizes), dim=axis)
 
 
-@operation("stack", exact=True)
+@operation("stack", moves_only=True)
 def stack(*values: Tensor, axis: int) -> Tensor:
     """The tensors along a new axis."""
     return torch.stack(values, dim=axis)
 
 
-@operation("tile", exact=True)
+@operation("tile", moves_only=True)
 def tile(x: Tensor, *, reps: Sequence[int]) -> Tensor:
     """`x` repeated `reps` times along each axis."""
     return x.repeat(tuple(reps))
 
 
-@operation("pad", exact=True)
+@operation("pad", moves_only=True)
 def pad(x: Tensor, *, pad: Sequence[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """`x` with `pad[2 * i]` elements before and `pad[2 * i + 1]` after the i-th of its last axes.
 
@@ -177,20 +177,20 @@ class StateBox:
         self.value = value.clone(memory_format=torch.contiguous_format)
 
 
-@operation("read_state", exact=True)
+@operation("read_state", moves_only=True)
 def read_state(input: StateBox) -> Tensor:
     """The state's present tensor."""
     return input.value
 
 
-@operation("coreml_update_state", exact=True)
+@operation("coreml_update_state", moves_only=True)
 def coreml_update_state(state: StateBox, value: Tensor) -> Tensor:
     """Replace the state's tensor and return the new one."""
     state.write(value)
     return value
 
 
-@operation("write_state", exact=True)
+@operation("write_state", moves_only=True)
 def write_state(input: StateBox, data: Tensor) -> tuple[()]:
     """Replace the state's tensor."""
     input.write(data)

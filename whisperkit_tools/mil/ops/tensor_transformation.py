@@ -10,7 +10,7 @@ from torch import Tensor
 from whisperkit_tools.mil.kernels import operation
 
 
-@operation("reshape", exact=True)
+@operation("reshape", moves_only=True)
 def reshape(x: Tensor, *, shape: Sequence[int]) -> Tensor:
     """`x` in another shape; -1 stands for what is left, 0 for the size of that axis in `x`."""
     if 0 in shape and x.numel():
@@ -18,7 +18,7 @@ def reshape(x: Tensor, *, shape: Sequence[int]) -> Tensor:
     return x.reshape(tuple(shape))
 
 
-@operation("reshape_like", exact=True)
+@operation("reshape_like", moves_only=True)
 def reshape_like(
     x: Tensor, *ref_tensors: Tensor, begins: Sequence[int], ends: Sequence[int], end_masks: Sequence[bool]
 ) -> Tensor:
@@ -29,13 +29,13 @@ def reshape_like(
     return x.reshape(sizes)
 
 
-@operation("transpose", exact=True)
+@operation("transpose", moves_only=True)
 def transpose(x: Tensor, *, perm: Sequence[int]) -> Tensor:
     """The axes of `x` in the order `perm`."""
     return x.permute(tuple(perm))
 
 
-@operation("expand_dims", exact=True)
+@operation("expand_dims", moves_only=True)
 def expand_dims(x: Tensor, *, axes: Sequence[int]) -> Tensor:
     """`x` with axes of size 1 at the places `axes` of the result."""
     rank = x.ndim + len(axes)
@@ -44,13 +44,13 @@ def expand_dims(x: Tensor, *, axes: Sequence[int]) -> Tensor:
     return x
 
 
-@operation("squeeze", exact=True)
+@operation("squeeze", moves_only=True)
 def squeeze(x: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
     """`x` without the axes `axes`, which have size 1; without all such axes when None."""
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
-@operation("flatten2d", exact=True)
+@operation("flatten2d", moves_only=True)
 def flatten2d(x: Tensor, *, axis: int = 1) -> Tensor:
     """`x` as a matrix: the axes before `axis`, and the others."""
     rows = 1
@@ -59,7 +59,7 @@ def flatten2d(x: Tensor, *, axis: int = 1) -> Tensor:
     return x.reshape(rows, x.numel() // rows if rows else 0)
 
 
-@operation("reverse", exact=True)
+@operation("reverse", moves_only=True)
 def reverse(x: Tensor, *, axes: Sequence[int] | None = None) -> Tensor:
     """`x` backwards along `axes`, or along all of them."""
     return torch.flip(x, list(range(x.ndim)) if axes is None else list(axes))
@@ -86,7 +86,7 @@ def axis_slices(
     return slices
 
 
-@operation("slice_by_index", exact=True)
+@operation("slice_by_index", moves_only=True)
 def slice_by_index(
     x: Tensor,
     *,
@@ -110,7 +110,7 @@ def slice_by_index(
     return result
 
 
-@operation("slice_by_size", exact=True)
+@operation("slice_by_size", moves_only=True)
 def slice_by_size(x: Tensor, *, begin: Sequence[int], size: Sequence[int]) -> Tensor:
     """`size` elements of each axis from `begin`; -1 takes the rest."""
     for axis, (start, length) in enumerate(zip(begin, size, strict=True)):
@@ -119,7 +119,7 @@ def slice_by_size(x: Tensor, *, begin: Sequence[int], size: Sequence[int]) -> Te
     return x
 
 
-@operation("slice_update", exact=True)
+@operation("slice_update", moves_only=True)
 def slice_update(
     x: Tensor,
     update: Tensor,
@@ -138,13 +138,13 @@ def slice_update(
     return result
 
 
-@operation("sliding_windows", exact=True)
+@operation("sliding_windows", moves_only=True)
 def sliding_windows(x: Tensor, *, axis: int, size: int, stride: int = 1) -> Tensor:
     """All windows of `size` along `axis`, which becomes two axes: window and place in it."""
     return x.unfold(axis, size, stride).movedim(-1, axis % x.ndim + 1)
 
 
-@operation("depth_to_space", exact=True)
+@operation("depth_to_space", moves_only=True)
 def depth_to_space(x: Tensor, *, block_size: int) -> Tensor:
     """`[B, C * b * b, H, W]` to `[B, C, H * b, W * b]`, the block's place varying slowest along the channels."""
     batch, channels, height, width = x.shape
@@ -152,7 +152,7 @@ def depth_to_space(x: Tensor, *, block_size: int) -> Tensor:
     return blocks.reshape(batch, channels // block_size**2, height * block_size, width * block_size)
 
 
-@operation("space_to_depth", exact=True)
+@operation("space_to_depth", moves_only=True)
 def space_to_depth(x: Tensor, *, block_size: int) -> Tensor:
     """`[B, C, H * b, W * b]` to `[B, C * b * b, H, W]`, the inverse of `depth_to_space`."""
     batch, channels, height, width = x.shape
@@ -161,13 +161,13 @@ def space_to_depth(x: Tensor, *, block_size: int) -> Tensor:
     return blocks.reshape(batch, channels * block_size**2, rows, columns)
 
 
-@operation("pixel_shuffle", exact=True)
+@operation("pixel_shuffle", moves_only=True)
 def pixel_shuffle(x: Tensor, *, upscale_factor: int) -> Tensor:
     """`[B, C * f * f, H, W]` to `[B, C, H * f, W * f]`, the channel varying slowest."""
     return F.pixel_shuffle(x, upscale_factor)
 
 
-@operation("pixel_unshuffle", exact=True)
+@operation("pixel_unshuffle", moves_only=True)
 def pixel_unshuffle(x: Tensor, *, downscale_factor: int) -> Tensor:
     """`[B, C, H * f, W * f]` to `[B, C * f * f, H, W]`."""
     return F.pixel_unshuffle(x, downscale_factor)
