@@ -26,16 +26,17 @@ def test_each_is_declared_under_its_module_s_name_and_has_help(name):
 
 
 def test_a_cheap_one_prints_its_table_and_figures_and_writes_them(capsys, tmp_path):
-    arguments = ["decoder-attention", "--models", "demo", "--layers", "1", "--chips", "a14,m1"]
+    arguments = ["palette-speed", "--rows", "64", "--columns", "32", "--nbits", "1", "--group-sizes", "0", "8"]
     assert main([*arguments, "--json", str(tmp_path / "found.json")]) == 0
     printed = capsys.readouterr()
-    assert "attention" in printed.out
-    assert "split-heads-q" in printed.err
+    assert "coremltools s" in printed.out
+    assert "exact s" in printed.err
     written = json.loads((tmp_path / "found.json").read_text())
-    assert [row["attention"] for row in written["tables"][0]["rows"]][0] == "cat"
-    assert {figure["unit"] for figure in written["figures"]} == {"ms"}
+    assert [row["group_size"] for row in written["tables"][0]["rows"]] == [0, 8]
+    assert {figure["case"] for figure in written["figures"]} == {"a palette per tensor", "groups of 8 channels"}
     assert main([*arguments, "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["figures"] == written["figures"]
+    again = json.loads(capsys.readouterr().out)
+    assert [figure["name"] for figure in again["figures"]] == [figure["name"] for figure in written["figures"]]
 
 
 def test_a_name_that_does_not_exist_is_refused(capsys):
