@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "whisperkit_tools"
 
 # What every room may import.
-GROUND_FLOOR = {"contract", "dimensions", "errors", "files", "intervals", "manifest", "progress", "signals", "speech"}
+GROUND_FLOOR = {
+    "contract", "dimensions", "errors", "files", "intervals", "manifest", "progress", "records", "signals", "speech",
+}  # fmt: skip
 # Room: what it may import of the house, besides itself and the ground floor.
 ROOMS = {
     "compile_hints": set(),
