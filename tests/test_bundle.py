@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from whisperkit_tools.bundle import Bundle, find_bundle, list_bundles, new_bundle, variant_name, write_manifest
+from whisperkit_tools.bundle import Bundle, find_bundle, list_bundles, new_bundle, variant_name
 from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.manifest import NO_MANIFEST, write_manifest
 
 
 def make(folder: Path, *, hour: int | None = 0, content: bytes = b"weights") -> Path:
@@ -22,7 +23,7 @@ def make(folder: Path, *, hour: int | None = 0, content: bytes = b"weights") -> 
         weights.parent.mkdir(parents=True)
         weights.write_bytes(content)
     if hour is not None:
-        write_manifest(folder, {}, clock=lambda: datetime(2026, 1, 1, hour, tzinfo=UTC))
+        write_manifest(folder, NO_MANIFEST, clock=lambda: datetime(2026, 1, 1, hour, tzinfo=UTC))
     return folder
 
 

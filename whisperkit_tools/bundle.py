@@ -6,13 +6,11 @@ written into a hidden sibling and renamed, so a killed command leaves the old bu
 Source: names and files are those of the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0).
 """
 
-import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,10 @@ from filelock import FileLock, Timeout
 
 from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
 from whisperkit_tools.errors import BundleError
-from whisperkit_tools.files import content_files, put_in_place, read_json_object, sha256
+from whisperkit_tools.files import content_files, content_sha256, put_in_place, read_json_object, sha256
+from whisperkit_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from whisperkit_tools.mil.package import Package
 
-MANIFEST = "wkt.json"
-MANIFEST_FORMAT = 1
 DEFAULT_BUNDLES_DIR = Path("bundles")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -35,11 +32,11 @@ class Bundle:
 
     Attributes:
         path: The folder.
-        manifest: The content of its `wkt.json`; empty for a bundle that another tool made.
+        manifest: The content of its `wkt.json`. It is empty for a bundle that another tool made.
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -52,8 +49,7 @@ class Bundle:
         if not folder.is_dir():
             found = "a file" if folder.is_file() else "nothing"
             raise BundleError(f"no bundle at {folder}: found {found}; pass the folder that `wkt convert` printed")
-        manifest = _read_manifest(folder)
-        bundle = cls(folder, manifest)
+        bundle = cls(folder, read_manifest(folder))
         missing = [f"{name}.mlpackage" for name in COMPONENTS if not bundle.has(name)]
         if missing:
             raise BundleError(
@@ -69,7 +65,7 @@ class Bundle:
     @property
     def created(self) -> str:
         """ISO 8601 UTC time at which the manifest was written; empty without a manifest."""
-        return str(self.manifest.get("created", ""))
+        return self.manifest.created
 
     def package(self, component: str) -> Package:
         """Return a component's package.
@@ -111,16 +107,20 @@ class Bundle:
         """
         return read_json_object(self.asset(name))
 
-    def sha256(self) -> dict[str, str]:
-        """Digests of the bundle's files, by name; the manifest's is not among them."""
-        return {str(path.relative_to(self.path)): sha256(path) for path in content_files(self.path, MANIFEST)}
+    def content_sha256(self) -> str:
+        """Return one digest over all files but the manifest. Reports and registries name a bundle by it.
+
+        The files are read. A file that was changed by hand makes another bundle, whatever the manifest says.
+        """
+        files = content_files(self.path, MANIFEST)
+        return content_sha256({path.relative_to(self.path).as_posix(): sha256(path) for path in files})
 
     def differing_files(self) -> list[str]:
         """One line for each file that is missing, changed, or not in the manifest."""
-        recorded: dict[str, Any] = self.manifest.get("files", {})
+        recorded = self.manifest.files
         if not recorded:
             return [f"{MANIFEST} records no files: the bundle's integrity cannot be checked"]
-        present = {str(path.relative_to(self.path)) for path in content_files(self.path, MANIFEST)}
+        present = {path.relative_to(self.path).as_posix() for path in content_files(self.path, MANIFEST)}
         lines = [f"{name}: recorded, but not there" for name in sorted(set(recorded) - present)]
         lines += [f"{name}: there, but not recorded" for name in sorted(present - set(recorded))]
         for name in sorted(present & set(recorded)):
@@ -128,29 +128,14 @@ class Bundle:
         return lines
 
 
-def _difference(path: Path, name: str, recorded: Any) -> list[str]:
-    if not isinstance(recorded, dict) or not {"sha256", "size_bytes"} <= recorded.keys():
-        return [f"{name}: its record in {MANIFEST} has no sha256 and size_bytes"]
+def _difference(path: Path, name: str, recorded: FileRecord) -> list[str]:
     size = path.stat().st_size
-    if size != recorded["size_bytes"]:
-        return [f"{name}: {size} bytes, recorded {recorded['size_bytes']}"]
+    if size != recorded.size_bytes:
+        return [f"{name}: {size} bytes, recorded {recorded.size_bytes}"]
     digest = sha256(path)
-    if digest != recorded["sha256"]:
-        return [f"{name}: sha256 {digest[:12]}..., recorded {str(recorded['sha256'])[:12]}..."]
+    if digest != recorded.sha256:
+        return [f"{name}: sha256 {digest[:12]}..., recorded {recorded.sha256[:12]}..."]
     return []
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        return {}
-    manifest = read_json_object(path)
-    found = manifest.get("format")
-    if not isinstance(found, int) or found > MANIFEST_FORMAT:
-        raise BundleError(
-            f"{path} has format {found!r}, this version of wkt reads up to {MANIFEST_FORMAT}; update whisperkit-tools"
-        )
-    return manifest
 
 
 def find_bundle(bundles_dir: Path = DEFAULT_BUNDLES_DIR) -> Bundle:
@@ -252,25 +237,3 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
 def _replaceable(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     return not names or MANIFEST in names or any(name.endswith((".mlpackage", ".mlmodelc")) for name in names)
-
-
-def write_manifest(folder: Path, content: dict[str, Any], *, clock: Callable[[], datetime] | None = None) -> None:
-    """Write `wkt.json` over the files that are in the folder.
-
-    Args:
-        folder: The filled folder.
-        content: What is to be recorded beside format, time and files.
-        clock: Gives the time recorded; now in UTC when None.
-    """
-    now = clock() if clock else datetime.now(UTC)
-    manifest = {
-        "format": MANIFEST_FORMAT,
-        "created": now.isoformat(timespec="microseconds"),
-        **content,
-        "files": {str(path.relative_to(folder)): _record(path) for path in content_files(folder, MANIFEST)},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _record(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256(path), "size_bytes": path.stat().st_size}

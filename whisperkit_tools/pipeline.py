@@ -1,13 +1,12 @@
 """Composes rooms that do not know each other: a bundle, run by our own decoding, as something to evaluate."""
 
-import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.errors import EvaluationError
 from whisperkit_tools.eval.backends.base import (
     BackendInfo,
@@ -18,7 +17,7 @@ from whisperkit_tools.eval.backends.base import (
     TimedText,
     Timings,
 )
-from whisperkit_tools.files import folder_bytes, sha256
+from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
@@ -138,23 +137,15 @@ def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
 
 
 def bundle_info(bundle: Bundle) -> BundleInfo:
-    """What is measured: its name, sizes, and one digest of the content of all its files.
-
-    The files are read, not the manifest's word for them: a file that was changed by hand is another bundle.
-    """
-    whole = hashlib.sha256()
-    for path in sorted(path for path in bundle.path.rglob("*") if path.is_file() and path.name != ".DS_Store"):
-        relative = path.relative_to(bundle.path).as_posix()
-        if relative != MANIFEST:
-            whole.update(f"{relative} {sha256(path)}\n".encode())
+    """Name, sizes, content digest and manifest of a bundle, for the report of its evaluation."""
     return BundleInfo(
         name=bundle.name,
         path=str(bundle.path),
         bytes=folder_bytes(bundle.path),
         component_bytes={name: bundle.package(name).nbytes for name in bundle.components()},
-        sha256=whole.hexdigest(),
+        sha256=bundle.content_sha256(),
         created=bundle.created,
-        options={name: value for name, value in bundle.manifest.items() if name not in ("files", "created")},
+        options={name: value for name, value in bundle.manifest.to_json().items() if name not in ("files", "created")},
     )
 
 

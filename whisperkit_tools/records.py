@@ -48,7 +48,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object. Of a record that was read, keys that were absent stay absent, unless they are set."""
-        known = _known(type(self))
+        kind: type = type(self)
+        known = _known(kind)
         if self.keys is None:
             written = list(known)
         else:

@@ -61,7 +61,7 @@ def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp
     assert abs(result["predicted_nbytes"] - size) <= 0.005 * size
     assert min(result["psnr_db"].values()) >= 70
     assert bundle.differing_files() == []
-    recorded = bundle.manifest["compression"]
+    recorded = bundle.manifest.to_json()["compression"]
     assert recorded["gate"]["examples"] == 2
     assert recorded["nbytes"] == size
     assert not recorded["rejected"]
@@ -100,7 +100,7 @@ def test_a_rejected_bundle_is_kept_under_a_name_that_is_never_published(palettiz
     assert code == 3
     kept = [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
     assert [path.name.endswith("MB.rejected") for path in kept] == [True]
-    assert Bundle.open(kept[0]).manifest["compression"]["rejected"]
+    assert Bundle.open(kept[0]).manifest.compression.rejected
     code, _, err = wkt("publish", kept[0], "--to", tmp_path / "published")
     assert code == 1
     assert "was rejected by its quality gate" in err

@@ -13,7 +13,8 @@ import pytest
 from helpers.hub_server import PART_BYTES, Fault, TestHub
 from helpers.publish_bundles import REPO, compressed, make_bundle, write_report
 
-from whisperkit_tools.bundle import MANIFEST, Bundle, write_manifest
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.manifest import MANIFEST, write_manifest
 
 WKT = [sys.executable, "-m", "whisperkit_tools"]
 TOKEN = "hf_writer"
@@ -79,8 +80,7 @@ def changed_copy(bundle, folder):
     copy = Path(shutil.copytree(bundle, folder / bundle.name))
     config = json.loads((copy / "generation_config.json").read_text())
     (copy / "generation_config.json").write_text(json.dumps({**config, "max_length": 224}))
-    manifest = Bundle.open(copy).manifest
-    write_manifest(copy, {key: value for key, value in manifest.items() if key not in ("files", "created", "format")})
+    write_manifest(copy, Bundle.open(copy).manifest)
     return copy
 
 
@@ -146,7 +146,7 @@ def test_a_dry_run_says_exactly_what_then_happens(hub, done, tmp_path):
     first, second = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", seed=1)
     done("publish", first.path, "--repo", REPO, "--create")
     (second.path / "tokenizer_config.json").unlink()
-    write_manifest(second.path, {name: value for name, value in second.manifest.items() if name != "files"})
+    write_manifest(second.path, second.manifest)
     before, log = hub.files(REPO), len(hub.log)
     said = json.loads(done("publish", second.path, "--repo", REPO, "--tag", "v2", "--dry-run", "--json"))
     assert hub.files(REPO) == before
@@ -211,7 +211,7 @@ def test_killed_in_the_middle_of_an_upload_and_run_again(hub, tmp_path):
     for name in ("AudioEncoder", "TextDecoder"):
         path = bundle.path / f"{name}.mlpackage" / "Data" / "com.apple.CoreML" / "weight.bin"
         path.write_bytes(weights + name.encode())
-    write_manifest(bundle.path, {name: value for name, value in bundle.manifest.items() if name != "files"})
+    write_manifest(bundle.path, bundle.manifest)
     keep = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_ENDPOINT")}
     environment = keep | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     environment["HF_HOME"] = str(tmp_path / "home")
@@ -415,7 +415,7 @@ def test_commands_in_the_card_exist(hub, done, tmp_path, demo_bundle):
     recipe = {"tensors": {"AudioEncoder": {"w": {"compression": {"nbits": 4}}, "v": {"compression": None}}}}
     made = [
         make_bundle(tmp_path / "a", "acme_whisper-m_0MB", manifest=compressed(
-            gate={"shortfalls": [], "qoi": {}, "qoi_min": 95, "wer_delta_max": 1, "confident": True},
+            gate={"shortfalls": [], "qoi": {"value": 97.5, "low": 92.0, "high": 100.0}, "qoi_min": 95, "wer_delta_max": 1, "confident": True},
             tuning={"steps": 5})),
         make_bundle(tmp_path / "a", "acme_whisper-u_0MB", seed=1, manifest=compressed(recipe=recipe)),
         make_bundle(tmp_path / "a", "acme_whisper-s_stateful", seed=2, manifest={

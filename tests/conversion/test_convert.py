@@ -289,13 +289,13 @@ def test_verify_finds_a_changed_byte(bundle, speech):
 
 def test_verify_finds_wrong_weights_behind_right_hashes(bundle, speech):
     """A manifest can be rewritten; the parity cannot."""
-    from whisperkit_tools.bundle import write_manifest
+    from whisperkit_tools.manifest import Manifest, write_manifest
 
     weights = bundle / "AudioEncoder.mlpackage" / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     for offset in range(100_001, 140_001, 2):
         flip_byte(weights, offset) if offset % 4000 == 1 else None
     manifest = json.loads((bundle / "wkt.json").read_text())
-    write_manifest(bundle, {key: value for key, value in manifest.items() if key not in ("format", "created", "files")})
+    write_manifest(bundle, Manifest.from_json(manifest, "m"))
     found = verify_bundle(Bundle.open(bundle), open_checkpoint("demo"), speech, ParityGate())
     assert found.files == ()
     assert any("AudioEncoder: encoder_output_embeds" in line for line in found.parity)

@@ -64,9 +64,9 @@ def test_weights_are_stored_once_and_keep_their_names(stateful_bundle, demo_bund
 
 def test_the_manifest_and_the_name_say_so(stateful_bundle):
     bundle = Bundle.open(stateful_bundle)
-    assert bundle.name.endswith("_stateful") and bundle.manifest["variant"] == bundle.name
-    assert bundle.manifest["conversion"]["stateful"] is True
-    figures = bundle.manifest["parity"]["psnr_db"]["TextDecoder"]
+    assert bundle.name.endswith("_stateful") and bundle.manifest.variant == bundle.name
+    assert bundle.manifest.conversion.stateful is True
+    figures = bundle.manifest.parity.psnr_db["TextDecoder"]
     assert min(figures["float32"].values()) > 70 and min(figures["float16"].values()) > 40
 
 

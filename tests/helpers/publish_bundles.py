@@ -2,10 +2,10 @@
 
 import json
 
-from whisperkit_tools.bundle import Bundle, write_manifest
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo
 from whisperkit_tools.eval.schema import DatasetInfo, Metrics, Report, RunReport, Speed, to_json
-from whisperkit_tools.publishing.eligibility import content_digest
+from whisperkit_tools.manifest import Manifest, write_manifest
 
 REPO = "acme/whisper-coreml-acme"
 NOW = "2026-01-02T03:04:05+00:00"
@@ -32,7 +32,7 @@ def make_bundle(folder, name="acme_whisper-w", *, seed=0, manifest=None):
         "conversion": {"verified": True, "deployment_target": "ios16"},
         "parity": {"psnr_db": VERIFIED},
     }
-    write_manifest(path, {**content, **(manifest or {})})
+    write_manifest(path, Manifest.from_json({**content, **(manifest or {})}, "m"))
     return Bundle.open(path)
 
 
@@ -46,7 +46,7 @@ def compressed(passed=True, **more):
 
 def write_report(folder, bundle, wer, *, dataset="librispeech"):
     """A report as `wkt evaluate` writes it."""
-    content = content_digest(bundle.manifest["files"])
+    content = bundle.manifest.content_sha256()
     run = RunReport(
         "k", bundle.name, BundleInfo(bundle.name, "x", 1, {}, content), BackendInfo("executor", bundle.name, content),
         DatasetInfo(dataset, "f", "x", 10, 100.0), {}, {}, {}, "2026-01-01T00:00:00", "2026-01-01T01:00:00",

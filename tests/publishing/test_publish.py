@@ -8,9 +8,10 @@ import pytest
 from helpers.hub_server import Fault
 from helpers.publish_bundles import NOW, REPO, compressed, make_bundle, write_report
 
-from whisperkit_tools.bundle import MANIFEST, Bundle, write_manifest
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publishing.eligibility import content_digest, examine
+from whisperkit_tools.manifest import MANIFEST, write_manifest
+from whisperkit_tools.publishing.eligibility import examine
 from whisperkit_tools.publishing.index import INDEX, Index
 from whisperkit_tools.publishing.listing import compare, list_variants
 from whisperkit_tools.publishing.publish import (
@@ -92,7 +93,7 @@ def test_a_file_that_left_the_bundle_leaves_the_repository(registry, tmp_path):
     publish(registry, make_bundle(tmp_path / "a", manifest=None))
     leaner = make_bundle(tmp_path / "b")
     (leaner.path / "tokenizer_config.json").unlink()
-    write_manifest(leaner.path, {key: value for key, value in leaner.manifest.items() if key != "files"})
+    write_manifest(leaner.path, leaner.manifest)
     outcome = publish(registry, Bundle.open(leaner.path))
     assert list(outcome.plan.deleted) == [f"{leaner.name}/tokenizer_config.json"]
 
@@ -145,7 +146,7 @@ def test_text_from_outside_cannot_break_the_card(registry, tmp_path):
 
 def test_nothing_unproved_is_published(tmp_path):
     unverified = make_bundle(tmp_path / "a", manifest={"conversion": {"verified": False}})
-    with pytest.raises(PublishError, match="--no-verify"):
+    with pytest.raises(PublishError, match="without verification"):
         examine(unverified, None)
     assert examine(unverified, None, allow_unproven="a demo").unproven == "a demo"
     with pytest.raises(PublishError, match="no parity figures of MelSpectrogram, AudioEncoder"):
@@ -222,7 +223,7 @@ def test_the_digest_is_that_of_evaluations(demo_bundle):
     from whisperkit_tools.pipeline import bundle_info
 
     bundle = Bundle.open(demo_bundle)
-    assert content_digest(bundle.manifest["files"]) == bundle_info(bundle).sha256
+    assert bundle.manifest.content_sha256() == bundle.content_sha256() == bundle_info(bundle).sha256
 
 
 def test_reports_can_have_a_repository_of_their_own(hub, on_hub, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from helpers.hub_server import PART_BYTES, Fault, HubHandler
 from helpers.publish_bundles import NOW, REPO, make_bundle, write_report
 
-from whisperkit_tools.bundle import MANIFEST
 from whisperkit_tools.errors import PublishError
+from whisperkit_tools.manifest import MANIFEST
 from whisperkit_tools.publishing.eligibility import examine
 from whisperkit_tools.publishing.index import INDEX
 from whisperkit_tools.publishing.listing import list_variants

@@ -169,8 +169,8 @@ def _of_model(choice: BackendChoice, bundles: "Sequence[Bundle]", options: Candi
 
 def _sources(bundles: "Sequence[Bundle]") -> list[str]:
     """Names of the checkpoints that bundles were made from, as their manifests have them."""
-    names = [bundle.manifest.get("source", {}).get("name") for bundle in bundles]
-    return list(dict.fromkeys(name for name in names if isinstance(name, str) and name))
+    sources = (bundle.manifest.source for bundle in bundles)
+    return list(dict.fromkeys(source.name for source in sources if source and source.name))
 
 
 def _own_options(backend: str, words: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from whisperkit_tools.bundle import Bundle
+    from whisperkit_tools.manifest import Manifest, PrefillRecord
     from whisperkit_tools.mil.graph import Graph
 
 STATEFUL_NOTE = "stateful (iOS 18, macOS 15): today's open runtime does not load it; wkt transcribe runs it"
@@ -26,20 +27,19 @@ def command(bundle_path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
     else:
-        _print(facts)
+        _print(facts, bundle.manifest)
 
 
 def _facts(bundle: "Bundle") -> dict[str, Any]:
     from whisperkit_tools.files import folder_bytes
 
-    manifest = {key: value for key, value in bundle.manifest.items() if key != "files"}
     components = {name: _component(bundle, name) for name in bundle.components()}
     return {
         "name": bundle.name,
         "bytes": folder_bytes(bundle.path),
         "loads_in_runtime": not any(component["states"] for component in components.values()),
         "components": components,
-        "manifest": manifest,
+        "manifest": {key: value for key, value in bundle.manifest.to_json().items() if key != "files"},
     }
 
 
@@ -51,14 +51,14 @@ def _component(bundle: "Bundle", name: str) -> dict[str, Any]:
     names = function_names(path)
     graph = read_graph(path, names[0])
     others = {one: read_graph(path, one) for one in names[1:]}
-    figures = bundle.manifest.get("parity", {}).get("psnr_db", {}).get(name, {})
+    parity = bundle.manifest.parity
     return {
         "bytes": folder_bytes(path),
         "opset": graph.metadata.opset,
         "license": graph.metadata.license,
         **_program(graph),
         "functions": {one: _program(other) for one, other in others.items()},
-        "psnr_db": figures,
+        "psnr_db": parity.psnr_db.get(name, {}) if parity else {},
     }
 
 
@@ -72,8 +72,7 @@ def _program(graph: "Graph") -> dict[str, Any]:
     }
 
 
-def _print(facts: dict[str, Any]) -> None:
-    manifest = facts["manifest"]
+def _print(facts: dict[str, Any], manifest: "Manifest") -> None:
     click.echo(f"{facts['name']}  ({facts['bytes'] / 1e6:.1f} MB)")
     if not facts["loads_in_runtime"]:
         click.echo(f"  {'form':<12} {STATEFUL_NOTE}")
@@ -100,49 +99,48 @@ def _print_program(program: dict[str, Any]) -> None:
     click.echo(f"  {sum(operations.values())} operations: {listed}")
 
 
-def _summary(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    if not manifest:
+def _summary(manifest: "Manifest") -> list[tuple[str, str]]:
+    if manifest.is_empty:
         return [("manifest", "none: another tool made this bundle")]
-    source, conversion = manifest.get("source", {}), manifest.get("conversion", {})
-    options = ", ".join(
-        f"{key} {value}" for key, value in conversion.items() if key not in ("notes", "alignment_heads")
-    )
-    tool = manifest.get("tool", {})
+    source, conversion, tool = manifest.source, manifest.conversion, manifest.tool
+    options = conversion.to_json() if conversion else {}
+    listed = ", ".join(f"{key} {value}" for key, value in options.items() if key not in ("notes", "alignment_heads"))
+    maker = f"{tool.name or '?'} {tool.version or '?'}" if tool else "? ?"
     return [
-        ("created", f"{manifest.get('created', '?')} by {tool.get('name', '?')} {tool.get('version', '?')}"),
-        ("source", f"{source.get('name', '?')} (revision {source.get('revision') or 'none, local'})"),
-        ("license", source.get("license") or "not stated by the source"),
-        ("options", options),
-        *(("prefill", line) for line in _prefill(manifest.get("prefill"))),
-        *(("note", note) for note in conversion.get("notes", [])),
+        ("created", f"{manifest.created or '?'} by {maker}"),
+        ("source", f"{(source and source.name) or '?'} (revision {(source and source.revision) or 'none, local'})"),
+        ("license", (source and source.license) or "not stated by the source"),
+        ("options", listed),
+        *(("prefill", line) for line in _prefill(manifest.prefill)),
+        *(("note", note) for note in (conversion.notes if conversion else ())),
     ]
 
 
-def _prefill(recorded: dict[str, Any] | None) -> list[str]:
+def _prefill(recorded: "PrefillRecord | None") -> list[str]:
     """What became of the prefill, and its evidence."""
-    if not recorded:
+    if recorded is None:
         return []
-    if not recorded["tokens"]:
-        return [f"left out: {recorded['reason']}"]
-    languages = recorded["languages"]
-    pairs = f"{languages} languages x {recorded['tasks']} tasks" if languages else "English only"
+    if not recorded.tokens:
+        return [f"left out: {recorded.reason}"]
+    pairs = f"{recorded.languages} languages x {recorded.tasks} tasks" if recorded.languages else "English only"
     lines = [
-        f"{'included' if recorded['included'] else 'left out'}: {recorded['tokens']} tokens, {pairs}, mean over "
-        f"{recorded['windows']} windows of {recorded['from']} ({recorded['audio']})"
+        f"{'included' if recorded.included else 'left out'}: {recorded.tokens} tokens, {pairs}, mean over "
+        f"{recorded.windows} windows of {recorded.source} ({recorded.audio})"
     ]
-    evidence = recorded["evidence"]
+    evidence = recorded.evidence
     if evidence is None:
         return lines
-    figures = sorted(value for tasks in evidence["psnr_db"].values() for value in tasks.values())
-    lines.append(f"caches on held-out speech: median {figures[len(figures) // 2]:.1f} dB, least {figures[0]:.1f} dB")
-    if evidence["wer_delta"] is not None:
+    figures = sorted(value for tasks in evidence.psnr_db.values() for value in tasks.values())
+    if figures:
+        median = figures[len(figures) // 2]
+        lines.append(f"caches on held-out speech: median {median:.1f} dB, minimum {figures[0]:.1f} dB")
+    if evidence.wer_without is not None and evidence.wer_with is not None:
         lines.append(
-            f"{evidence['changed']} of {evidence['clips']} transcripts change, WER {evidence['wer_without']:.2f} % to "
-            f"{evidence['wer_with']:.2f} % ({evidence['judged_on']})"
+            f"{evidence.changed} of {evidence.clips} transcripts change, WER {evidence.wer_without:.2f} % to "
+            f"{evidence.wer_with:.2f} % ({evidence.judged_on})"
         )
-    nulls = evidence["nulls"].items()
     lines += [
-        f"null test {name}: {null['psnr_db']:.1f} dB, {null['changed']} of {null['clips']} transcripts change"
-        for name, null in nulls
+        f"null test {name}: {null.psnr_db or 0:.1f} dB, {null.changed} of {null.clips} transcripts change"
+        for name, null in evidence.nulls.items()
     ]
     return lines

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from whisperkit_tools import __version__, contract
-from whisperkit_tools.bundle import Bundle, new_bundle, variant_name, write_manifest
+from whisperkit_tools.bundle import Bundle, new_bundle, variant_name
 from whisperkit_tools.compress.audio_selection import Clip, calibration_clips, gate_clips
 from whisperkit_tools.compress.candidate_store import Candidates, Measured, digest
 from whisperkit_tools.compress.config import Made, Palettization, PalettizeConfig, Plan
@@ -22,6 +23,7 @@ from whisperkit_tools.decoder.session import Component
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.errors import BundleError, QualityGateError
 from whisperkit_tools.files import folder_bytes
+from whisperkit_tools.manifest import write_manifest
 from whisperkit_tools.memory import available_memory, release_memory
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.palette import Palettized
@@ -216,7 +218,7 @@ class Palettizer:
         if self._gate is None:
             bundles = [bundle for bundle in (self.bundle, self._reference) if bundle is not None]
             clips = [[clip.sha256, clip.text, clip.language] for clip in self._gate_clips()]
-            self._gate = {"files": [bundle.sha256() for bundle in bundles], "clips": clips}
+            self._gate = {"files": [bundle.content_sha256() for bundle in bundles], "clips": clips}
         return self._gate
 
     def run(self) -> Palettization:
@@ -277,19 +279,20 @@ class Palettizer:
     def target(self, nbytes: int) -> Path:
         """The folder of a bundle of a size."""
         root = self.config.output_dir or self.bundle.path.resolve().parent
-        source = self.bundle.manifest.get("source", {})
-        if "org" not in source or "model" not in source:
+        source, conversion = self.bundle.manifest.source, self.bundle.manifest.conversion
+        if source is None or not source.org or not source.model:
             return root / f"{self.bundle.name}_{int(nbytes / 1e6)}MB"
-        turbo = bool(self.bundle.manifest.get("conversion", {}).get("turbo"))
-        return root / variant_name(source["org"], source["model"], turbo=turbo, size_bytes=nbytes)
+        turbo = conversion is not None and conversion.turbo
+        return root / variant_name(source.org, source.model, turbo=turbo, size_bytes=nbytes)
 
     def _publish(self, chosen: Made, trials: Search, target: Path, *, rejected: bool = False) -> None:
         with new_bundle(target, force=self.config.force) as partial:
             shutil.copytree(chosen.measured.folder, partial, dirs_exist_ok=True)
-            inherited = {k: v for k, v in self.bundle.manifest.items() if k not in ("format", "created", "files")}
-            record = compression_record(self.bundle, chosen, trials.trials, self.config, target)
-            record |= {"rejected": rejected, "calibration": self.planner.profile.path.name}
-            write_manifest(partial, {**inherited, "variant": target.name, "compression": record})
+            record = compression_record(
+                self.bundle, chosen, trials.trials, self.config, target, rejected=rejected,
+                calibration=self.planner.profile.path.name,
+            )  # fmt: skip
+            write_manifest(partial, replace(self.bundle.manifest, variant=target.name, compression=record))
 
     def _reject(self, chosen: Made, trials: Search) -> None:
         nearest = "; ".join(chosen.verdict.shortfalls)

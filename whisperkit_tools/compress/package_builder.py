@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing
 from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.manifest import MANIFEST
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.package_writer import read_dense, write_compressed

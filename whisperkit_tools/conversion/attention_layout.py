@@ -77,12 +77,3 @@ class Layout:
                 f"--attention-chunk-size is {self.chunk_size}, which leaves the audio's {n_audio_ctx} positions in one "
                 f"piece; allowed are multiples of 32 below {n_audio_ctx}"
             )
-
-    def recorded(self) -> dict[str, str | int | None]:
-        """Return what the manifest records of it."""
-        return {
-            "audio_encoder_attention": self.audio_encoder,
-            "text_decoder_attention": self.text_decoder,
-            "attention_chunk_size": self.chunk_size,
-            "logits_chunk_size": self.logits_chunk_size,
-        }

@@ -9,14 +9,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from whisperkit_tools import __version__, contract
-from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, new_bundle, variant_name, write_manifest
+from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, new_bundle, variant_name
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.contract import (
@@ -36,6 +35,14 @@ from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, requ
 from whisperkit_tools.conversion.prefill.build import PrefillConfig, PrefillOutcome, PrefillStage
 from whisperkit_tools.errors import ConversionError
 from whisperkit_tools.files import folder_bytes
+from whisperkit_tools.manifest import (
+    ConversionRecord,
+    Manifest,
+    ParityRecord,
+    SourceRecord,
+    ToolRecord,
+    write_manifest,
+)
 from whisperkit_tools.progress import Progress, SilentProgress
 
 _DESCRIPTIONS = {
@@ -310,43 +317,51 @@ def _kv_length(checkpoint: Checkpoint, config: ConversionConfig) -> int:
     return length
 
 
-def _manifest(work: _Conversion, variant: str) -> dict[str, Any]:
+def _manifest(work: _Conversion, variant: str) -> Manifest:
     checkpoint, config = work.checkpoint, work.config
-    return {
-        "variant": variant,
-        "tool": {"name": "whisperkit-tools", "version": __version__},
-        "libraries": {name: version(name) for name in _RECORDED_LIBRARIES},
-        "python": platform.python_version(),
-        "source": {
-            "name": checkpoint.source,
-            "org": checkpoint.org,
-            "model": checkpoint.model,
-            "revision": checkpoint.revision,
-            "license": checkpoint.license,
-            "sha256": work.sha256,
-        },
-        "dimensions": asdict(checkpoint.dims),
-        "conversion": {
-            "deployment_target": config.deployment_target,
-            "kv_length": work.kv_length,
-            "word_timestamps": work.heads is not None,
-            "alignment_heads": [list(pair) for pair in work.heads or ()],
-            "turbo": config.turbo,
-            "stateful": config.stateful,
-            **config.layout.recorded(),
-            "compiled": config.compile,
-            "verified": config.verify,
-            "notes": work.notes,
-        },
-        "parity": {
-            "gate": asdict(config.gate),
-            "psnr_db": {
+    return Manifest(
+        variant=variant,
+        tool=ToolRecord(name="whisperkit-tools", version=__version__),
+        libraries={name: version(name) for name in _RECORDED_LIBRARIES},
+        python=platform.python_version(),
+        source=SourceRecord(
+            name=checkpoint.source,
+            org=checkpoint.org,
+            model=checkpoint.model,
+            revision=checkpoint.revision,
+            license=checkpoint.license,
+            sha256=work.sha256,
+        ),
+        dimensions=checkpoint.dims,
+        conversion=_conversion_record(work),
+        parity=ParityRecord(
+            gate=asdict(config.gate),
+            psnr_db={
                 item.component: {"float32": _rounded(item.float32_db), "float16": _rounded(item.float16_db)}
                 for item in work.parity
             },
-        },
-        **({"prefill": work.prefill.recorded()} if work.prefill else {}),
-    }
+        ),
+        prefill=work.prefill.recorded() if work.prefill else None,
+    )
+
+
+def _conversion_record(work: _Conversion) -> ConversionRecord:
+    config = work.config
+    return ConversionRecord(
+        deployment_target=config.deployment_target,
+        kv_length=work.kv_length,
+        word_timestamps=work.heads is not None,
+        alignment_heads=tuple(work.heads or ()),
+        turbo=config.turbo,
+        stateful=config.stateful,
+        audio_encoder_attention=config.layout.audio_encoder,
+        text_decoder_attention=config.layout.text_decoder,
+        attention_chunk_size=config.layout.chunk_size,
+        logits_chunk_size=config.layout.logits_chunk_size,
+        compiled=config.compile,
+        verified=config.verify,
+        notes=tuple(work.notes),
+    )
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float]:

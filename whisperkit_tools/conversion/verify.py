@@ -15,6 +15,7 @@ from whisperkit_tools.conversion.contract_check import package_problems, statefu
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
 from whisperkit_tools.conversion.prefill.check import prefill_contract_problems, prefill_problems
 from whisperkit_tools.errors import BundleError, CheckpointError
+from whisperkit_tools.manifest import ConversionRecord
 from whisperkit_tools.progress import Progress, SilentProgress
 
 
@@ -109,9 +110,10 @@ def _contract_problems(bundle: Bundle) -> list[str]:
 def _measure(
     bundle: Bundle, checkpoint: Checkpoint, audio: NDArray[np.float32], progress: Progress
 ) -> list[ComponentParity]:
-    conversion = bundle.manifest["conversion"]
-    heads = tuple((int(layer), int(head)) for layer, head in conversion["alignment_heads"]) or None
-    components = Components(checkpoint, int(conversion["kv_length"]), heads, audio)
+    conversion = bundle.manifest.conversion or ConversionRecord()
+    heads = tuple((layer, head) for layer, head in conversion.alignment_heads) or None
+    length = checkpoint.dims.n_text_ctx if conversion.kv_length is None else conversion.kv_length
+    components = Components(checkpoint, length, heads, audio)
     measured = []
     for name in COMPONENTS:
         with progress.stage(name, "parity"):
@@ -124,7 +126,7 @@ def _measure(
 
 def source_of(bundle: Bundle) -> tuple[str, str | None, dict[str, str]] | None:
     """Name, revision and weight hashes of the checkpoint that a bundle records, or None."""
-    source = bundle.manifest.get("source")
-    if not isinstance(source, dict) or "name" not in source or "conversion" not in bundle.manifest:
+    source = bundle.manifest.source
+    if source is None or not source.name or bundle.manifest.conversion is None:
         return None
-    return str(source["name"]), source.get("revision"), dict(source.get("sha256", {}))
+    return source.name, source.revision, dict(source.sha256)

@@ -14,7 +14,7 @@ import yaml
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
 from whisperkit_tools.publishing.index import Version
-from whisperkit_tools.publishing.provenance import Source
+from whisperkit_tools.publishing.provenance import PublishedSource
 
 CARD = "README.md"
 SECTIONS = ("about", "variants", "use", "made")
@@ -60,7 +60,7 @@ class CardModel:
     """
 
     repo_id: str
-    sources: tuple[Source, ...]
+    sources: tuple[PublishedSource, ...]
     languages: tuple[str, ...]
     commands: tuple[str, ...]
     tools: Mapping[str, str]
@@ -196,7 +196,7 @@ def _about(model: CardModel) -> str:
     )
 
 
-def _source(source: Source) -> str:
+def _source(source: PublishedSource) -> str:
     text = markdown_text(source.name)
     if source.revision and _HUB_ID.fullmatch(source.name):
         text = f"[{text}](https://huggingface.co/{_url(source.name)})"

@@ -1,18 +1,16 @@
 """What a bundle must prove before it is published: that it is what was verified, and that it passed its gate."""
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from whisperkit_tools import contract
-from whisperkit_tools.bundle import MANIFEST, Bundle
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.contract import COMPONENTS
 from whisperkit_tools.errors import DatasetError, PublishError
 from whisperkit_tools.eval.schema import REPORT_FILE, RunReport, read_report
-from whisperkit_tools.publishing.provenance import section
+from whisperkit_tools.manifest import MANIFEST, Manifest, ParityRecord
 from whisperkit_tools.publishing.registry.base import check_path
 from whisperkit_tools.publishing.variant_names import check_variant
 
@@ -47,7 +45,7 @@ class Evidence:
     @property
     def is_compressed(self) -> bool:
         """Whether the bundle was palettized."""
-        return bool(self.bundle.manifest.get("compression"))
+        return self.bundle.manifest.compression is not None
 
     def files(self) -> dict[str, Path]:
         """What is published: path inside the variant folder to file; only what the manifest names, and itself."""
@@ -72,7 +70,7 @@ def examine(
     content = _check_files(bundle)
     model_bytes = sum(bundle.package(name).nbytes for name in _SIZED)
     _check_size(bundle.name, model_bytes)
-    if section(bundle.manifest, "compression").get("rejected"):
+    if bundle.manifest.compression is not None and bundle.manifest.compression.rejected:
         raise PublishError(
             f"{bundle.name} was rejected by its quality gate and is never published; compress it less, or lower the "
             "gate's limits, with `wkt palettize`"
@@ -98,18 +96,10 @@ def examine(
     )
 
 
-def content_digest(files: Mapping[str, Any]) -> str:
-    """One digest of a bundle's content from the manifest's `files`: as `wkt evaluate` names it in its reports."""
-    whole = hashlib.sha256()
-    for name in sorted(files, key=lambda item: item.split("/")):
-        whole.update(f"{name} {files[name]['sha256']}\n".encode())
-    return whole.hexdigest()
-
-
 def _check_files(bundle: Bundle) -> str:
     """The digest of the bundle's content, whose files are exactly those of its manifest."""
-    recorded = bundle.manifest.get("files")
-    if not isinstance(recorded, dict) or not recorded:
+    recorded = bundle.manifest.files
+    if not recorded:
         raise PublishError(
             f"{bundle.name} has no {MANIFEST} that records its files, so nothing about it can be proved; convert or "
             "palettize it with wkt"
@@ -130,7 +120,7 @@ def _check_files(bundle: Bundle) -> str:
     missing = [name for name in COMPONENTS if not any(item.startswith(f"{name}.mlpackage/") for item in recorded)]
     if missing:
         raise PublishError(f"{bundle.name} lacks {', '.join(missing)}")
-    return content_digest(recorded)
+    return bundle.manifest.content_sha256()
 
 
 def _check_size(name: str, model_bytes: int) -> None:
@@ -143,39 +133,37 @@ def _check_size(name: str, model_bytes: int) -> None:
         )
 
 
-def _verification(manifest: Mapping[str, Any]) -> list[str]:
-    conversion, parity = section(manifest, "conversion"), section(manifest, "parity")
-    if not conversion:
+def _verification(manifest: Manifest) -> list[str]:
+    conversion, parity = manifest.conversion, manifest.parity or ParityRecord()
+    if conversion is None:
         return ["its manifest records no conversion, so its parity with a checkpoint is unknown"]
-    if not conversion.get("verified"):
-        return ["it was converted with --no-verify, so its parity with the checkpoint is unknown"]
-    measured, gate = section(parity, "psnr_db"), section(parity, "gate")
-    missing = [name for name in COMPONENTS if name not in measured]
+    if not conversion.verified:
+        return ["it was converted without verification, so its parity with the checkpoint is unknown"]
+    missing = [name for name in COMPONENTS if name not in parity.psnr_db]
     if missing:
         return [f"its manifest has no parity figures of {', '.join(missing)}"]
     return [
-        f"its parity: {component} {name} has {value} dB in {mode}, at least {least} dB is required"
+        f"its parity: {component} {name} has {value} dB in {mode}, the minimum is {minimum} dB"
         for mode in ("float32", "float16")
-        if isinstance(least := gate.get(f"{mode}_db"), int | float)
-        for component in measured
-        for name, value in section(section(measured, component), mode).items()
-        if not (isinstance(value, int | float) and value >= least)
+        if (minimum := parity.gate.get(f"{mode}_db")) is not None
+        for component, figures in parity.psnr_db.items()
+        for name, value in figures.get(mode, {}).items()
+        if not value >= minimum
     ]
 
 
-def _gate(name: str, manifest: Mapping[str, Any]) -> list[str]:
-    compression = section(manifest, "compression")
-    if not compression:
+def _gate(name: str, manifest: Manifest) -> list[str]:
+    if manifest.compression is None:
         named = _SIZE_IN_NAME.search(name)
-        return ["its name is that of a compressed variant, its manifest says nothing of a compression"] if named else []
-    gate = section(compression, "gate")
-    if "shortfalls" not in gate or "qoi" not in gate:
-        return ["it is compressed, and no quality gate was asked"]
-    return [f"its quality gate: {line}" for line in gate["shortfalls"]]
+        return ["its name is that of a compressed variant, but its manifest records no compression"] if named else []
+    gate = manifest.compression.gate
+    if gate is None or gate.shortfalls is None or gate.qoi is None:
+        return ["it is compressed, but no quality gate was measured"]
+    return [f"its quality gate: {line}" for line in gate.shortfalls]
 
 
 def _published(bundle: Bundle) -> dict[str, Path]:
-    names = [*section(bundle.manifest, "files"), MANIFEST]
+    names = [*bundle.manifest.files, MANIFEST]
     return {name: bundle.path / name for name in sorted(names)}
 
 

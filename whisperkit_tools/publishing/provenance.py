@@ -1,24 +1,35 @@
-"""The commands that make a bundle like a published one, from its manifest; and what it was made from."""
+"""Provenance of a published bundle from its manifest: its source, and the commands that make a bundle like it."""
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KV_LENGTH = 448  # what Whisper's decoder has, and `wkt convert` takes unasked
+from whisperkit_tools.manifest import (
+    CompressionRecord,
+    ConversionRecord,
+    GateRecord,
+    Manifest,
+    SourceRecord,
+    TuningRecord,
+)
+
+# Defaults of `wkt convert`, which the commands do not spell out.
+KV_LENGTH = 448  # the positions of Whisper's decoder
+CHUNK_SIZE = 512
 _PLAIN, _CHUNKED = "cat", "split-heads-q"
-# Bundles of OpenAI's turbo model go by its date. Source: the on-device runtime's names of its model folders.
+# Bundles of OpenAI's turbo model are named by its date. Source: the on-device runtime's names of its model folders.
 _PUBLISHED_AS = {"openai/whisper-large-v3-v20240930": "openai/whisper-large-v3-turbo"}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """What a bundle was made from.
+class PublishedSource:
+    """The checkpoint of a published bundle.
 
     Attributes:
-        name: `ORG/NAME` on the Hub, else a name for people; never a path.
-        revision: Commit on the Hub; None for what is not there.
-        license: As the source names it.
+        name: `ORG/NAME` on the Hub, otherwise a name for people, never a path.
+        revision: Commit on the Hub; None for a local checkpoint.
+        license: As the checkpoint states it.
     """
 
     name: str
@@ -26,93 +37,79 @@ class Source:
     license: str | None
 
 
-def section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A part of a manifest, empty where it is missing or no mapping: manifests come from outside, too."""
-    value = manifest.get(name)
-    return value if isinstance(value, Mapping) else {}
+def source_of(manifest: Manifest) -> PublishedSource:
+    """Return the source that a manifest records."""
+    recorded = manifest.source or SourceRecord()
+    name = f"{recorded.org}/{recorded.model}" if recorded.org and recorded.model else "unknown"
+    return PublishedSource(_PUBLISHED_AS.get(name, name), recorded.revision, recorded.license)
 
 
-def source_of(manifest: Mapping[str, Any]) -> Source:
-    """What a manifest says of the source."""
-    recorded = section(manifest, "source")
-    org, model = recorded.get("org"), recorded.get("model")
-    name = f"{org}/{model}" if org and model else "unknown"
-    revision, licence = recorded.get("revision"), recorded.get("license")
-    return Source(
-        _PUBLISHED_AS.get(name, name),
-        revision if isinstance(revision, str) else None,
-        licence if isinstance(licence, str) else None,
-    )
-
-
-def commands(variant: str, manifest: Mapping[str, Any]) -> list[str]:
-    """The commands that make a bundle like this one; empty where the manifest does not tell."""
-    original = section(section(manifest, "compression"), "original").get("name", variant)
-    made = []
-    if section(manifest, "conversion"):
-        made.append(shlex.join(_convert(manifest)))
-    if section(manifest, "compression"):
-        made.append(shlex.join(_palettize(str(original), section(manifest, "compression"))))
+def commands(variant: str, manifest: Manifest) -> list[str]:
+    """Return the commands that make a bundle like this one, empty where the manifest does not tell."""
+    made, compression = [], manifest.compression
+    if manifest.conversion is not None:
+        made.append(shlex.join(_convert(manifest, manifest.conversion)))
+    if compression is not None:
+        original = compression.original.name if compression.original and compression.original.name else variant
+        made.append(shlex.join(_palettize(original, compression)))
     return made
 
 
-def _convert(manifest: Mapping[str, Any]) -> list[str]:
-    conversion, source = section(manifest, "conversion"), source_of(manifest)
-    turbo = bool(conversion.get("turbo"))
+def _convert(manifest: Manifest, conversion: ConversionRecord) -> list[str]:
+    source = source_of(manifest)
     words = ["wkt", "convert"]
     if source.revision:
         words += [source.name, "--revision", source.revision]
-    else:  # a folder of somebody's machine is named by what it holds, not by where it lies
-        words.append("demo" if section(manifest, "source").get("name") == "demo" else source.name.split("/")[-1])
-    words += ["--deployment-target", str(conversion.get("deployment_target", "ios16"))]
-    words += ["--turbo"] if turbo else []
-    words += ["--stateful"] if conversion.get("stateful") else []
+    else:  # a local folder is named by the model that it holds, not by its path
+        is_demo = manifest.source is not None and manifest.source.name == "demo"
+        words.append("demo" if is_demo else source.name.split("/")[-1])
+    words += ["--deployment-target", conversion.deployment_target or "ios16"]
+    words += ["--turbo"] if conversion.turbo else []
+    words += ["--stateful"] if conversion.stateful else []
     usual = {
         "kv_length": KV_LENGTH,
-        "audio_encoder_attention": _CHUNKED if turbo else _PLAIN,
+        "audio_encoder_attention": _CHUNKED if conversion.turbo else _PLAIN,
         "text_decoder_attention": _PLAIN,
-        "attention_chunk_size": None,
+        "attention_chunk_size": CHUNK_SIZE,
         "logits_chunk_size": None,
     }
     for name, value in usual.items():
-        found = conversion.get(name, value)
-        default = 512 if name == "attention_chunk_size" else value
-        if found is not None and found not in (value, default):
+        found = getattr(conversion, name)
+        if found is not None and found != value:
             words += [f"--{name.replace('_', '-')}", str(found)]
-    words += [] if conversion.get("word_timestamps", True) else ["--no-word-timestamps"]
-    words += _prefill(manifest, asked_by_default=turbo)
-    words += ["--compile"] if conversion.get("compiled") else []
-    words += [] if conversion.get("verified", True) else ["--no-verify"]
+    words += [] if conversion.word_timestamps else ["--no-word-timestamps"]
+    words += _prefill(manifest, asked_by_default=conversion.turbo)
+    words += ["--compile"] if conversion.compiled else []
+    words += ["--no-verify"] if conversion.verified is False else []
     return words
 
 
-def _prefill(manifest: Mapping[str, Any], *, asked_by_default: bool) -> list[str]:
-    prefill = section(manifest, "prefill")
-    if not prefill.get("included"):
+def _prefill(manifest: Manifest, *, asked_by_default: bool) -> list[str]:
+    prefill = manifest.prefill
+    if prefill is None or not prefill.included:
         return ["--no-prefill"] if asked_by_default else []
     words = [] if asked_by_default else ["--prefill"]
-    source = prefill.get("from")
-    return words if source in (None, "speech") else [*words, "--prefill-from", str(source)]
+    return words if prefill.source in ("", "speech") else [*words, "--prefill-from", prefill.source]
 
 
-def _palettize(original: str, compression: Mapping[str, Any]) -> list[str]:
-    gate, tuning = section(compression, "gate"), section(compression, "tuning")
-    size = compression.get("predicted_nbytes") or compression.get("nbytes") or 0
-    aim = _uniform(section(compression, "recipe")) or ["--target-size", str(size)]
+def _palettize(original: str, compression: CompressionRecord) -> list[str]:
+    gate, tuning = compression.gate or GateRecord(), compression.tuning or TuningRecord()
+    size = compression.predicted_nbytes or compression.nbytes or 0
+    aim = _uniform(compression.recipe) or ["--target-size", str(size)]
     words = ["wkt", "palettize", f"bundles/{original}", *aim]
     for option, value in (
-        ("--qoi-min", gate.get("qoi_min")),
-        ("--wer-delta-max", gate.get("wer_delta_max")),
-        ("--tune-palettes", tuning.get("steps")),
+        ("--qoi-min", gate.qoi_min),
+        ("--wer-delta-max", gate.wer_delta_max),
+        ("--tune-palettes", tuning.steps),
     ):
         words += [option, str(value)] if value is not None else []
-    return [*words, "--confident"] if gate.get("confident") else words
+    return [*words, "--confident"] if gate.confident else words
 
 
 def _uniform(recipe: Mapping[str, Any]) -> list[str]:
-    """The aim of a recipe with one width for all that it compresses, and what it leaves; empty for a mixed one."""
-    parts = section(recipe, "tensors")
-    widths = {part: _widths(section(parts, part)) for part in parts}
+    """Return the options of a recipe with one bit width for all that it compresses, empty for a mixed one."""
+    parts = _object(recipe.get("tensors"))
+    widths = {part: _widths(_object(tensors)) for part, tensors in parts.items()}
     found = {nbits for part in widths.values() for nbits in part if nbits is not None}
     if len(found) != 1:
         return []
@@ -121,5 +118,10 @@ def _uniform(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _widths(tensors: Mapping[str, Any]) -> set[int | None]:
-    """Bits of an index, over the weights of a component; None where one is left in float16."""
-    return {section(section(tensors, name), "compression").get("nbits") for name in tensors}
+    """Return the bits of an index over the weights of a component, None for a weight that stays float16."""
+    return {_object(_object(tensor).get("compression")).get("nbits") for tensor in tensors.values()}
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """Return a JSON object of a recipe, empty where it is none. Recipes in manifests are not checked."""
+    return value if isinstance(value, Mapping) else {}

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.bundle import MANIFEST
-from whisperkit_tools.errors import PublishError
+from whisperkit_tools.errors import BundleError, PublishError
+from whisperkit_tools.manifest import MANIFEST, NO_MANIFEST, Manifest
 from whisperkit_tools.publishing.card import CARD, CardModel, CardVariant, render_card
 from whisperkit_tools.publishing.device_table import TABLE, DeviceTable, Variant, build_table
 from whisperkit_tools.publishing.eligibility import Evidence
 from whisperkit_tools.publishing.index import INDEX, Index, Version
-from whisperkit_tools.publishing.provenance import commands, section, source_of
+from whisperkit_tools.publishing.provenance import commands, source_of
 from whisperkit_tools.publishing.registry.base import (
     Change,
     Commit,
@@ -260,7 +260,7 @@ def _version(item: Evidence, options: PublishOptions, now: str) -> Version:
         variant=item.bundle.name,
         content=item.content,
         created=now,
-        tool_version=str(section(item.bundle.manifest, "tool").get("version", "unknown")),
+        tool_version=_tool_version(item.bundle.manifest) or "unknown",
         source=source.name,
         source_revision=source.revision,
         size_bytes=item.size_bytes,
@@ -284,11 +284,16 @@ def _metrics(item: Evidence) -> dict[str, dict[str, Any]]:
         add("qoi", dataset, _percent(run.metrics.qoi))
         add("qoi_interval", dataset, _percents(run.metrics.qoi_interval))
         add("rtfx", dataset, None if run.speed.rtfx_corpus is None else round(run.speed.rtfx_corpus, 2))
-    qoi = section(section(section(item.bundle.manifest, "compression"), "gate"), "qoi")
-    if {"value", "low", "high"} <= qoi.keys():
-        add("qoi", GATE, round(qoi["value"], 3))
-        add("qoi_interval", GATE, [round(qoi["low"], 3), round(qoi["high"], 3)])
+    compression = item.bundle.manifest.compression
+    qoi = compression.gate.qoi if compression and compression.gate else None
+    if qoi is not None:
+        add("qoi", GATE, round(qoi.value, 3))
+        add("qoi_interval", GATE, [round(qoi.low, 3), round(qoi.high, 3)])
     return found
+
+
+def _tool_version(manifest: Manifest) -> str:
+    return manifest.tool.version if manifest.tool else ""
 
 
 def _percent(fraction: float | None) -> float | None:
@@ -393,38 +398,42 @@ def _card(state: _State, table: bytes, *, drawn: bool) -> bytes:
     manifests = {name: _manifest(state, name) for name in _present_variants(state)}
     recommended = json.loads(table).get("device_support", [])
     variants = [_card_variant(state, name, manifests[name], recommended) for name in sorted(manifests)]
-    sources = {source_of(manifest) for manifest in manifests.values() if section(manifest, "source")}
-    newest = max(manifests.values(), key=lambda item: str(item.get("created", "")), default={})
-    version = section(newest, "tool").get("version")
+    sources = {source_of(manifest) for manifest in manifests.values() if manifest.source is not None}
+    newest = max(manifests.values(), key=lambda item: item.created, default=NO_MANIFEST)
+    version = _tool_version(newest)
     model = CardModel(
         repo_id=state.registry.name,
         sources=tuple(sorted(sources, key=lambda item: (item.name, item.revision or ""))),
         languages=_languages(state, manifests),
         commands=tuple(dict.fromkeys(line for name, item in manifests.items() for line in commands(name, item))),
         tools={
-            **({"whisperkit-tools": str(version)} if version else {}),
-            **{str(name): str(text) for name, text in section(newest, "libraries").items()},
+            **({"whisperkit-tools": version} if version else {}),
+            **newest.libraries,
         },
         picture=PICTURE if drawn else None,
     )
     return render_card(model, variants, state.registry.read(CARD, state.snapshot))
 
 
-def _card_variant(state: _State, name: str, manifest: Mapping[str, Any], recommended: Sequence[Any]) -> CardVariant:
+def _card_variant(state: _State, name: str, manifest: Manifest, recommended: Sequence[Any]) -> CardVariant:
     version = state.index.current(name)
     chips = tuple(str(entry.get("chips", "")) for entry in recommended if name in entry["models"]["supported"])
-    target = str(section(manifest, "conversion").get("deployment_target", "unknown"))
+    target = (manifest.conversion.deployment_target if manifest.conversion else None) or "unknown"
     if version is not None:
         return CardVariant(version, target, chips)
     size = sum(file.size_bytes for path, file in state.snapshot.files.items() if path.startswith(f"{name}/"))
     return CardVariant(Version(name, "", "", "unknown", "unknown", None, size), target, chips, foreign=True)
 
 
-def _manifest(state: _State, name: str) -> Mapping[str, Any]:
-    """A variant's manifest: of the bundle at hand, else of the repository."""
+def _manifest(state: _State, name: str) -> Manifest:
+    """Return a variant's manifest from the bundle at hand, or from the repository, where a damaged one is empty."""
     if name in state.evidence:
         return state.evidence[name].bundle.manifest
-    return _json(state, f"{name}/{MANIFEST}")
+    path = f"{name}/{MANIFEST}"
+    try:
+        return Manifest.from_json(_json(state, path), path)
+    except BundleError:
+        return NO_MANIFEST
 
 
 def _json(state: _State, path: str) -> Mapping[str, Any]:
@@ -443,9 +452,14 @@ def _languages(state: _State, names: Iterable[str]) -> tuple[str, ...]:
         item = state.evidence.get(name)
         config = item.bundle.read_json("generation_config.json") if item else _json(
             state, f"{name}/generation_config.json")  # fmt: skip
-        codes = {str(token).strip("<|>") for token in section(config, "lang_to_id")}
+        codes = {str(token).strip("<|>") for token in _tokens(config)}
         found |= codes or ({"en"} if config else set())
     return tuple(sorted(found))
+
+
+def _tokens(config: Mapping[str, Any]) -> Iterable[Any]:
+    tokens = config.get("lang_to_id")
+    return tokens if isinstance(tokens, Mapping) else ()
 
 
 def plan_reports(registry: Registry, reports: Change, options: PublishOptions) -> Plan:

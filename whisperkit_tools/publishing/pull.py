@@ -4,15 +4,14 @@ What a repository says is not trusted: paths are checked, sizes and hashes are c
 the registry says of its files.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from whisperkit_tools.bundle import MANIFEST, Bundle, new_bundle
-from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publishing.eligibility import content_digest
+from whisperkit_tools.bundle import Bundle, new_bundle
+from whisperkit_tools.errors import BundleError, PublishError
+from whisperkit_tools.files import read_json_object
+from whisperkit_tools.manifest import MANIFEST, read_manifest
 from whisperkit_tools.publishing.index import INDEX, Index
 from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, digest, printable
 from whisperkit_tools.publishing.variant_names import check_variant, variants_of
@@ -104,18 +103,18 @@ def _fetch(registry: Registry, snapshot: Snapshot, path: str, destination: Path)
 
 
 def _check_manifest(folder: Path, names: Mapping[str, str]) -> bool:
-    """Compare the files with the manifest among them; whether there is one."""
+    """Compare the files with the manifest among them. Return whether there is one."""
     if MANIFEST not in names:
         return False
-    try:
-        recorded: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files")
-    except (ValueError, AttributeError) as error:
-        raise PublishError(f"the {MANIFEST} that came is damaged ({error}); nothing was kept") from error
-    if not isinstance(recorded, dict):
-        raise PublishError(f"the {MANIFEST} that came records no files; nothing was kept")
-    for name in recorded:
+    content = read_json_object(folder / MANIFEST, PublishError, "nothing was kept")
+    if not isinstance(content.get("files"), dict):
+        raise PublishError(f"the downloaded {MANIFEST} records no files; nothing was kept")
+    for name in content["files"]:
         check_path(name)
-    differing = Bundle.open(folder).differing_files()
+    try:
+        differing = Bundle(folder, read_manifest(folder)).differing_files()
+    except BundleError as error:
+        differing = [str(error)]
     if differing:
         raise PublishError(f"what came is not what was published: {'; '.join(differing)}; nothing was kept")
     return True
@@ -126,8 +125,8 @@ def _check_index(registry: Registry, snapshot: Snapshot, variant: str, folder: P
     version = Index.parse(registry.read(INDEX, snapshot)).current(variant)
     if version is None:
         return
-    content = content_digest(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("files", {})) if (
-        folder / MANIFEST).is_file() else "none"  # fmt: skip
+    manifest = read_manifest(folder)
+    content = "none" if manifest.is_empty else manifest.content_sha256()
     if content != version.content:
         raise PublishError(
             f"{variant} in {registry.label} is not the version that its {INDEX} names: content {content[:12]}, "

@@ -41,6 +41,7 @@ from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, esti
 from whisperkit_tools.conversion.verify import verify_bundle
 from whisperkit_tools.demo import demo_checkpoint_dir, verification_speech
 from whisperkit_tools.errors import ConversionError, QualityGateError
+from whisperkit_tools.manifest import Manifest
 from whisperkit_tools.progress import SilentProgress
 from whisperkit_tools.signals import psnr_db
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Recording
@@ -476,7 +477,7 @@ def test_word_errors_are_counted_after_normalisation():
 def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
     manifest = json.loads((bundle / "wkt.json").read_text())
     gate, audio = ParityGate(), verification_speech()
-    good = verify_bundle(Bundle(bundle, manifest), checkpoint, audio, gate)
+    good = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint, audio, gate)
     assert good.problems == ()
     weights = bundle / PACKAGE / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     content = bytearray(weights.read_bytes())
@@ -487,7 +488,7 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
 
     name = str(weights.relative_to(bundle))
     manifest["files"][name] = {"sha256": sha256(weights), "size_bytes": weights.stat().st_size}
-    bad = verify_bundle(Bundle(bundle, manifest), checkpoint, audio, gate)
+    bad = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint, audio, gate)
     assert bad.files == ()
     assert any("TextDecoderContextPrefill: en transcribe has" in line for line in bad.problems)
 
@@ -495,5 +496,5 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
 def test_verify_misses_a_prefill_that_is_recorded(bundle):
     shutil.rmtree(bundle / PACKAGE)
     manifest = json.loads((bundle / "wkt.json").read_text())
-    found = verify_bundle(Bundle(bundle, manifest), None, verification_speech(), ParityGate())
+    found = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), None, verification_speech(), ParityGate())
     assert "TextDecoderContextPrefill is missing, but recorded as included" in found.contract

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudi
 from whisperkit_tools.conversion.prefill.evidence import PrefillEvidence, Transcripts, gather_evidence, read_table
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_tokens
 from whisperkit_tools.errors import ConversionError, QualityGateError
+from whisperkit_tools.manifest import PrefillRecord
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.signals import psnr_db
@@ -93,21 +93,21 @@ class PrefillOutcome:
     evidence: PrefillEvidence | None = None
     parity: ComponentParity | None = None
 
-    def recorded(self) -> dict[str, Any]:
-        """What the manifest records."""
+    def recorded(self) -> PrefillRecord:
+        """Return the section of the manifest."""
         forced = self.forced
-        return {
-            "included": self.included,
-            "reason": self.reason,
-            "tokens": forced.length if forced else 0,
-            "languages": len(forced.languages) if forced else 0,
-            "tasks": len(forced.tasks) if forced else 0,
-            "from": self.source,
-            "audio": "recordings" if self.own_audio else "demo",
-            "windows": self.windows,
-            "seed": SEED,
-            "evidence": self.evidence and self.evidence.recorded(),
-        }
+        return PrefillRecord(
+            included=self.included,
+            reason=self.reason,
+            tokens=forced.length if forced else 0,
+            languages=len(forced.languages) if forced else 0,
+            tasks=len(forced.tasks) if forced else 0,
+            source=self.source,
+            audio="recordings" if self.own_audio else "demo",
+            windows=self.windows,
+            seed=SEED,
+            evidence=self.evidence.recorded() if self.evidence else None,
+        )
 
     def lines(self) -> list[str]:
         """The outcome in words, for the user."""

@@ -20,9 +20,9 @@ MOST_OFF_RECORD_DB = 1.0
 
 def prefill_contract_problems(bundle: Bundle, dims: ModelDimensions) -> list[str]:
     """Where the package, if there is one, differs from what the runtime reads; where the manifest misses it."""
-    recorded = bundle.manifest.get("prefill", {})
+    recorded = bundle.manifest.prefill
     if not bundle.has(PREFILL):
-        return [f"{PREFILL} is missing, but recorded as included"] if recorded.get("included") else []
+        return [f"{PREFILL} is missing, but recorded as included"] if recorded and recorded.included else []
     try:
         forced = forced_tokens(bundle.read_json("generation_config.json"))
         return package_problems(PREFILL, bundle.package(PREFILL).path, prefill_interface(dims, forced.length))
@@ -38,8 +38,8 @@ def prefill_problems(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
     table = read_table(bundle.package(PREFILL).path, forced_tokens(generation))
     tables = {"prefill": table, "zeros": null_tables(table)["zeros"]}
     found = similarity(checkpoint, tables, encode(checkpoint, held_out_windows()))
-    evidence = (bundle.manifest.get("prefill") or {}).get("evidence") or {}
-    recorded = evidence.get("psnr_db", {}) if evidence.get("held_out_from") == "demo" else {}
+    evidence = bundle.manifest.prefill.evidence if bundle.manifest.prefill else None
+    recorded = evidence.psnr_db if evidence and evidence.held_out_from == "demo" else {}
     codes = language_codes(generation)
     problems = []
     for (language, task), value in found["prefill"].items():

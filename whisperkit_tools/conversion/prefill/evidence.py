@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from whisperkit_tools.conversion.prefill.audio import SEED, PrefillAudio
 from whisperkit_tools.conversion.prefill.table import TASKS, PrefillTable, encode, forced_caches, language_codes
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
 from whisperkit_tools.eval.metrics.wer import word_error_rate
+from whisperkit_tools.manifest import PrefillEvidenceRecord
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.signals import peak_to_error_db
@@ -150,13 +151,11 @@ class PrefillEvidence:
         each = (f"{name} {'/'.join(f'{value:.1f}' for value in x.values())}" for name, x in self.psnr_db.items())
         return lines + [f"dB      {line}" for line in _rows(list(each))]
 
-    def recorded(self) -> dict[str, Any]:
-        """What the manifest records."""
-        return {
-            **asdict(self),
-            "wer_delta": None if self.wer_delta is None else round(self.wer_delta, 4),
-            "means_nothing": self.emptiness,
-        }
+    def recorded(self) -> PrefillEvidenceRecord:
+        """Return the section of the manifest."""
+        delta = None if self.wer_delta is None else round(self.wer_delta, 4)
+        found = {**asdict(self), "wer_delta": delta, "means_nothing": self.emptiness}
+        return PrefillEvidenceRecord.from_json(found, "the prefill's evidence")
 
 
 def _rows(items: Sequence[str]) -> list[str]:
