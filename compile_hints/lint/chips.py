@@ -1,6 +1,6 @@
-"""What is known of each chip's Neural Engine: limits for the lint, rates for the cost model, each with its source.
+"""Figures of each chip's Neural Engine: limits for the lint, rates for the cost model, each with its source.
 
-The figures stand in `chips.json` beside this module.
+They are read from `chips.json` beside this module.
 """
 
 import json
@@ -71,7 +71,7 @@ class Chip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipTable:
-    """All chips, and what holds for every one of them.
+    """All chips, and the figures that they share.
 
     Attributes:
         chips: By name.
@@ -103,7 +103,7 @@ class ChipTable:
         return self.chips[plain]
 
     def first_with(self, operation: str) -> str:
-        """The first generation whose Neural Engine runs operations of this type, empty when none does."""
+        """Return the first generation whose Neural Engine runs operations of this type, empty when none does."""
         return next((chip.generation for chip in self.chips.values() if operation not in chip.unsupported.value), "")
 
 

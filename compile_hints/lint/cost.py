@@ -1,4 +1,4 @@
-"""What a program costs on a chip: FLOPs, bytes, which of them bounds it, and an estimated latency.
+"""Cost of a program on a chip: FLOPs, bytes, which of them bounds it, and an estimated latency.
 
 `latency = sum over operations of max(FLOPs / peak, bytes / bandwidth) + launches * launch time`. A program handed to
 the engine as one piece is one launch; each change of the engine is one more. Operations that leave the Neural Engine
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
 from whisperkit_tools.compile_hints.lint.flops import OperationCount, Weight, count_program
-from whisperkit_tools.compile_hints.lint.rules import judge
-from whisperkit_tools.compile_hints.lint.traffic import key, memory_bytes, segments
+from whisperkit_tools.compile_hints.lint.rules import lint_program
+from whisperkit_tools.compile_hints.lint.traffic import memory_bytes, operation_key, segments
 from whisperkit_tools.mil.graph import Graph
 
 DEFAULT_DECODER_PASSES = 100
@@ -93,14 +93,15 @@ def estimate_program(component: str, graph: Graph, chip: Chip, table: ChipTable)
         chip: The chip it is to run on.
         table: What holds for all chips.
     """
-    residency = judge(graph, chip, table)
+    residency = lint_program(graph, chip, table)
     on_engine = residency.on_engine
     counts = count_program(graph)
     moved = memory_bytes(graph, on_engine, chip.working_set_bytes.value)
     launches = len(segments(graph, on_engine))
-    times = [
-        _times(count, moved[key(count.operation)], on_engine[key(count.operation)], chip, table) for count in counts
-    ]
+    times = []
+    for count in counts:
+        name = operation_key(count.operation)
+        times.append(_times(count, moved[name], on_engine[name], chip, table))
     compute_s, memory_s = (sum(time[side] for time in times) for side in (0, 1))
     terms = {"compute": compute_s, "bandwidth": memory_s, "launch": launches * chip.launch_s.value}
     flops = sum(count.flops for count in counts)
@@ -126,7 +127,7 @@ def estimate_program(component: str, graph: Graph, chip: Chip, table: ChipTable)
 
 
 def streamed_bytes(weight: Weight, chip: Chip) -> int:
-    """Bytes in which a weight is counted: stored where the chip streams its form, else expanded."""
+    """Return the bytes that count for a weight: stored where the chip streams its form, else expanded."""
     gain = chip.stream_gain.get(weight.form)
     return weight.stored_bytes if gain and gain.value > 0 else weight.dense_bytes
 
@@ -134,7 +135,7 @@ def streamed_bytes(weight: Weight, chip: Chip) -> int:
 def _times(
     count: OperationCount, activation_bytes: int, on_engine: bool, chip: Chip, table: ChipTable
 ) -> tuple[float, float]:
-    """Seconds that an operation takes by the peak and by the bandwidth of where it runs."""
+    """Return the seconds that an operation takes by the peak and by the bandwidth of where it runs."""
     peak, bandwidth = chip.peak_flops_s.value, chip.bandwidth_bytes_s.value
     if not on_engine:
         peak *= table.elsewhere_peak_ratio.value
@@ -144,7 +145,7 @@ def _times(
 
 
 def _weight_cost_bytes(weight: Weight, chip: Chip, on_engine: bool) -> float:
-    """Dense bytes that take as long to stream as the weight does: not all that is saved in bytes is saved in time."""
+    """Return the dense bytes that stream as long as the weight does: not all saved bytes save time."""
     gain = chip.stream_gain.get(weight.form)
     share = gain.value if gain and on_engine else 0.0
     return weight.dense_bytes - share * (weight.dense_bytes - weight.stored_bytes)
@@ -170,7 +171,7 @@ def estimate_bundle(
     estimates = {part: estimate_program(part, graph, chip, table) for part, graph in programs.items()}
     parts: dict[str, ProgramEstimate] = {}
     for part, estimate in estimates.items():
-        parts.setdefault(role(part), estimate)  # packages come in the order of the data's way: the first is the one
+        parts.setdefault(role(part), estimate)  # packages come in the order of the data flow: the first one counts
     encoder, decoder = parts.get("encoder"), parts.get("decoder")
     passes = max(decoder_passes - _prefilled_passes(programs), 0)
     window = None
@@ -189,12 +190,12 @@ def estimate_bundle(
 
 
 def _prefilled_passes(programs: Mapping[str, Graph]) -> int:
-    """How many positions of the caches a prefill table gives: three, or one of an English-only model."""
+    """Return how many positions of the caches a prefill table fills: three, or one of an English-only model."""
     outputs = (out for part, graph in programs.items() if role(part) == "prefill" for out in graph.outputs.values())
     return min((out.shape[3] or 0 for out in outputs if len(out.shape) == 4), default=0)
 
 
 def role(package: str) -> str:
-    """What a package does, by its name: `prefill`, `encoder`, `decoder` or `other`; names differ among publishers."""
+    """Return a package's role, `prefill`, `encoder`, `decoder` or `other`, by its name, which differs by publisher."""
     lowered = package.lower()
     return next((part for part in ("prefill", "encoder", "decoder") if part in lowered), "other")

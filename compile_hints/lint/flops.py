@@ -1,4 +1,4 @@
-"""What the operations of an ML Program compute and move: exact counts from shapes, no weights are read.
+"""Counts of what the operations of an ML Program compute and move, exact and from shapes, without reading weights.
 
 Conventions: a multiply-accumulate is two FLOPs, as in `torch.utils.flop_counter`, which counts nothing else; beyond
 that an elementwise operation is one FLOP an element (activations too: the engine has them as tables), a bias one,
@@ -9,31 +9,10 @@ import math
 from dataclasses import dataclass, replace
 
 from whisperkit_tools.mil.graph import Graph, Operation
+from whisperkit_tools.mil.operations import Work, work_of
 from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, is_float
 
-ELEMENTWISE = frozenset({
-    "abs", "acos", "add", "asin", "atan", "atanh", "cast", "ceil", "clamped_relu", "clip", "cos", "cosh",
-    "cumsum", "dequantize", "elu", "equal", "erf", "exp", "exp2", "floor", "floor_div", "gelu", "greater",
-    "greater_equal", "inverse", "leaky_relu", "less", "less_equal", "log", "logical_and", "logical_not",
-    "logical_or", "logical_xor", "maximum", "minimum", "mod", "mul", "not_equal", "pow", "prelu", "quantize",
-    "real_div", "relu", "relu6", "round", "rsqrt", "scaled_tanh", "select", "sigmoid", "sigmoid_hard", "sign",
-    "silu", "sin", "sinh", "softplus", "softplus_parametric", "softsign", "sqrt", "square", "sub", "tan",
-    "tanh", "threshold", "thresholded_relu",
-})  # fmt: skip
-REDUCTIONS = frozenset({
-    "reduce_argmax", "reduce_argmin", "reduce_l1_norm", "reduce_l2_norm", "reduce_log_sum",
-    "reduce_log_sum_exp", "reduce_max", "reduce_mean", "reduce_min", "reduce_prod", "reduce_sum",
-    "reduce_sum_square",
-})  # fmt: skip
 PER_ELEMENT = {"softmax": 5, "layer_norm": 7, "instance_norm": 7, "batch_norm": 2, "l2_norm": 3}
-MOVEMENT = frozenset({
-    "argsort", "band_part", "concat", "coreml_update_state", "crop", "depth_to_space", "expand_dims", "fill",
-    "fill_like", "flatten2d", "gather", "gather_along_axis", "gather_nd", "identity", "non_zero", "one_hot",
-    "pad", "pixel_shuffle", "pixel_unshuffle", "range_1d", "read_state", "reshape", "reshape_like", "reverse",
-    "scatter", "scatter_along_axis", "scatter_nd", "shape", "slice_by_index", "slice_by_size", "slice_update",
-    "sliding_windows", "space_to_depth", "split", "squeeze", "stack", "tile", "topk", "transpose",
-    "upsample_nearest_neighbor", "write_state",
-})  # fmt: skip
 GATHERS = frozenset({"gather", "gather_along_axis", "gather_nd"})
 
 
@@ -56,7 +35,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class OperationCount:
-    """What one operation computes.
+    """Counts of one operation.
 
     Attributes:
         operation: The operation.
@@ -74,7 +53,7 @@ class OperationCount:
 
 
 def tensor_bytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor; an axis of open size counts once."""
+    """Return the bytes of a tensor; an axis of open size counts once."""
     return 0 if spec.dtype == "string" else (spec.size * bit_width(spec.dtype) + 7) // 8
 
 
@@ -89,7 +68,7 @@ def count_program(graph: Graph) -> tuple[OperationCount, ...]:
 
 
 def program_weights(graph: Graph) -> dict[str, Weight]:
-    """All float constants and all compressed weights, by the name under which operations use them."""
+    """Return all float constants and all compressed weights, by the name under which operations use them."""
     found = {
         name: Weight(name, "dense", size := tensor_bytes(constant.spec), size)
         for name, constant in graph.constants.items()
@@ -97,7 +76,7 @@ def program_weights(graph: Graph) -> dict[str, Weight]:
     }
     for operation in graph.operations:
         if operation.type.startswith("constexpr_"):
-            parts = [(spec, found.get(spec.name)) for specs in operation.inputs.values() for spec in specs]
+            parts = [(spec, found.get(spec.name)) for spec in operation.reads]
             stored = sum(part.stored_bytes if part else tensor_bytes(spec) for spec, part in parts)
             form = _form(operation, {part.form for _, part in parts if part})
             for output in operation.outputs:
@@ -106,14 +85,13 @@ def program_weights(graph: Graph) -> dict[str, Weight]:
 
 
 def used_weights(graph: Graph) -> dict[str, Weight]:
-    """The weights that operations other than the expanding ones use, each once and whole."""
+    """Return the weights that operations use, each once and whole; operations that expand weights do not count."""
     weights = program_weights(graph)
     names = {
         spec.name
         for operation in graph.operations
         if not operation.type.startswith("constexpr_")
-        for specs in operation.inputs.values()
-        for spec in specs
+        for spec in operation.reads
     }
     return {name: weight for name, weight in weights.items() if name in names}
 
@@ -133,26 +111,26 @@ def _form(operation: Operation, parts: set[str]) -> str:
 
 
 def _count(operation: Operation, graph: Graph, weights: dict[str, Weight]) -> OperationCount:
-    used = tuple(weights[spec.name] for specs in operation.inputs.values() for spec in specs if spec.name in weights)
+    used = tuple(weights[spec.name] for spec in operation.reads if spec.name in weights)
     if operation.type in GATHERS:
         # A look-up streams the rows that it takes, not the table.
         rows = sum(tensor_bytes(output) for output in operation.outputs)
         used = tuple(replace(weight, dense_bytes=rows, stored_bytes=rows) for weight in used)
     macs = _macs(operation, graph)
     if macs is not None:
-        return OperationCount(operation, macs, 2 * macs + _around(operation), used)
+        return OperationCount(operation, macs, 2 * macs + _extra_flops(operation), used)
     flops = _plain_flops(operation, graph)
     return OperationCount(operation, 0, flops or 0, used, counted=flops is not None)
 
 
 def _macs(operation: Operation, graph: Graph) -> int | None:
-    """Multiply-accumulates of a product, None for other operations."""
+    """Return the multiply-accumulates of a product, None for other operations."""
     kind, inputs, out = operation.type, operation.inputs, operation.outputs
     if kind == "conv":
         return out[0].size * math.prod(_sizes(inputs["weight"][0])[1:])
     if kind == "conv_transpose":
         return inputs["x"][0].size * math.prod(_sizes(inputs["weight"][0])[1:])
-    if kind in ("linear", "linear_activation"):
+    if kind == "linear":
         return out[0].size * _sizes(inputs["weight"][0])[-1]
     if kind == "matmul":
         axis = -2 if _flag(operation, graph, "transpose_x") else -1
@@ -166,17 +144,17 @@ def _macs(operation: Operation, graph: Graph) -> int | None:
     return None
 
 
-def _around(operation: Operation) -> int:
-    """FLOPs of a product beside its multiply-accumulates: bias, activation, softmax."""
+def _extra_flops(operation: Operation) -> int:
+    """Return the FLOPs of a product besides its multiply-accumulates: bias, activation, softmax."""
     size = operation.outputs[0].size
     if operation.type == "scaled_dot_product_attention":
         query, key = (_sizes(operation.inputs[name][0]) for name in ("query", "key"))
         return PER_ELEMENT["softmax"] * math.prod(query[:-1]) * key[-2]
-    return size * (("bias" in operation.inputs) + (operation.type == "linear_activation"))
+    return size * ("bias" in operation.inputs)
 
 
 def _einsum_macs(equation: str, values: tuple[TensorSpec, ...]) -> int:
-    """Product of the sizes of all axes named in a two-operand equation."""
+    """Return the product of the sizes of all axes named in a two-operand equation."""
     sizes: dict[str, int] = {}
     for letters, spec in zip(equation.replace(" ", "").partition("->")[0].split(","), values, strict=True):
         for letter, size in zip(letters, _sizes(spec), strict=True):
@@ -185,28 +163,28 @@ def _einsum_macs(equation: str, values: tuple[TensorSpec, ...]) -> int:
 
 
 def _plain_flops(operation: Operation, graph: Graph) -> int | None:
-    """FLOPs of an operation that is no product; None where no count is known."""
-    kind = operation.type
+    """Return the FLOPs of an operation that is not a product, None where no count is known."""
+    kind, work = operation.type, work_of(operation.type)
     size = sum(output.size for output in operation.outputs)
-    if kind in ELEMENTWISE:
+    if work is Work.ELEMENTWISE:
         return size
-    if kind in REDUCTIONS:
+    if work is Work.REDUCTION:
         return operation.inputs["x"][0].size
-    if kind in PER_ELEMENT:
+    if work is Work.NORMALIZATION:
         scaled = ("gamma" in operation.inputs) + ("beta" in operation.inputs) if kind == "layer_norm" else 0
         return size * (PER_ELEMENT[kind] + scaled)
-    if kind in ("avg_pool", "max_pool", "l2_pool"):
+    if work is Work.POOLING:
         return size * math.prod(int(axis) for axis in graph.constants[operation.inputs["kernel_sizes"][0].name].value)
-    return 0 if kind in MOVEMENT else None
+    return 0 if work is Work.MOVEMENT else None
 
 
 def _flag(operation: Operation, graph: Graph, name: str) -> bool:
-    """Value of a boolean parameter, False when it is absent."""
+    """Return a boolean parameter, False when it is absent."""
     return name in operation.inputs and bool(graph.constants[operation.inputs[name][0].name].value)
 
 
 def transposed_operands(operation: Operation, graph: Graph) -> list[TensorSpec]:
-    """The operands of a matrix product that it takes transposed."""
+    """Return the operands that a matrix product takes transposed."""
     if operation.type != "matmul":
         return []
     return [operation.inputs[side][0] for side in ("x", "y") if _flag(operation, graph, f"transpose_{side}")]
@@ -224,7 +202,7 @@ def touches_last_axis(operation: Operation, graph: Graph) -> bool:
 
 
 def _order(perm: list[int], shape: tuple[int, ...]) -> list[int]:
-    """The axes in their new order, those of size 1 left out: moving them moves no element."""
+    """Return the axes in their new order without those of size 1, because moving those moves no element."""
     return [axis for axis in perm if shape[axis] != 1]
 
 

@@ -1,4 +1,4 @@
-"""A picture of the cost model: each chip's roof, and where the components lie below it."""
+"""Roofline plot of the cost model: each chip's roof, and the components below it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What in an ML Program cannot stay on the Neural Engine, or stays and costs more than it need: the rules, by source.
+"""Rules for ML Programs on the Neural Engine, each with its source: what cannot stay there, and what costs too much.
 
-This is a judgement from the program alone: Core ML decides on the device, and `wkt lint --measured` asks it.
+They judge the program alone. Core ML decides on the device, and `mil.coreml.planned_devices` asks it.
 """
 
 import math
@@ -12,7 +12,13 @@ import numpy as np
 
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
 from whisperkit_tools.compile_hints.lint.flops import GATHERS, Weight, count_program, tensor_bytes, used_weights
-from whisperkit_tools.compile_hints.lint.traffic import copied_bytes, key, memory_bytes, runs, segments
+from whisperkit_tools.compile_hints.lint.traffic import (
+    copied_bytes,
+    memory_bytes,
+    operation_key,
+    runtime_operations,
+    segments,
+)
 from whisperkit_tools.mil.graph import Graph, Operation
 from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, is_float
 
@@ -84,7 +90,7 @@ _RULES = (
 
 
 def rules() -> dict[str, Rule]:
-    """All rules by name."""
+    """Return all rules by name."""
     return {rule.name: rule for rule in _RULES}
 
 
@@ -115,7 +121,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What the lint says of one program on one chip.
+    """Findings of the lint about one program on one chip.
 
     Attributes:
         chip: Name of the chip.
@@ -140,7 +146,7 @@ class Residency:
     findings: tuple[Finding, ...]
 
 
-def judge(graph: Graph, chip: Chip, table: ChipTable) -> Residency:
+def lint_program(graph: Graph, chip: Chip, table: ChipTable) -> Residency:
     """Apply every rule to a program.
 
     Args:
@@ -151,13 +157,13 @@ def judge(graph: Graph, chip: Chip, table: ChipTable) -> Residency:
     linter = _Linter(graph, chip, table)
     findings = sorted(linter.findings(), key=lambda finding: not finding.leaves)
     leaving = {name for finding in findings if finding.leaves for name in finding.operations}
-    operations = runs(graph)
-    on_engine = {key(operation): key(operation) not in leaving for operation in operations}
+    operations = runtime_operations(graph)
+    on_engine = {operation_key(operation): operation_key(operation) not in leaving for operation in operations}
     flops_share, bytes_share = _shares(graph, on_engine, chip)
     return Residency(
         chip=chip.name,
         on_engine=on_engine,
-        types={key(operation): operation.type for operation in operations},
+        types={operation_key(operation): operation.type for operation in operations},
         flops_share=flops_share,
         bytes_share=bytes_share,
         switches=max(len(segments(graph, on_engine)) - 1, 0),
@@ -168,13 +174,13 @@ def judge(graph: Graph, chip: Chip, table: ChipTable) -> Residency:
 
 
 def _shares(graph: Graph, on_engine: dict[str, bool], chip: Chip) -> tuple[float, float]:
-    """Shares of FLOPs and of bytes on the engine; all of nothing is 1."""
+    """Return the shares of FLOPs and of bytes on the engine; the share of nothing is 1."""
     moved = memory_bytes(graph, on_engine, chip.working_set_bytes.value)
     flops, size = {True: 0, False: 0}, {True: 0, False: 0}
     for count in count_program(graph):
-        side = on_engine[key(count.operation)]
+        side = on_engine[operation_key(count.operation)]
         flops[side] += count.flops
-        size[side] += moved[key(count.operation)] + sum(weight.stored_bytes for weight in count.weights)
+        size[side] += moved[operation_key(count.operation)] + sum(weight.stored_bytes for weight in count.weights)
     return _share(flops), _share(size)
 
 
@@ -184,7 +190,7 @@ def _share(parts: dict[bool, int]) -> float:
 
 
 def padding_bytes(spec: TensorSpec) -> int:
-    """Bytes added to a tensor when its last axis is padded to whole 64-byte rows; 0 when that axis is open."""
+    """Return the bytes added when a tensor's last axis is padded to whole 64-byte rows; 0 when that axis is open."""
     if not spec.shape or not spec.shape[-1] or spec.dtype == "string":
         return 0
     row = spec.shape[-1] * bit_width(spec.dtype) // 8
@@ -198,11 +204,11 @@ class _Linter:
         self.graph, self.chip, self.table = graph, chip, table
         self.rules = rules()
         self.weights = used_weights(graph)
-        self.computed = {out.name for operation in runs(graph) for out in operation.outputs}
+        self.computed = {out.name for operation in runtime_operations(graph) for out in operation.outputs}
 
     def findings(self) -> Iterator[Finding]:
         """Yield every finding, in the order of the program, float32 islands and whole-program limits last."""
-        for operation in runs(self.graph):
+        for operation in runtime_operations(self.graph):
             yield from self._type(operation)
             yield from self._integers(operation)
             yield from self._shapes(operation)
@@ -216,8 +222,8 @@ class _Linter:
         yield from self._totals()
 
     def _found(self, rule: str, operation: Operation, what: str, wasted_bytes: int = 0) -> Finding:
-        where = f"{operation.type} {key(operation)}" + (f" ({operation.module})" if operation.module else "")
-        return self._make(rule, where, what, (key(operation),), wasted_bytes)
+        where = f"{operation.type} {operation_key(operation)}" + (f" ({operation.module})" if operation.module else "")
+        return self._make(rule, where, what, (operation_key(operation),), wasted_bytes)
 
     def _make(
         self, rule: str, where: str, what: str, operations: tuple[str, ...] = (), wasted_bytes: int = 0
@@ -249,10 +255,9 @@ class _Linter:
             yield self._found("integer", operation, f"{outputs[0]}; the engine computes float16, int8 and int16")
 
     def _activations(self, operation: Operation) -> list[TensorSpec]:
-        """The tensors of an operation that are no constants."""
-        inputs = (spec for specs in operation.inputs.values() for spec in specs)
+        """Return the tensors of an operation that are not constants."""
         known = self.computed | self.graph.inputs.keys() | self.graph.states.keys()
-        return [*(spec for spec in inputs if spec.name in known), *operation.outputs]
+        return [*(spec for spec in operation.reads if spec.name in known), *operation.outputs]
 
     def _shapes(self, operation: Operation) -> Iterator[Finding]:
         tensors = self._activations(operation)
@@ -271,7 +276,7 @@ class _Linter:
                 break
 
     def _excess(self, spec: TensorSpec) -> str:
-        """Say which axis is too long, empty when none is; axes count from the last: W, H, C, N."""
+        """Return which axis is too long, an empty text when none is; axes count from the last: W, H, C, N."""
         limits = [self.chip.max_width_height.value] * 2 + [self.chip.max_channels_batch.value] * 2
         for name, size, limit in zip("WHCN", reversed(spec.shape), limits, strict=False):
             if size is not None and size > limit:
@@ -298,13 +303,13 @@ class _Linter:
                 yield self._found("weight-size", operation, what)
 
     def _used(self, operation: Operation) -> list[Weight]:
-        names = {spec.name for specs in operation.inputs.values() for spec in specs}
+        names = {spec.name for spec in operation.reads}
         return [self.weights[name] for name in names if name in self.weights]
 
     def _masks(self, operation: Operation) -> Iterator[Finding]:
         if operation.type not in ("add", "sub", "select", "fill"):
             return
-        for spec in (spec for specs in operation.inputs.values() for spec in specs):
+        for spec in operation.reads:
             constant = self.graph.constants.get(spec.name)
             if constant is None or not is_float(spec.dtype) or not spec.size:
                 continue
@@ -323,9 +328,9 @@ class _Linter:
             width = state.shape[-1] if state.shape else None
             if width is not None and width % STATE_ALIGNMENT:
                 used = tuple(
-                    key(operation)
-                    for operation in runs(self.graph)
-                    if any(spec.name == state.name for specs in operation.inputs.values() for spec in specs)
+                    operation_key(operation)
+                    for operation in runtime_operations(self.graph)
+                    if any(spec.name == state.name for spec in operation.reads)
                 )
                 what = f"{state}: the last axis is no multiple of {STATE_ALIGNMENT}; such states fail on the engine"
                 yield self._make("state-width", f"state {state.name}", what, used)
@@ -333,22 +338,25 @@ class _Linter:
     def _float32_islands(self) -> Iterator[Finding]:
         """Yield one finding for each run of operations in float32; a cast from it belongs to it, one to it does not."""
         island: list[Operation] = []
-        for operation in [*runs(self.graph), None]:
+        for operation in [*runtime_operations(self.graph), None]:
             if operation is not None and self._in_float32(operation):
                 island.append(operation)
             elif island:
                 kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(op.type for op in island).most_common(4))
-                where = f"{key(island[0])} to {key(island[-1])}" if len(island) > 1 else key(island[0])
+                where = (
+                    f"{operation_key(island[0])} to {operation_key(island[-1])}"
+                    if len(island) > 1
+                    else operation_key(island[0])
+                )
                 what = f"{len(island)} operations compute in float32 ({kinds})"
-                yield self._make("float32", where, what, tuple(key(op) for op in island))
+                yield self._make("float32", where, what, tuple(operation_key(op) for op in island))
                 island = []
 
     def _in_float32(self, operation: Operation) -> bool:
         wide = ("float32", "float64")
-        inputs = [spec for specs in operation.inputs.values() for spec in specs]
         if operation.type == "cast":
-            return any(spec.dtype in wide and spec.name in self.computed for spec in inputs)
-        return any(spec.dtype in wide for spec in (*inputs, *operation.outputs))
+            return any(spec.dtype in wide and spec.name in self.computed for spec in operation.reads)
+        return any(spec.dtype in wide for spec in (*operation.reads, *operation.outputs))
 
     def _alignment(self) -> Iterator[Finding]:
         for kind, specs in (("input", self.graph.inputs), ("output", self.graph.outputs)):
@@ -364,7 +372,12 @@ class _Linter:
         aperture, largest = self.chip.aperture_bytes, self.chip.max_model_bytes
         if aperture and dense > aperture.value:
             what = f"{dense / 1e9:.2f} GB decompressed, {self.chip.title} addresses {aperture.value / 1e9:.2f} GB"
-            yield self._make("aperture", "all weights", what, tuple(key(operation) for operation in runs(self.graph)))
+            yield self._make(
+                "aperture",
+                "all weights",
+                what,
+                tuple(operation_key(operation) for operation in runtime_operations(self.graph)),
+            )
         if largest and stored > largest.value:
             what = f"{stored / 1e9:.2f} GB stored, iOS takes models below {largest.value / 1e9:g} GB"
             yield self._make("ios-size", "all weights", what)

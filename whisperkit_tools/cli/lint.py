@@ -75,7 +75,7 @@ def _reports(
 
     table, chip = _table(chip_name)
     from whisperkit_tools.cli.arguments import find_functions
-    from whisperkit_tools.compile_hints.lint.rules import judge, rules
+    from whisperkit_tools.compile_hints.lint.rules import lint_program, rules
     from whisperkit_tools.mil.coreml import planned_devices, require_compute_plan
     from whisperkit_tools.mil.graph import read_graph
 
@@ -87,7 +87,7 @@ def _reports(
         require_compute_plan()
     reports: dict[str, tuple[Residency, dict[str, str] | None]] = {}
     for name, (package, part) in find_functions(path, function).items():
-        report = judge(read_graph(package, part), chip, table)
+        report = lint_program(read_graph(package, part), chip, table)
         kept = tuple(finding for finding in report.findings if finding.rule not in ignored)
         devices = planned_devices(package, part) if measured else None
         reports[name] = replace(report, findings=kept), devices

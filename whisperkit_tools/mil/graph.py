@@ -60,6 +60,11 @@ class Operation:
     module: str = ""
     has_blocks: bool = False
 
+    @property
+    def reads(self) -> tuple[TensorSpec, ...]:
+        """All values that the operation reads, constants included, in the order of its parameters."""
+        return tuple(spec for specs in self.inputs.values() for spec in specs)
+
 
 @dataclass(frozen=True, slots=True)
 class Metadata:

@@ -10,7 +10,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,7 +31,6 @@ class Kernel:
         type: The operation's type.
         function: Called with tensors by position and values by keyword.
         tensors: Names of the positional parameters.
-        required: Those of `tensors` without a default.
         variadic: Name of the list parameter, when the function takes any number of tensors.
         values: Names of the keyword-only parameters.
         moves_only: Every element of the result is an element of an argument, so that there is nothing to round.
@@ -40,25 +39,37 @@ class Kernel:
     type: str
     function: Callable[..., Any]
     tensors: tuple[str, ...]
-    required: tuple[str, ...]
     variadic: str | None
     values: tuple[str, ...]
     moves_only: bool
 
 
+_KERNELS: dict[str, Kernel] = {}
+
+
 def operation(*types: str, moves_only: bool = False) -> Callable[[_Function], _Function]:
-    """Mark a function as the kernel of these operation types.
+    """Register a function as the kernel of these operation types.
 
     Args:
         types: Names of the operations.
         moves_only: The kernel only moves or selects elements.
     """
 
-    def mark(function: _Function) -> _Function:
-        function.__dict__["mil_operations"] = (types, moves_only)
+    def register(function: _Function) -> _Function:
+        _KERNELS.update((name, make_kernel(name, function, moves_only=moves_only)) for name in types)
         return function
 
-    return mark
+    return register
+
+
+def register_functions(functions: Mapping[str, Callable[..., Any]], *tensors: str) -> None:
+    """Register functions that take tensors alone, such as torch's, whose signatures cannot be inspected.
+
+    Args:
+        functions: The kernels by operation type.
+        tensors: Names of the operations' parameters, all of them required.
+    """
+    _KERNELS.update((name, Kernel(name, function, tensors, None, (), False)) for name, function in functions.items())
 
 
 @functools.cache
@@ -66,13 +77,9 @@ def kernels() -> dict[str, Kernel]:
     """Return all kernels by operation type."""
     from whisperkit_tools.mil import ops
 
-    found: dict[str, Kernel] = {}
-    for module_info in pkgutil.iter_modules(ops.__path__):
-        module = importlib.import_module(f"{ops.__name__}.{module_info.name}")
-        for function in vars(module).values():
-            types, moves_only = getattr(function, "mil_operations", ((), False))
-            found.update((name, make_kernel(name, function, moves_only=moves_only)) for name in types)
-    return found
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+    return dict(_KERNELS)
 
 
 def make_kernel(name: str, function: Callable[..., Any], *, moves_only: bool = False) -> Kernel:
@@ -84,7 +91,6 @@ def make_kernel(name: str, function: Callable[..., Any], *, moves_only: bool = F
         type=name,
         function=function,
         tensors=tuple(p.name for p in positional),
-        required=tuple(p.name for p in positional if p.default is p.empty),
         variadic=variadic[0] if variadic else None,
         values=tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY),
         moves_only=moves_only,

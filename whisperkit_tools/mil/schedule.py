@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from whisperkit_tools.mil.kernels import Node
+from whisperkit_tools.mil.operations import Work, work_of
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, storage_dtype
 
 Values: TypeAlias = list[Any]
@@ -340,16 +341,9 @@ def _widened(argument: Any) -> Any:
     return argument
 
 
-_MOVING = frozenset(
-    {"cast", "concat", "expand_dims", "gather", "identity", "read_state", "reshape"}
-    | {"slice_by_index", "slice_by_size", "split", "squeeze", "stack", "transpose"}
-)
-_MULTIPLYING = frozenset({"conv", "conv_transpose", "einsum", "linear", "matmul", "scaled_dot_product_attention"})
-
-
 def _cost(node: Node) -> int:
     """Return a rough count of the multiply-adds of a call: none for moving elements, 64 an element for a product."""
-    if node.type in _MOVING:
+    if node.may_share_memory:
         return 0
     size = sum(output.size for output in node.outputs)
-    return size * 64 if node.type.removeprefix("fused_") in _MULTIPLYING else size
+    return size * 64 if work_of(node.type.removeprefix("fused_")) is Work.PRODUCT else size

@@ -9,7 +9,7 @@ import pytest
 from helpers.mil_programs import save
 
 from whisperkit_tools.compile_hints.lint.chips import KINDS, Figure, load_chips
-from whisperkit_tools.compile_hints.lint.rules import Finding, Residency, judge, padding_bytes, rules
+from whisperkit_tools.compile_hints.lint.rules import Finding, Residency, lint_program, padding_bytes, rules
 from whisperkit_tools.mil.coreml import import_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
 from whisperkit_tools.mil.tensor_spec import TensorSpec
@@ -45,13 +45,13 @@ def mb() -> Any:
 
 def broken(graph: Graph, chip: str = "m1") -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
-    for finding in judge(graph, TABLE.chip(chip), TABLE).findings:
+    for finding in lint_program(graph, TABLE.chip(chip), TABLE).findings:
         found.setdefault(finding.rule, []).append(finding)
     return found
 
 
 def lint(graph: Graph, chip: str = "m1") -> Residency:
-    return judge(graph, TABLE.chip(chip), TABLE)
+    return lint_program(graph, TABLE.chip(chip), TABLE)
 
 
 def shape_only(*operations: Operation, constants: tuple[TensorSpec, ...] = (), **inputs: TensorSpec) -> Graph:

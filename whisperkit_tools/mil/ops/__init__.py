@@ -1,1 +1,1 @@
-"""The operations of ML Programs in PyTorch, a module a family. `registry.kernels()` finds them by name."""
+"""Kernels of the operations of ML Programs in PyTorch, one module a family; `kernels.kernels` collects them."""

@@ -1,10 +1,22 @@
 """Activation functions."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperkit_tools.mil.kernels import operation
+from whisperkit_tools.mil.kernels import operation, register_functions
+
+UNARY: dict[str, Callable[..., Tensor]] = {
+    "relu": torch.relu,  # `max(x, 0)`
+    "relu6": F.relu6,  # `min(max(x, 0), 6)`
+    "sigmoid": torch.sigmoid,  # `1 / (1 + e ** -x)`
+    "silu": F.silu,  # `x * sigmoid(x)`
+    "softplus": F.softplus,  # `log(1 + e ** x)`
+    "softsign": F.softsign,  # `x / (1 + |x|)`
+}
+register_functions(UNARY, "x")
 
 
 def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
@@ -18,18 +30,6 @@ def gelu(x: Tensor, *, mode: str = "EXACT") -> Tensor:
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
-
-
-@operation("relu")
-def relu(x: Tensor) -> Tensor:
-    """`max(x, 0)`."""
-    return torch.relu(x)
-
-
-@operation("relu6")
-def relu6(x: Tensor) -> Tensor:
-    """`min(max(x, 0), 6)`."""
-    return F.relu6(x)
 
 
 @operation("clamped_relu")
@@ -68,40 +68,16 @@ def scaled_tanh(x: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
     return alpha * torch.tanh(beta * x)
 
 
-@operation("sigmoid")
-def sigmoid(x: Tensor) -> Tensor:
-    """`1 / (1 + e ** -x)`."""
-    return torch.sigmoid(x)
-
-
 @operation("sigmoid_hard")
 def sigmoid_hard(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     """`alpha * x + beta` held between 0 and 1."""
     return torch.clamp(alpha * x + beta, 0.0, 1.0)
 
 
-@operation("silu")
-def silu(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`."""
-    return F.silu(x)
-
-
-@operation("softplus")
-def softplus(x: Tensor) -> Tensor:
-    """`log(1 + e ** x)`."""
-    return F.softplus(x)
-
-
 @operation("softplus_parametric")
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """`alpha * log(1 + e ** (beta * x))`, both `[C]` along axis 1."""
     return _per_channel(alpha, x) * F.softplus(_per_channel(beta, x) * x)
-
-
-@operation("softsign")
-def softsign(x: Tensor) -> Tensor:
-    """`x / (1 + |x|)`."""
-    return F.softsign(x)
 
 
 @operation("thresholded_relu")

@@ -1,27 +1,56 @@
 """Elementwise arithmetic, comparison, logic and functions of one argument, with NumPy's broadcasting."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from whisperkit_tools.mil.kernels import operation
+from whisperkit_tools.mil.kernels import operation, register_functions
 
-
-@operation("add")
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """`x + y`."""
-    return torch.add(x, y)
-
-
-@operation("sub")
-def sub(x: Tensor, y: Tensor) -> Tensor:
-    """`x - y`."""
-    return torch.sub(x, y)
-
-
-@operation("mul")
-def mul(x: Tensor, y: Tensor) -> Tensor:
-    """`x * y`."""
-    return torch.mul(x, y)
+UNARY: dict[str, Callable[..., Tensor]] = {
+    "logical_not": torch.logical_not,  # `not x`
+    "abs": torch.abs,  # `|x|`
+    "acos": torch.acos,  # inverse cosine
+    "asin": torch.asin,  # inverse sine
+    "atan": torch.atan,  # inverse tangent
+    "atanh": torch.atanh,  # inverse hyperbolic tangent
+    "ceil": torch.ceil,  # the smallest integer not below `x`
+    "cos": torch.cos,  # cosine
+    "cosh": torch.cosh,  # hyperbolic cosine
+    "erf": torch.erf,  # Gauss error function
+    "exp": torch.exp,  # `e ** x`
+    "exp2": torch.exp2,  # `2 ** x`
+    "floor": torch.floor,  # the largest integer not above `x`
+    "round": torch.round,  # the nearest integer, halves to even
+    "sign": torch.sign,  # -1, 0 or 1
+    "sin": torch.sin,  # sine
+    "sinh": torch.sinh,  # hyperbolic sine
+    "sqrt": torch.sqrt,  # square root
+    "square": torch.square,  # `x * x`
+    "tan": torch.tan,  # tangent
+    "tanh": torch.tanh,  # hyperbolic tangent
+}
+BINARY: dict[str, Callable[..., Tensor]] = {
+    "add": torch.add,  # `x + y`
+    "sub": torch.sub,  # `x - y`
+    "mul": torch.mul,  # `x * y`
+    "floor_div": torch.floor_divide,  # `floor(x / y)`
+    "mod": torch.remainder,  # `x - y * floor(x / y)`, which has the sign of `y`
+    "pow": torch.pow,  # `x ** y`
+    "maximum": torch.maximum,  # the larger of `x` and `y`
+    "minimum": torch.minimum,  # the smaller of `x` and `y`
+    "equal": torch.eq,  # `x == y`
+    "not_equal": torch.ne,  # `x != y`
+    "greater": torch.gt,  # `x > y`
+    "greater_equal": torch.ge,  # `x >= y`
+    "less": torch.lt,  # `x < y`
+    "less_equal": torch.le,  # `x <= y`
+    "logical_and": torch.logical_and,  # `x and y`
+    "logical_or": torch.logical_or,  # `x or y`
+    "logical_xor": torch.logical_xor,  # either `x` or `y`, not both
+}
+register_functions(UNARY, "x")
+register_functions(BINARY, "x", "y")
 
 
 @operation("real_div")
@@ -29,96 +58,6 @@ def real_div(x: Tensor, y: Tensor, *, out_dtype: torch.dtype) -> Tensor:
     """`x / y`; between integers the quotient is cut to an integer."""
     quotient = torch.true_divide(x, y)
     return quotient if out_dtype.is_floating_point else quotient.to(out_dtype)
-
-
-@operation("floor_div")
-def floor_div(x: Tensor, y: Tensor) -> Tensor:
-    """`floor(x / y)`."""
-    return torch.floor_divide(x, y)
-
-
-@operation("mod")
-def mod(x: Tensor, y: Tensor) -> Tensor:
-    """`x - y * floor(x / y)`, which has the sign of `y`."""
-    return torch.remainder(x, y)
-
-
-@operation("pow")
-def pow_(x: Tensor, y: Tensor) -> Tensor:
-    """`x ** y`."""
-    return torch.pow(x, y)
-
-
-@operation("maximum")
-def maximum(x: Tensor, y: Tensor) -> Tensor:
-    """The larger of `x` and `y`."""
-    return torch.maximum(x, y)
-
-
-@operation("minimum")
-def minimum(x: Tensor, y: Tensor) -> Tensor:
-    """The smaller of `x` and `y`."""
-    return torch.minimum(x, y)
-
-
-@operation("equal")
-def equal(x: Tensor, y: Tensor) -> Tensor:
-    """`x == y`."""
-    return torch.eq(x, y)
-
-
-@operation("not_equal")
-def not_equal(x: Tensor, y: Tensor) -> Tensor:
-    """`x != y`."""
-    return torch.ne(x, y)
-
-
-@operation("greater")
-def greater(x: Tensor, y: Tensor) -> Tensor:
-    """`x > y`."""
-    return torch.gt(x, y)
-
-
-@operation("greater_equal")
-def greater_equal(x: Tensor, y: Tensor) -> Tensor:
-    """`x >= y`."""
-    return torch.ge(x, y)
-
-
-@operation("less")
-def less(x: Tensor, y: Tensor) -> Tensor:
-    """`x < y`."""
-    return torch.lt(x, y)
-
-
-@operation("less_equal")
-def less_equal(x: Tensor, y: Tensor) -> Tensor:
-    """`x <= y`."""
-    return torch.le(x, y)
-
-
-@operation("logical_and")
-def logical_and(x: Tensor, y: Tensor) -> Tensor:
-    """`x and y`."""
-    return torch.logical_and(x, y)
-
-
-@operation("logical_or")
-def logical_or(x: Tensor, y: Tensor) -> Tensor:
-    """`x or y`."""
-    return torch.logical_or(x, y)
-
-
-@operation("logical_xor")
-def logical_xor(x: Tensor, y: Tensor) -> Tensor:
-    """Either `x` or `y`, not both."""
-    return torch.logical_xor(x, y)
-
-
-@operation("logical_not")
-def logical_not(x: Tensor) -> Tensor:
-    """`not x`."""
-    return torch.logical_not(x)
 
 
 @operation("select", moves_only=True)
@@ -133,82 +72,10 @@ def cast(x: Tensor, *, dtype: str, out_dtype: torch.dtype) -> Tensor:
     return x != 0 if dtype == "bool" else x.to(out_dtype)
 
 
-@operation("abs")
-def abs_(x: Tensor) -> Tensor:
-    """`|x|`."""
-    return torch.abs(x)
-
-
-@operation("acos")
-def acos(x: Tensor) -> Tensor:
-    """Inverse cosine."""
-    return torch.acos(x)
-
-
-@operation("asin")
-def asin(x: Tensor) -> Tensor:
-    """Inverse sine."""
-    return torch.asin(x)
-
-
-@operation("atan")
-def atan(x: Tensor) -> Tensor:
-    """Inverse tangent."""
-    return torch.atan(x)
-
-
-@operation("atanh")
-def atanh(x: Tensor) -> Tensor:
-    """Inverse hyperbolic tangent."""
-    return torch.atanh(x)
-
-
-@operation("ceil")
-def ceil(x: Tensor) -> Tensor:
-    """The smallest integer not below `x`."""
-    return torch.ceil(x)
-
-
 @operation("clip")
 def clip(x: Tensor, *, alpha: float, beta: float) -> Tensor:
     """`x` held between `alpha` and `beta`."""
     return torch.clamp(x, alpha, beta)
-
-
-@operation("cos")
-def cos(x: Tensor) -> Tensor:
-    """Cosine."""
-    return torch.cos(x)
-
-
-@operation("cosh")
-def cosh(x: Tensor) -> Tensor:
-    """Hyperbolic cosine."""
-    return torch.cosh(x)
-
-
-@operation("erf")
-def erf(x: Tensor) -> Tensor:
-    """Gauss error function."""
-    return torch.erf(x)
-
-
-@operation("exp")
-def exp(x: Tensor) -> Tensor:
-    """`e ** x`."""
-    return torch.exp(x)
-
-
-@operation("exp2")
-def exp2(x: Tensor) -> Tensor:
-    """`2 ** x`."""
-    return torch.exp2(x)
-
-
-@operation("floor")
-def floor(x: Tensor) -> Tensor:
-    """The largest integer not above `x`."""
-    return torch.floor(x)
 
 
 @operation("inverse")
@@ -223,58 +90,10 @@ def log(x: Tensor, *, epsilon: float = 1e-45) -> Tensor:
     return torch.log(x + epsilon)
 
 
-@operation("round")
-def round_(x: Tensor) -> Tensor:
-    """The nearest integer, halves to even."""
-    return torch.round(x)
-
-
 @operation("rsqrt")
 def rsqrt(x: Tensor, *, epsilon: float = 1e-12) -> Tensor:
     """`1 / sqrt(x + epsilon)`."""
     return torch.rsqrt(x + epsilon)
-
-
-@operation("sign")
-def sign(x: Tensor) -> Tensor:
-    """-1, 0 or 1."""
-    return torch.sign(x)
-
-
-@operation("sin")
-def sin(x: Tensor) -> Tensor:
-    """Sine."""
-    return torch.sin(x)
-
-
-@operation("sinh")
-def sinh(x: Tensor) -> Tensor:
-    """Hyperbolic sine."""
-    return torch.sinh(x)
-
-
-@operation("sqrt")
-def sqrt(x: Tensor) -> Tensor:
-    """Square root."""
-    return torch.sqrt(x)
-
-
-@operation("square")
-def square(x: Tensor) -> Tensor:
-    """`x * x`."""
-    return torch.square(x)
-
-
-@operation("tan")
-def tan(x: Tensor) -> Tensor:
-    """Tangent."""
-    return torch.tan(x)
-
-
-@operation("tanh")
-def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent."""
-    return torch.tanh(x)
 
 
 @operation("threshold")
