@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
-from whisperkit_tools.errors import BundleError
+from whisperkit_tools.errors import BundleError, option
 from whisperkit_tools.files import content_files, content_sha256, put_in_place, read_json_object, sha256
 from whisperkit_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from whisperkit_tools.mil.package import Package
@@ -149,12 +149,16 @@ def find_bundle(bundles_dir: Path = DEFAULT_BUNDLES_DIR) -> Bundle:
     """
     bundles = list_bundles(bundles_dir)
     if not bundles:
-        raise BundleError(f"no bundle in {bundles_dir}; make one (`wkt convert demo`) or name one with --bundle")
+        raise BundleError(
+            f"no bundle in {bundles_dir}; make one (`wkt convert demo`) or name one as {option('bundle')}"
+        )
     latest = max(bundle.created for bundle in bundles)
     candidates = [bundle for bundle in bundles if bundle.created in (latest, "")]
     if len(candidates) > 1:
         names = ", ".join(bundle.name for bundle in candidates)
-        raise BundleError(f"which bundle is the last converted cannot be told; name one of them with --bundle: {names}")
+        raise BundleError(
+            f"which bundle was converted last cannot be determined; name one of them as {option('bundle')}: {names}"
+        )
     return candidates[0]
 
 
@@ -208,15 +212,19 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         BundleError: The target exists, is no folder, or is being written by another process.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise BundleError(f"{target} exists and is not a folder; choose another place with -o")
+        raise BundleError(f"{target} exists and is not a folder; choose another {option('output_dir')}")
     if target.exists() and not force:
-        raise BundleError(f"{target} already exists; replace it with --force, or choose another place with -o")
+        raise BundleError(
+            f"{target} already exists; replace it with {option('force')}, or choose another {option('output_dir')}"
+        )
     if target.exists() and not _replaceable(target):
-        raise BundleError(f"{target} holds files but is not a bundle, so --force does not replace it; move it away")
+        raise BundleError(
+            f"{target} holds files but is not a bundle, so {option('force')} does not replace it; move it away"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise BundleError(f"{target.parent} is not a folder; choose another place with -o") from error
+        raise BundleError(f"{target.parent} is not a folder; choose another {option('output_dir')}") from error
     lock = FileLock(target.parent / f".{target.name}.lock")
     try:
         lock.acquire(timeout=0)

@@ -25,7 +25,7 @@ from whisperkit_tools.eval.reports.write import write_run_pages
 from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
 from whisperkit_tools.eval.runs.runner import evaluate
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
-from whisperkit_tools.pipeline import read_audio
+from whisperkit_tools.pipeline.bundle_backend import read_audio
 
 RATE_HZ = 16_000
 SECONDS = (1.3, 35.0, 7.4)  # shortest, longest and mean of test-clean

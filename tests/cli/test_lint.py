@@ -150,7 +150,7 @@ def test_a_package_of_the_older_kind_is_refused(wkt, tmp_path):
     for command in ("lint", "estimate"):
         code, out, err = wkt(command, tmp_path / "older.mlpackage")
         assert (code, out) == (1, "")
-        assert "holds a model that is no ML Program" in err
+        assert "holds a model that is not an ML Program" in err
 
 
 def test_an_estimate_says_what_open_axes_count_as(wkt, tmp_path):

@@ -145,7 +145,7 @@ def test_a_recipe_is_edited_and_given_back(palettize, tmp_path):
         (("--target-bits", "1.5"), 1, "below the fewest possible, 2.0"),
         (("--target-bits", "0"), 2, "the aim is 0.0, expected a positive number"),
         (("--bits", "7"), 2, "7 bits are not to be had; allowed are 1, 2, 3, 4, 6, 8"),
-        (("--target-size", "big"), 2, "no size such as 600MB"),
+        (("--target-size", "big"), 2, "--target-size: 'big' is not a size such as 600MB"),
         (("--bits", "few"), 2, "neither 'mixed' nor a number"),
         (("--qoi-min", "200"), 2, "0 to 100"),
         (("--recipe", "missing.json"), 1, "missing.json: cannot be read"),

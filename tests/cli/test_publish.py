@@ -415,7 +415,8 @@ def test_commands_in_the_card_exist(hub, done, tmp_path, demo_bundle):
     recipe = {"tensors": {"AudioEncoder": {"w": {"compression": {"nbits": 4}}, "v": {"compression": None}}}}
     made = [
         make_bundle(tmp_path / "a", "acme_whisper-m_0MB", manifest=compressed(
-            gate={"shortfalls": [], "qoi": {"value": 97.5, "low": 92.0, "high": 100.0}, "qoi_min": 95, "wer_delta_max": 1, "confident": True},
+            gate={"shortfalls": [], "qoi": {"value": 97.5, "low": 92.0, "high": 100.0}, "qoi_min": 95,
+                  "wer_delta_max": 1, "confident": True},
             tuning={"steps": 5})),
         make_bundle(tmp_path / "a", "acme_whisper-u_0MB", seed=1, manifest=compressed(recipe=recipe)),
         make_bundle(tmp_path / "a", "acme_whisper-s_stateful", seed=2, manifest={

@@ -66,7 +66,7 @@ def test_the_baseline_can_be_chosen(wkt, two, tmp_path):
 def test_several_need_a_folder(wkt, two):
     code, _, err = wkt("report", *two)
     assert code == 2
-    assert "name it with -o" in err
+    assert "name it with --output" in err
 
 
 def test_no_run_is_wrong_usage(wkt):

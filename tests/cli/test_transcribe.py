@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -189,7 +188,7 @@ def test_a_failed_write_leaves_nothing(run, files, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr("whisperkit_tools.files.os.fsync", full)
     code, _, err = run(files[0], "-o", tmp_path / "out")
     assert code == 1
     assert "disk is full" in err

@@ -220,7 +220,7 @@ def test_reports_must_be_of_this_very_bundle(tmp_path, registry):
 
 
 def test_the_digest_is_that_of_evaluations(demo_bundle):
-    from whisperkit_tools.pipeline import bundle_info
+    from whisperkit_tools.pipeline.bundle_backend import bundle_info
 
     bundle = Bundle.open(demo_bundle)
     assert bundle.manifest.content_sha256() == bundle.content_sha256() == bundle_info(bundle).sha256

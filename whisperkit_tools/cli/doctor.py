@@ -1,12 +1,14 @@
-"""`wkt doctor`: what this machine can do."""
+"""`wkt doctor`: what this machine supports."""
 
-import json
 import platform
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import click
+
+from whisperkit_tools.cli import options
+from whisperkit_tools.cli.output import show, show_json
 
 _LIBRARIES = (
     "torch",
@@ -22,17 +24,20 @@ _LIBRARIES = (
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@options.json_output
 def command(as_json: bool) -> None:
-    """Show what this machine supports."""
+    """Show what this machine supports.
+
+    Core ML, Xcode, GPU, audio formats, Hub login, and the versions of the libraries.
+    """
     findings = {"system": _system(), "compute": _compute(), "audio": _audio(), "hub": _hub(), "versions": _versions()}
     if as_json:
-        click.echo(json.dumps(findings, indent=2))
+        show_json(findings)
         return
     for title, entries in findings.items():
-        click.echo(title)
+        show(title)
         for name, value in entries.items():
-            click.echo(f"  {name:<18} {value}")
+            show(f"  {name:<18} {value}")
 
 
 def _system() -> dict[str, str]:

@@ -12,7 +12,28 @@ from whisperkit_tools.errors import show_options
 
 # Fields of configs whose name is not the long name of their option. Several flags are alternatives: a command shows
 # the one that it has.
-FIELDS: Mapping[str, tuple[str, ...]] = {}
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "bundle": ("bundle", "bundles"),
+    "bundles": ("bundles", "bundle"),
+    "checks_no_speech": ("check_silence",),
+    "chunk_length_s": ("chunk_length",),
+    "gives_language": ("detect_language",),
+    "hop_s": ("hop",),
+    "max_duration_s": ("max_duration",),
+    "max_wer_delta": ("prefill_max_wer_delta",),
+    "min_duration_s": ("min_duration",),
+    "noise_kinds": ("noise_kind",),
+    "noise_snr_db": ("noise_snr",),
+    "profile_dir": ("profile",),
+    "pull_request": ("pr",),
+    "recordings": ("prefill_audio",),
+    "root": ("output_dir",),
+    "stride_s": ("stride",),
+    "target_bytes": ("target_size",),
+    "temperatures": ("temperature",),
+    "tune_steps": ("tune_palettes",),
+    "words": ("word_timestamps",),
+}
 
 
 def table(command: click.Command) -> dict[str, str]:

@@ -81,7 +81,7 @@ class ConsoleProgress:
         figures = ", ".join(part for part in (detail, _left(count, done, total)) if part)
         if self._console.is_terminal:
             self._draw(what, count, done, total, figures)
-        elif time.monotonic() - count.shown >= _LINE_EVERY_S:
+        elif time.monotonic() - count.shown >= _LINE_EVERY_S or (detail and done >= total):
             count.shown = time.monotonic()
             self._console.print(f"{self._prefix}{what}: {done:g}/{total:g}  {figures}", markup=False)
         if done >= total:

@@ -1,168 +1,103 @@
 """`wkt publish`: proved bundles into a model repository."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from whisperkit_tools.publishing.eligibility import Evidence
-    from whisperkit_tools.publishing.publish import Plan
-    from whisperkit_tools.publishing.registry.base import Commit, Registry
+import whisperkit_tools as wkt
+from whisperkit_tools.cli import options
+from whisperkit_tools.cli.output import show, show_json
+from whisperkit_tools.cli.progress import ConsoleProgress
 
-DEFAULT_REPORTS = Path("evaluations")
+if TYPE_CHECKING:
+    from whisperkit_tools.pipeline.publish import Publication
+    from whisperkit_tools.publishing.publish import Plan
 
 
 @click.command()
-@click.argument("bundles", nargs=-1, metavar="[BUNDLE...]", type=click.Path(path_type=Path))
-@click.option("--repo", metavar="ORG/NAME", help="The model repository on the Hub (HF_ENDPOINT names a mirror).")
-@click.option("--to", "folder", type=click.Path(path_type=Path, file_okay=False), help="A plain folder instead.")
-@click.option("--create", is_flag=True, help="Make the repository when it is not there.")
-@click.option("--private", is_flag=True, help="Make it private.")
-@click.option("--revision", metavar="BRANCH", help="The branch to commit to [default: main].")
-@click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--tag", help="A name for this release.")
+@click.argument("bundles", nargs=-1, metavar="[BUNDLE...]", type=options.PATH)
+@click.option("--repo", metavar="ORG/NAME", help="Model repository on the Hub (HF_ENDPOINT names a mirror).")
+@click.option("--to", type=options.FOLDER, help="Plain folder to publish to instead.")
+@click.option("--create", is_flag=True, help="Create the repository if it does not exist.")
+@click.option("--private", is_flag=True, help="Create it as a private repository.")
+@options.branch
+@options.pull_request
+@click.option("--tag", help="Name for this release.")
 @click.option("--adopt", is_flag=True, help="Take over a repository that another tool laid out.")
-@click.option("--reports", type=click.Path(path_type=Path, file_okay=False),
-              help="Where `wkt evaluate` put its runs [default: evaluations, where it is there].")  # fmt: skip
-@click.option("--reports-repo", metavar="ORG/NAME", help="A dataset repository for the reports.")
-@click.option("--with-transcripts", is_flag=True, help="Publish report.html too, which shows the datasets' texts.")
 @click.option(
-    "--require", metavar="DATASET[,...]", default="", help="Datasets whose evaluation every bundle must have."
+    "--reports",
+    type=options.FOLDER,
+    help="Folder of the runs of `wkt evaluate`.  [default: evaluations, where it exists]",
 )
-@click.option("--allow-unproven", metavar="REASON", help="Publish what lacks a proof; the reason goes into the card.")
-@click.option("--device-table", type=click.Path(path_type=Path, dir_okay=False), help="A config.json to take as it is.")
-@click.option("--dry-run", is_flag=True, help="Show exactly what would be added, changed and deleted.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(bundles: tuple[Path, ...], repo: str | None, folder: Path | None, revision: str | None, dry_run: bool,
-            as_json: bool, reports: Path | None, reports_repo: str | None, require: str, allow_unproven: str | None,
-            device_table: Path | None, **how: Any) -> None:  # fmt: skip
+@click.option("--reports-repo", metavar="ORG/NAME", help="Dataset repository for the reports.")
+@click.option(
+    "--with-transcripts", is_flag=True, help="Publish report.html too, which contains the texts of the datasets."
+)
+@click.option(
+    "--require",
+    metavar="DATASET[,...]",
+    default="",
+    help="Datasets on which every bundle must have been evaluated.",
+)
+@click.option(
+    "--allow-unproven",
+    metavar="REASON",
+    help="Publish a bundle that lacks a proof. The reason is shown in the model card.",
+)
+@click.option("--device-table", type=options.FILE, help="Device table (a config.json) to publish as it is.")
+@options.dry_run
+@options.json_output
+def command(bundles: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
     """Publish bundles and their evaluation reports to a model repository.
 
-    Without BUNDLE the one made last. A bundle is published only if its manifest proves it: every hash matches,
-    contract and parity are verified, and a compressed one has passed its quality gate. Each publication is one commit;
-    publishing the same again makes none. --to DIR keeps the same layout in a plain folder.
+    Without BUNDLE, the last converted bundle is published. The manifest of a bundle must prove it: every hash matches,
+    contract and parity are verified, and a compressed bundle has passed its quality gate. Each publication is one
+    commit. Publishing the same again makes no commit. --to DIR keeps the same layout in a plain folder.
     """
-    from dataclasses import replace
-    from datetime import UTC, datetime
-
-    from whisperkit_tools.cli.registries import show_plan
-    from whisperkit_tools.publishing.publish import PublishOptions, plan_publication
-
-    _check_usage(repo, folder, revision, reports_repo, allow_unproven)
-    registry, apart = _registries(repo, folder, revision, reports_repo)
-    options = PublishOptions(**how, device_table=_read_table(device_table))
-    options = replace(options, create=options.create or folder is not None)
-    evidence = _evidence(bundles, reports, [name for name in require.split(",") if name], allow_unproven)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def make_plan() -> "Plan":
-        return plan_publication(registry, evidence, options, now)
-
-    done = _plans(make_plan, apart, options) if dry_run else _publish(registry, make_plan, apart, options)
+    with ConsoleProgress() as progress:
+        done = wkt.publish(bundles, **chosen, progress=progress)
     if as_json:
-        click.echo(json.dumps(_as_json(done), indent=2))
+        reports = {"reports": publication_json(done.reports)} if done.reports else {}
+        show_json({**publication_json(done), **reports})
         return
-    for label, plan, commit in done:
-        if len(done) > 1:
-            click.echo(f"{label}:")
-        show_plan(plan)
-        if commit is not None:
-            click.echo(commit.pull_request or commit.url)
-        elif not dry_run:
-            click.echo(f"{label} has all of this already; no commit was made")
+    for one in (done.reports, done) if done.reports else (done,):
+        if done.reports:
+            show(f"{one.label}:")
+        show_plan(one.plan)
+        if one.commit is not None:
+            show(one.commit.pull_request or one.commit.url)
+        elif not chosen["dry_run"]:
+            show(f"{one.label} has all of this already; no commit was made")
 
 
-def _check_usage(repo: str | None, folder: Path | None, revision: str | None, reports_repo: str | None,
-                 allow_unproven: str | None) -> None:  # fmt: skip
-    if (repo is None) == (folder is None):
-        raise click.UsageError("say where to publish: --repo ORG/NAME, or --to DIR")
-    if folder is not None and revision is not None:
-        raise click.UsageError("--revision names a branch, and a folder has none; leave it away, or use --repo")
-    if reports_repo is not None and reports_repo == repo:
-        raise click.UsageError("--reports-repo is another repository than --repo; leave it away to keep reports there")
-    if allow_unproven is not None and not allow_unproven.strip():
-        raise click.UsageError("--allow-unproven needs a reason: it is shown to everybody who reads the card")
+def publication_json(done: "Publication") -> dict[str, Any]:
+    """Return a publication for programs."""
+    commit = done.commit
+    return {
+        "variants": list(done.plan.variants),
+        "parent": done.plan.snapshot.commit,
+        "title": done.plan.change.title,
+        "added": dict(done.plan.added),
+        "changed": dict(done.plan.changed),
+        "deleted": dict(done.plan.deleted),
+        "unchanged": done.plan.unchanged,
+        "commit": commit and {"id": commit.id, "url": commit.url, "pull_request": commit.pull_request},
+    }
 
 
-def _registries(
-    repo: str | None, folder: Path | None, revision: str | None, reports_repo: str | None
-) -> tuple["Registry", "Registry | None"]:
-    from whisperkit_tools.publishing.registry.folder import FolderRegistry
-    from whisperkit_tools.publishing.registry.hub import HubRegistry
-
-    registry = FolderRegistry(folder) if folder is not None else HubRegistry(repo or "", revision=revision)
-    return registry, HubRegistry(reports_repo, repo_type="dataset") if reports_repo is not None else None
-
-
-def _evidence(bundles: tuple[Path, ...], reports: Path | None, required: list[str], allow_unproven: str | None
-              ) -> list["Evidence"]:  # fmt: skip
-    """The bundles with their proofs; reports that were named must be about them."""
-    from whisperkit_tools.bundle import Bundle, find_bundle
-    from whisperkit_tools.errors import BundleError
-    from whisperkit_tools.publishing.eligibility import check_reports, examine
-
-    try:
-        opened = [Bundle.open(path) for path in bundles] or [find_bundle()]
-    except BundleError as error:
-        raise BundleError(str(error).replace("with --bundle", "as BUNDLE")) from None
-    where = reports or DEFAULT_REPORTS
-    evidence = [examine(bundle, where, required, allow_unproven=allow_unproven) for bundle in opened]
-    if reports is not None:
-        for line in check_reports(reports, evidence):
-            click.echo(line, err=True)
-    return evidence
+def show_plan(plan: "Plan") -> None:
+    """Print a plan for people, file by file."""
+    for sign, files in (("+", plan.added), ("~", plan.changed), ("-", plan.deleted)):
+        for path, size in files.items():
+            show(f"{sign} {shown_size(size):>10}  {path}")
+    sizes = [sum(files.values()) for files in (plan.added, plan.changed, plan.deleted)]
+    show(
+        f"{len(plan.added)} added ({shown_size(sizes[0])}), {len(plan.changed)} changed ({shown_size(sizes[1])}), "
+        f"{len(plan.deleted)} deleted ({shown_size(sizes[2])}), {plan.unchanged} unchanged"
+    )
 
 
-def _plans(make_plan: Any, apart: "Registry | None", options: Any) -> list[tuple[str, "Plan", None]]:
-    """What would be done, repository by repository."""
-    from whisperkit_tools.publishing.publish import plan_reports, without_reports
-    from whisperkit_tools.publishing.reports import split_reports
-
-    plan = make_plan()
-    if apart is None:
-        return [("the repository", plan, None)]
-    reports = split_reports(plan.change)[1]
-    return [(apart.label, plan_reports(apart, reports, options), None), ("the repository", without_reports(plan), None)]
-
-
-def _publish(
-    registry: "Registry", make_plan: Any, apart: "Registry | None", options: Any
-) -> list[tuple[str, "Plan", "Commit | None"]]:
-    """Commit, the reports first where they go into a repository of their own."""
-    from dataclasses import replace
-
-    from whisperkit_tools.publishing.publish import carry_out, plan_reports, without_reports
-    from whisperkit_tools.publishing.reports import split_reports
-
-    done = []
-    if apart is not None:
-        reports, quiet = split_reports(make_plan().change)[1], replace(options, tag=None)
-        outcome = carry_out(apart, lambda: plan_reports(apart, reports, quiet), quiet)
-        done.append((apart.label, outcome.plan, outcome.commit))
-    make = make_plan if apart is None else lambda: without_reports(make_plan())
-    outcome = carry_out(registry, make, options)
-    return [*done, (registry.label, outcome.plan, outcome.commit)]
-
-
-def _as_json(done: Any) -> dict[str, Any]:
-    from whisperkit_tools.cli.registries import plan_json
-
-    found = [{**plan_json(plan), "commit": _commit_json(commit)} for _, plan, commit in done]
-    return found[0] if len(found) == 1 else {**found[1], "reports": found[0]}
-
-
-def _commit_json(commit: "Commit | None") -> dict[str, Any] | None:
-    return None if commit is None else {"id": commit.id, "url": commit.url, "pull_request": commit.pull_request}
-
-
-def _read_table(path: Path | None) -> Any:
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise click.BadParameter(f"{path} is not there", param_hint="--device-table") from error
-    except ValueError as error:
-        raise click.BadParameter(f"{path} is not JSON: {error}", param_hint="--device-table") from error
+def shown_size(size_bytes: int) -> str:
+    """Return a size for people."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"

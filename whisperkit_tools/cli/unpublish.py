@@ -1,41 +1,33 @@
 """`wkt unpublish`: a variant out of a repository's folder, table, card and index."""
 
-import json
+from typing import Any
 
 import click
+
+from whisperkit_tools.cli import options
+from whisperkit_tools.cli.output import show, show_json
+from whisperkit_tools.cli.publish import publication_json, show_plan
 
 
 @click.command()
 @click.argument("repo")
 @click.argument("variant")
-@click.option("--revision", metavar="BRANCH", help="The branch to commit to [default: main].")
-@click.option("--pr", "pull_request", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--dry-run", is_flag=True, help="Show exactly what would be changed and deleted.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def command(repo: str, variant: str, revision: str | None, pull_request: bool, dry_run: bool, as_json: bool) -> None:
+@options.branch
+@options.pull_request
+@options.dry_run
+@options.json_output
+def command(repo: str, variant: str, as_json: bool, **chosen: Any) -> None:
     """Remove a variant from a repository and keep its history.
 
-    Its files, its row in the card and its place in the device table go; the index remembers its versions, and on the
-    Hub earlier commits and tags still have its files.
+    Its files, its row in the model card and its entries in the device table are removed. The index keeps its versions,
+    and on the Hub earlier commits and tags keep its files.
     """
-    from datetime import UTC, datetime
+    from whisperkit_tools.pipeline.publish import unpublish
 
-    from whisperkit_tools.cli.registries import open_registry, plan_json, show_plan
-    from whisperkit_tools.publishing.publish import Plan, PublishOptions, carry_out, plan_withdrawal
-
-    registry = open_registry(repo, revision=revision)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def make_plan() -> Plan:
-        return plan_withdrawal(registry, variant, now)
-
-    plan, commit = make_plan(), None
-    if not dry_run:
-        outcome = carry_out(registry, make_plan, PublishOptions(pull_request=pull_request))
-        plan, commit = outcome.plan, outcome.commit
+    done = unpublish(repo, variant, **chosen)
     if as_json:
-        click.echo(json.dumps({**plan_json(plan), "commit": commit.id if commit else None}, indent=2))
+        show_json({**publication_json(done), "commit": done.commit.id if done.commit else None})
         return
-    show_plan(plan)
-    if commit is not None:
-        click.echo(commit.pull_request or commit.url)
+    show_plan(done.plan)
+    if done.commit is not None:
+        show(done.commit.pull_request or done.commit.url)

@@ -12,7 +12,7 @@ from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utter
 from whisperkit_tools.errors import EvaluationError
 from whisperkit_tools.eval.backends import registry
 from whisperkit_tools.eval.backends.registry import BUILT_IN, BackendSpec, LoadBackend, candidate
-from whisperkit_tools.pipeline import LoadBundle, read_audio
+from whisperkit_tools.pipeline.bundle_backend import LoadBundle, read_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
 

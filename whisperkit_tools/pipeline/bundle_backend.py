@@ -1,13 +1,13 @@
-"""Composes rooms that do not know each other: a bundle, run by our own decoding, as something to evaluate."""
+"""A bundle behind the protocol of the evaluation's backends."""
 
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.checkpoint import open_checkpoint
+from whisperkit_tools.errors import EvaluationError, OptionsError, option
 from whisperkit_tools.eval.backends.base import (
     BackendInfo,
     BundleInfo,
@@ -19,11 +19,10 @@ from whisperkit_tools.eval.backends.base import (
 )
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.speech import Transcription
+from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-
-if TYPE_CHECKING:
-    from whisperkit_tools.speech import Transcription
-    from whisperkit_tools.transcribe.transcriber import Transcriber
+from whisperkit_tools.transcribe.transcriber import Transcriber
 
 EXECUTOR, CORE_ML = "executor", "coreml"
 BUNDLE_BACKENDS = (EXECUTOR, CORE_ML)
@@ -35,11 +34,11 @@ class LoadBundle:
 
     Attributes:
         path: The bundle's folder.
-        options: Of the decoding; the language is each example's own.
+        options: How to decode. The language is that of each example.
         backend: One of `BUNDLE_BACKENDS`.
-        precision: Of the executor.
-        compute_units: Of Core ML; None for the on-device runtime's own.
-        device: Of the executor.
+        precision: Precision of the executor.
+        compute_units: Core ML compute units; None for those of the on-device runtime.
+        device: PyTorch device of the executor.
     """
 
     path: str
@@ -55,8 +54,6 @@ class LoadBundle:
         Raises:
             WktError: It is damaged, or this machine lacks the backend.
         """
-        from whisperkit_tools.transcribe.transcriber import Transcriber
-
         transcriber = Transcriber.load(
             self.path,
             precision=self.precision,
@@ -68,9 +65,9 @@ class LoadBundle:
 
 
 class BundleTranscriber:
-    """A loaded bundle behind the evaluation's protocol; transcripts are those of `wkt transcribe`."""
+    """A loaded bundle. Its transcripts are those of `wkt transcribe`."""
 
-    def __init__(self, transcriber: "Transcriber", options: TranscribeOptions) -> None:
+    def __init__(self, transcriber: Transcriber, options: TranscribeOptions) -> None:
         self._transcriber = transcriber
         self._options = options
 
@@ -78,15 +75,15 @@ class BundleTranscriber:
         """Check that the bundle knows these languages and that the options fit it.
 
         Raises:
-            WktError: Naming what does not.
+            OptionsError: Naming the languages or options that do not.
         """
         special = self._transcriber.special
         known = set(special.languages) if special.is_multilingual else {"en"}
         unknown = sorted(set(languages) - known)
         if unknown:
-            raise EvaluationError(
+            raise OptionsError(
                 f"the model does not know the language{'s' if len(unknown) > 1 else ''} {', '.join(unknown)} of the "
-                f"dataset; it knows {', '.join(sorted(known))}. Choose examples with --language"
+                f"dataset; it knows {', '.join(sorted(known))}. Choose examples with {option('language')}"
             )
         self._transcriber.check(self._options)
 
@@ -98,8 +95,8 @@ class BundleTranscriber:
         return hypothesis(self._transcriber.transcribe(audio, options))
 
 
-def hypothesis(result: "Transcription") -> Hypothesis:
-    """A transcription as the evaluation sees it."""
+def hypothesis(result: Transcription) -> Hypothesis:
+    """Return a transcription as the evaluation sees it."""
     timings = Timings(
         audio_s=result.audio_duration_s,
         total_s=result.timings.total_s,
@@ -121,7 +118,7 @@ def hypothesis(result: "Transcription") -> Hypothesis:
 
 
 def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
-    """A bundle, ready to be evaluated; it is hashed, not loaded."""
+    """Return a bundle that is ready to be evaluated. It is hashed, not loaded."""
     options = asdict(load.options)
     del options["language"]  # each example's own
     ran = {"device": load.device} if load.backend == EXECUTOR else {"compute_units": load.compute_units}
@@ -137,7 +134,10 @@ def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
 
 
 def bundle_info(bundle: Bundle) -> BundleInfo:
-    """Name, sizes, content digest and manifest of a bundle, for the report of its evaluation."""
+    """Return the name and sizes of a bundle, and one digest of the content of all its files.
+
+    The files are read, because a file that was changed by hand makes another bundle, whatever the manifest says.
+    """
     return BundleInfo(
         name=bundle.name,
         path=str(bundle.path),
@@ -149,21 +149,19 @@ def bundle_info(bundle: Bundle) -> BundleInfo:
     )
 
 
-def original_of(source: str) -> tuple[str, str]:
-    """A checkpoint by any of its names, for a backend that reads Hugging Face folders.
+def hugging_face_folder(source: str) -> tuple[str, str]:
+    """Return a checkpoint, by any of its names, as the folder that a backend for Hugging Face checkpoints reads.
 
     Args:
         source: `demo`, an alias, a Hub id or a folder.
 
     Returns:
-        The folder, and what tells it from another of the same name: the Hub's commit, or empty.
+        The folder, and the Hub's commit that tells it from another of the same name, or an empty text.
 
     Raises:
         CheckpointError: It cannot be found or read.
-        EvaluationError: It is no Hugging Face folder.
+        EvaluationError: It is not a Hugging Face folder.
     """
-    from whisperkit_tools.checkpoint import open_checkpoint
-
     checkpoint = open_checkpoint(source)
     folder = checkpoint.weight_files[0].parent
     if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
@@ -173,6 +171,4 @@ def original_of(source: str) -> tuple[str, str]:
 
 def read_audio(path: Path) -> FloatArray:
     """Decode an audio file to 16 kHz mono, as `wkt transcribe` does."""
-    from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
-
     return load_audio(AudioInput(str(path), path))

@@ -1,0 +1,321 @@
+"""Publishing bundles to a model repository, and getting them back."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.pipeline.arguments import as_bundle, as_bundles, as_tuple, open_registry
+from whisperkit_tools.pipeline.evaluate import DEFAULT_ROOT
+from whisperkit_tools.progress import Progress, SilentProgress
+from whisperkit_tools.publishing import listing
+from whisperkit_tools.publishing import pull as pulling
+from whisperkit_tools.publishing.eligibility import Evidence, check_reports, examine
+from whisperkit_tools.publishing.publish import (
+    Plan,
+    PublishOptions,
+    carry_out,
+    plan_publication,
+    plan_reports,
+    plan_withdrawal,
+    without_reports,
+)
+from whisperkit_tools.publishing.pull import Pulled
+from whisperkit_tools.publishing.registry.base import Commit, Registry
+from whisperkit_tools.publishing.registry.folder import FolderRegistry
+from whisperkit_tools.publishing.registry.hub import HubRegistry
+from whisperkit_tools.publishing.reports import split_reports
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A change of a repository.
+
+    Attributes:
+        label: The repository, for people.
+        plan: The files that are added, changed and deleted.
+        commit: The commit, or None for a dry run and where nothing had to change.
+        reports: The change of the repository for reports, where there is one of its own.
+    """
+
+    label: str
+    plan: Plan
+    commit: Commit | None
+    reports: "Publication | None" = None
+
+
+def publish(
+    bundles: Bundle | str | Path | Iterable[Bundle | str | Path] = (),
+    *,
+    repo: str | Registry | None = None,
+    to: str | Path | Registry | None = None,
+    create: bool = False,
+    private: bool = False,
+    revision: str | None = None,
+    pr: bool = False,
+    tag: str | None = None,
+    adopt: bool = False,
+    reports: str | Path | None = None,
+    reports_repo: str | None = None,
+    with_transcripts: bool = False,
+    require: str | Sequence[str] = (),
+    allow_unproven: str | None = None,
+    device_table: str | Path | Mapping[str, Any] | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Publication:
+    """Publish bundles and their evaluation reports to a model repository, in one commit.
+
+    Args:
+        bundles: One or several bundles, opened or by folder. Empty for the last converted one.
+        repo: The model repository on the Hub.
+        to: A plain folder instead.
+        create: Create the repository if it does not exist.
+        private: Create it as a private one.
+        revision: Branch to commit to. None for the main branch.
+        pr: Open a pull request instead of committing.
+        tag: Name for this release.
+        adopt: Take over a repository that another tool laid out.
+        reports: Folder of the evaluation runs. None for `evaluations`, where it exists.
+        reports_repo: A dataset repository for the reports.
+        with_transcripts: Publish `report.html` too, which contains the texts of the dataset.
+        require: Datasets on which every bundle must have been evaluated.
+        allow_unproven: Reason for publishing what lacks a proof. It is shown in the model card.
+        device_table: A device table to use as it is: a JSON file or its content.
+        dry_run: Return the plan and change nothing.
+        progress: Receives notes.
+
+    Raises:
+        OptionsError: The options contradict each other.
+        PublishError: A bundle is not proved, or the repository refuses the change.
+
+    Example:
+        >>> import whisperkit_tools as wkt
+        >>> done = wkt.publish("bundles/demo", to="registry/")
+        >>> done.plan.variants
+        ('demo',)
+        >>> done.commit is not None
+        True
+    """
+    progress = progress or SilentProgress()
+    _check_places(repo, to, revision, reports_repo)
+    if allow_unproven is not None and not allow_unproven.strip():
+        raise OptionsError(f"{option('allow_unproven')} needs a reason: everybody who reads the card sees it")
+    registry = _registry(repo, to, revision)
+    options = PublishOptions(
+        create=create or to is not None,
+        private=private,
+        pull_request=pr,
+        tag=tag,
+        adopt=adopt,
+        device_table=_device_table(device_table),
+        with_transcripts=with_transcripts,
+    )
+    opened = as_bundles(bundles) or [as_bundle(None)]
+    evidence = _evidence(opened, reports, _datasets(require), allow_unproven, progress)
+    now = _now()
+    work = _Publishing(registry, options, lambda: plan_publication(registry, evidence, options, now))
+    apart = None if reports_repo is None else HubRegistry(reports_repo, repo_type="dataset")
+    return work.planned(apart) if dry_run else work.done(apart)
+
+
+def _check_places(repo: object, to: object, revision: str | None, reports_repo: str | None) -> None:
+    """Check that one place to publish to is named.
+
+    Raises:
+        OptionsError: None is named, or the options contradict each other.
+    """
+    if (repo is None) == (to is None):
+        raise OptionsError(
+            f"name one place to publish to: {option('repo', 'ORG/NAME')}, or {option('to', 'DIR')} for a folder"
+        )
+    if to is not None and revision is not None:
+        raise OptionsError(
+            f"{option('revision')} names a branch, and a folder has no branches; omit it, or use {option('repo')}"
+        )
+    if reports_repo is not None and reports_repo == repo:
+        raise OptionsError(
+            f"{option('reports_repo')} must be another repository than {option('repo')}; omit it to keep the reports "
+            "there"
+        )
+
+
+def _registry(repo: str | Registry | None, to: str | Path | Registry | None, revision: str | None) -> Registry:
+    if to is not None:
+        return FolderRegistry(Path(to)) if isinstance(to, (str, Path)) else to
+    return HubRegistry(repo or "", revision=revision) if isinstance(repo, str) or repo is None else repo
+
+
+def _datasets(require: str | Sequence[str]) -> list[str]:
+    return [name for word in as_tuple(require) for name in word.split(",") if name]
+
+
+def _device_table(table: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return a device table that was given or is in a file.
+
+    Raises:
+        OptionsError: The file does not exist or is not JSON.
+    """
+    if table is None or isinstance(table, Mapping):
+        return table
+    try:
+        content: Mapping[str, Any] = json.loads(Path(table).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OptionsError(f"{option('device_table')}: {table} does not exist") from None
+    except ValueError as error:
+        raise OptionsError(f"{option('device_table')}: {table} is not JSON: {error}") from None
+    return content
+
+
+def _evidence(
+    bundles: Sequence[Bundle],
+    reports: str | Path | None,
+    required: Sequence[str],
+    allow_unproven: str | None,
+    progress: Progress,
+) -> list[Evidence]:
+    """Return the bundles with their proofs. Reports that were named must be about them."""
+    where = DEFAULT_ROOT if reports is None else Path(reports)
+    found = [examine(bundle, where, required, allow_unproven=allow_unproven) for bundle in bundles]
+    if reports is not None:
+        for line in check_reports(where, found):
+            progress.note(line)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Publishing:
+    """Plans a publication and carries it out."""
+
+    registry: Registry
+    options: PublishOptions
+    make_plan: Callable[[], Plan]
+
+    def planned(self, apart: Registry | None) -> Publication:
+        """Return what would be done, for each repository.
+
+        Args:
+            apart: The repository for reports; None when they stay with the bundles.
+        """
+        plan = self.make_plan()
+        if apart is None:
+            return Publication(self.registry.label, plan, None)
+        reports = plan_reports(apart, split_reports(plan.change)[1], self.options)
+        return Publication(self.registry.label, without_reports(plan), None, Publication(apart.label, reports, None))
+
+    def done(self, apart: Registry | None) -> Publication:
+        """Commit, the reports first where they go into a repository of their own."""
+        if apart is None:
+            outcome = carry_out(self.registry, self.make_plan, self.options)
+            return Publication(self.registry.label, outcome.plan, outcome.commit)
+        reports, untagged = split_reports(self.make_plan().change)[1], replace(self.options, tag=None)
+        first = carry_out(apart, lambda: plan_reports(apart, reports, untagged), untagged)
+        second = carry_out(self.registry, lambda: without_reports(self.make_plan()), self.options)
+        return Publication(
+            self.registry.label,
+            second.plan,
+            second.commit,
+            Publication(apart.label, first.plan, first.commit),
+        )
+
+
+def pull(
+    repo: str | Path | Registry,
+    variant: str,
+    *,
+    revision: str | None = None,
+    output_dir: str | Path = DEFAULT_BUNDLES_DIR,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Download a published variant and verify every file.
+
+    Args:
+        repo: A repository on the Hub (`ORG/NAME`), or a folder that bundles were published to.
+        variant: Name of the variant.
+        revision: A tag or a commit. None for the present state.
+        output_dir: The folder that holds bundles.
+        force: Replace an existing bundle.
+        progress: Receives a note for each file.
+
+    Raises:
+        PublishError: There is no such variant, or a file is not what was published.
+        BundleError: The bundle exists already.
+
+    Example:
+        >>> import whisperkit_tools as wkt
+        >>> published = wkt.publish("bundles/demo", to="registry/")
+        >>> wkt.pull("registry/", "demo", output_dir="pulled").path.name
+        'demo'
+    """
+    progress = progress or SilentProgress()
+
+    def report(path: str, size_bytes: int) -> None:
+        progress.note(f"{shown_size(size_bytes)}  {path}")
+
+    return pulling.pull(open_registry(repo), variant, Path(output_dir), revision=revision, force=force, progress=report)
+
+
+def unpublish(
+    repo: str | Path | Registry,
+    variant: str,
+    *,
+    revision: str | None = None,
+    pr: bool = False,
+    dry_run: bool = False,
+) -> Publication:
+    """Remove a variant from a repository and keep its history.
+
+    Args:
+        repo: A repository on the Hub (`ORG/NAME`), or a folder that bundles were published to.
+        variant: Name of the variant.
+        revision: Branch to commit to. None for the main branch.
+        pr: Open a pull request instead of committing.
+        dry_run: Return the plan and change nothing.
+
+    Raises:
+        PublishError: There is no such variant, or the repository refuses the change.
+    """
+    registry, now = open_registry(repo, revision=revision), _now()
+
+    def make_plan() -> Plan:
+        return plan_withdrawal(registry, variant, now)
+
+    plan = make_plan()
+    if dry_run:
+        return Publication(registry.label, plan, None)
+    outcome = carry_out(registry, make_plan, PublishOptions(pull_request=pr))
+    return Publication(registry.label, outcome.plan, outcome.commit)
+
+
+def list_variants(repo: str | Path | Registry, *, revision: str | None = None) -> list[dict[str, Any]]:
+    """Return a repository's variants with their versions, one row for each variant.
+
+    Raises:
+        PublishError: The repository cannot be read.
+    """
+    return listing.list_variants(open_registry(repo), revision)
+
+
+def compare_variants(
+    repo: str | Path | Registry, first: str, second: str, *, revision: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the figures of two published variants side by side, one row for each figure.
+
+    Raises:
+        PublishError: The repository does not have one of them.
+    """
+    return listing.compare(open_registry(repo), first, second, revision)
+
+
+def shown_size(size_bytes: int) -> str:
+    """Return a size for people."""
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
