@@ -3,7 +3,6 @@
 import hashlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.serving import serving
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperkit_tools.checkpoint import open_checkpoint
@@ -122,14 +122,9 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 
 @pytest.fixture
 def hub(repositories: dict[str, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    server = Hub(repositories)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    use_endpoint(server.url, tmp_path / "cache", monkeypatch)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Hub(repositories)) as server:
+        use_endpoint(server.url, tmp_path / "cache", monkeypatch)
+        yield server
 
 
 def use_endpoint(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

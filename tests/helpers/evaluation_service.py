@@ -1,10 +1,10 @@
 """A service with OpenAI's transcription endpoint on this machine, for the tests of the backend and of the command."""
 
 import json
-import threading
-from contextlib import contextmanager
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from helpers.serving import serving
 
 ANSWER = {
     "text": " Hello there. ",
@@ -51,11 +51,6 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
 def running_service():
-    with Service() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    """Serve an OpenAI-compatible service until the block ends."""
+    return serving(Service())

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote
 import yaml
 from helpers.hub_repository import Conflict, Entry, ObjectStore, Repository, git_blob_id
 from helpers.hub_transport import BaseHandler, Fault, Logged, StorageHandler
+from helpers.serving import POLL_S
 
 LARGE_BYTES = 4096  # larger files, and binary ones, go to the object storage
 PART_BYTES = 1 << 20
@@ -47,7 +48,7 @@ class TestHub:
     def __enter__(self) -> "TestHub":
         for server in (self._hub, self._storage):
             server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S}, daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -295,11 +296,11 @@ class HubHandler(BaseHandler):
             if self.hub.quota_bytes is not None and stored + item["size"] > self.hub.quota_bytes:
                 described["error"] = {"code": 403, "message": "Storage quota exceeded"}
             elif not self.hub.objects.has(item["oid"]):
-                described["actions"] = self._upload(item["oid"], item["size"])
+                described["actions"] = self.upload_actions(item["oid"], item["size"])
             objects.append(described)
         self.answer({"transfer": "multipart", "objects": objects})
 
-    def _upload(self, oid: str, size: int) -> dict[str, Any]:
+    def upload_actions(self, oid: str, size: int) -> dict[str, Any]:
         verify = {"href": f"{self.hub.url}/lfs/verify", "header": {}}
         if size <= PART_BYTES:
             return {"upload": {"href": f"{self.hub.storage_url}/objects/{oid}", "header": {}}, "verify": verify}

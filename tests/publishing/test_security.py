@@ -73,12 +73,12 @@ def test_a_redirected_commit_takes_no_token_along(hub, on_hub):
 def test_where_the_server_sends_large_files_gets_no_token(hub, on_hub, monkeypatch, size):
     """The client itself would send the token wherever the batch's answer says that uploads are verified."""
     on_hub.create(private=False)
-    upload = HubHandler._upload
+    upload = HubHandler.upload_actions
 
     def elsewhere(self, oid, size):
         return {**upload(self, oid, size), "verify": {"href": f"{hub.storage_url}/lfs/verify", "header": {}}}
 
-    monkeypatch.setattr(HubHandler, "_upload", elsewhere)
+    monkeypatch.setattr(HubHandler, "upload_actions", elsewhere)
     with pytest.raises(PublishError):
         on_hub.commit(Change({"weight.bin": b"\0" * size}, title="test"), on_hub.snapshot())
     assert any(item.path == "/lfs/verify" for item in stored(hub))

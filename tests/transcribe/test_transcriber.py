@@ -284,8 +284,8 @@ def test_a_bundle_without_generation_config_takes_the_ids_from_the_tokenizer(dem
     assert found.special.timestamp_begin == transcriber.special.timestamp_begin
 
 
-def test_word_timestamps_need_the_output(transcriber, monkeypatch):
-    sizes = replace(transcriber.sizes, has_alignment=False)
-    monkeypatch.setattr(transcriber._models, "sizes", sizes)
+def test_word_timestamps_need_the_output(models, demo_bundle, monkeypatch):
+    monkeypatch.setattr(models, "sizes", replace(models.sizes, has_alignment=False))
+    transcriber = Transcriber.from_models(models, Bundle.open(demo_bundle))
     with pytest.raises(BundleError, match="no word timestamps"):
         transcriber.check(TranscribeOptions(word_timestamps=True))

@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import soundfile
+from helpers.serving import serving
 
 from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
@@ -145,13 +145,9 @@ def hub(tmp_path, monkeypatch):
             "someone/plain": plain_repository(),
         }
     )
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    use_endpoint(server.url, tmp_path, monkeypatch)
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        use_endpoint(server.url, tmp_path, monkeypatch)
+        yield server
 
 
 def use_endpoint(url, tmp_path, monkeypatch):
@@ -227,8 +223,6 @@ def test_without_a_connection_a_local_copy_is_pointed_at(tmp_path, monkeypatch, 
 def test_rows_are_streamed_once_and_kept(tmp_path):
     """In a process of its own, since `datasets` reads the endpoint when it is imported."""
     server = Hub({"someone/set": {(path := parquet_file(tmp_path)).name: path.read_bytes()}})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     code = (
         "from whisperkit_tools.eval.datasets.open import *\n"
         "for limit in (2, None, 3):\n"
@@ -237,14 +231,10 @@ def test_rows_are_streamed_once_and_kept(tmp_path):
     )
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    try:
+    with serving(server):
         online = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
         )
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     assert online.returncode == 0, online.stderr[-2000:]
     rows = [(f"utt{i}", f"words {i}", str(i), b"fLaC") for i in range(4)]
     assert online.stdout.splitlines() == [f"someone-set {rows[:count]}" for count in (2, 4, 3)]

@@ -22,14 +22,14 @@ def audio():
 
 @pytest.mark.parametrize("samples", [None, 480_001, 480_160 + 37, 3 * 479_360 + 5, 2 * 480_000])
 @pytest.mark.parametrize("gain", [1.0, "quiet first half"])
-def test_features_of_the_whole_file_equal_transformers(transcriber, oracle, audio, samples, gain):
+def test_features_of_the_whole_file_equal_transformers(models, oracle, audio, samples, gain):
     if samples is not None and samples > len(audio):
         audio = np.tile(audio, 2)
     cut = audio[:samples].copy()
     if gain != 1.0:  # windows of which the floor is far below that of the file
         cut[: len(cut) // 2] *= 1e-3
     expected = oracle.features(cut)[0]
-    source = FileFeatures(transcriber._models, cut)
+    source = FileFeatures(models, cut)
     assert source.n_frames == expected.shape[1]
     for start in range(0, source.n_frames, 1777):
         count = min(3000, source.n_frames - start)
@@ -38,20 +38,20 @@ def test_features_of_the_whole_file_equal_transformers(transcriber, oracle, audi
         assert not found[:, count:].any()
 
 
-def test_window_by_window_differs_where_it_must(transcriber, oracle, audio):
+def test_window_by_window_differs_where_it_must(models, oracle, audio):
     """At a window's edge, and in the floor of a window that is quieter than the file."""
     cut = audio.copy()
     cut[:480_000] *= 1e-3
     expected = oracle.features(cut)[0]
-    found = AudioFeatures(transcriber._models, cut).window(0, 3000)[0, :, 0]
+    found = AudioFeatures(models, cut).window(0, 3000)[0, :, 0]
     assert float((found - expected[:, :3000]).abs().max()) > 0.1
 
 
-def test_audio_of_one_window_is_the_same_either_way(transcriber, audio):
+def test_audio_of_one_window_is_the_same_either_way(models, audio):
     short = audio[:480_000]
-    assert isinstance(audio_features(transcriber._models, short, "file"), AudioFeatures)
-    assert isinstance(audio_features(transcriber._models, audio, "window"), AudioFeatures)
-    assert isinstance(audio_features(transcriber._models, audio, "file"), FileFeatures)
+    assert isinstance(audio_features(models, short, "file"), AudioFeatures)
+    assert isinstance(audio_features(models, audio, "window"), AudioFeatures)
+    assert isinstance(audio_features(models, audio, "file"), FileFeatures)
 
 
 def test_long_audio_gives_the_tokens_of_transformers(transcriber, oracle, audio):
