@@ -132,7 +132,7 @@ def _constant_part(graph: Graph, outputs: dict[str, Any]) -> Graph:
     for operation in reversed(graph.operations):
         if any(output.name in needed for output in operation.outputs):
             operations.append(operation)
-            needed |= {value.name for values in operation.inputs.values() for value in values}
+            needed |= {value.name for value in operation.reads}
     return replace(graph, inputs={}, states={}, outputs=outputs, operations=tuple(reversed(operations)))
 
 

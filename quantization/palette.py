@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.mil.ops.constexpr import palette_to_dense
 from whisperkit_tools.quantization.clustering import Histogram, histogram, nearest, scalar_palette, vector_palette
 from whisperkit_tools.quantization.compression import Compression
 
@@ -46,21 +48,13 @@ class Palettized:
 
         Products with scales and sums with outliers are computed in float32 and rounded.
         """
-        found = self._looked_up()
-        if self.scale is not None:
-            found = (found.astype(np.float32) * self.scale.astype(np.float32)).astype(np.float16)
+        scale = None if self.scale is None else torch.from_numpy(self.scale)
+        outliers = None
         if self.outlier_positions is not None and self.outlier_values is not None:
-            flat = found.reshape(-1)
-            added = flat[self.outlier_positions].astype(np.float32) + self.outlier_values.astype(np.float32)
-            flat[self.outlier_positions] = added.astype(np.float16)
-        return found
-
-    def _looked_up(self) -> Half:
-        entries, vector = self.lut.shape[-2:]
-        split = _split(self.indices.shape, self.option.axis, math.prod(self.lut.shape[:-2]))
-        first = np.arange(split[1], dtype=np.int32).reshape(1, -1, 1, 1) * entries
-        found = self.lut.reshape(-1, vector)[self.indices.reshape(split) + first]
-        return np.ascontiguousarray(np.moveaxis(found, -1, 3)).reshape(self.shape)
+            outliers = torch.from_numpy(self.outlier_positions), torch.from_numpy(self.outlier_values)
+        indices, lut = torch.from_numpy(self.indices), torch.from_numpy(self.lut)
+        dense: Half = palette_to_dense(indices, lut, self.option.axis, scale, outliers).numpy()
+        return dense
 
     @property
     def nbytes(self) -> int:

@@ -96,7 +96,7 @@ def added(graph: Graph) -> tuple[str, ...]:
     """Names of the compressible weights that are only added to activations."""
     readers: dict[str, set[str]] = {name: set() for name in compressible(graph)}
     for op in graph.operations:
-        for value in (value for values in op.inputs.values() for value in values):
+        for value in op.reads:
             if value.name in readers:
                 readers[value.name].add(op.type)
     return tuple(name for name, types in readers.items() if types == {"add"})

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.mil.activation_checkpointing import Segments
+from whisperkit_tools.mil.ops.constexpr import entry_rows, palette_to_dense
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
 from whisperkit_tools.quantization.palette import Palettized
@@ -66,53 +66,33 @@ class Table:
     def __init__(self, palettized: Palettized) -> None:
         self.palettized = palettized
         self.entries = torch.from_numpy(palettized.lut.astype(np.float32).reshape(-1))
-        self._indices, self._first = torch.from_numpy(palettized.indices), torch.from_numpy(_first(palettized))
-        scale = palettized.scale
-        self._scale = None if scale is None else torch.from_numpy(scale.astype(np.float32))
+        self._indices = torch.from_numpy(palettized.indices)
+        self._scale = None if palettized.scale is None else torch.from_numpy(palettized.scale)
         self._outliers = None
         if palettized.outlier_positions is not None and palettized.outlier_values is not None:
-            values = torch.from_numpy(palettized.outlier_values.astype(np.float32))
-            self._outliers = torch.from_numpy(palettized.outlier_positions), values
+            positions, values = palettized.outlier_positions, palettized.outlier_values
+            self._outliers = torch.from_numpy(positions), torch.from_numpy(values)
 
     def weight(self) -> Tensor:
-        """The weight that the entries stand for, rounded as the written package rounds it."""
-        dense = self.entries.half().float()[self._places()].reshape(self.palettized.shape)
-        if self._scale is not None:
-            dense = (dense * self._scale).half().float()
-        if self._outliers is not None:
-            positions, values = self._outliers
-            flat = dense.reshape(-1)
-            flat[positions] = (flat[positions] + values).half().float()
-        return dense
+        """The weight that the entries stand for, rounded as the written package rounds it, float32."""
+        lut = self.entries.half().reshape(self.palettized.lut.shape)
+        axis = self.palettized.option.axis
+        return palette_to_dense(self._indices, lut, axis, self._scale, self._outliers).float()
 
     def gradient(self, weight_gradient: Tensor) -> Tensor:
-        """The entries' gradient from the weight's."""
+        """The entries' gradient from the weight's: the sum over the elements that each entry stands for."""
         if self._scale is not None:
-            weight_gradient = weight_gradient * self._scale
-        return torch.zeros_like(self.entries).index_add_(0, self._places(), weight_gradient.reshape(-1))
-
-    def _places(self) -> Tensor:
-        """For each element of the weight the place of its entry; made anew, for it takes as much as the weight."""
-        vector, axis = self.palettized.lut.shape[-1], self.palettized.option.axis
-        places = self._first + self._indices
-        if vector > 1:
-            places = torch.stack([places * vector + offset for offset in range(vector)], dim=axis + 1)
-        return places.reshape(-1)
+            weight_gradient = weight_gradient * self._scale.float()
+        vector, axis, split = self.palettized.lut.shape[-1], self.palettized.option.axis, list(weight_gradient.shape)
+        split[axis : axis + 1] = [-1, vector]
+        gradients = weight_gradient.reshape(split).movedim(axis + 1, -1).reshape(-1, vector)
+        rows = entry_rows(self._indices, self.palettized.lut.shape).reshape(-1)
+        return torch.zeros_like(self.entries).reshape(-1, vector).index_add_(0, rows, gradients).reshape(-1)
 
     def tuned(self) -> Palettized:
         """The palette with the present entries."""
         lut = self.entries.half().numpy().reshape(self.palettized.lut.shape)
         return replace(self.palettized, lut=lut)
-
-
-def _first(palettized: Palettized) -> NDArray[np.int32]:
-    """The number of the first entry of each index's palette; shapes broadcast with those of the indices."""
-    blocks, entries = palettized.lut.shape[:-2], palettized.lut.shape[-2]
-    first: NDArray[np.int32] = np.arange(math.prod(blocks), dtype=np.int32).reshape(blocks) * np.int32(entries)
-    for at, size in enumerate(palettized.indices.shape):
-        if first.shape[at] not in (1, size):
-            first = np.repeat(first, size // first.shape[at], axis=at)
-    return first
 
 
 @dataclass(slots=True)

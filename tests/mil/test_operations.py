@@ -21,6 +21,7 @@ def test_kernels_that_only_move_elements_are_listed_as_such() -> None:
 
 
 def test_the_list_is_read_without_torch() -> None:
-    code = "import sys, whisperkit_tools.mil.operations, whisperkit_tools.compile_hints.lint.rules; print('torch' in sys.modules)"
+    modules = "whisperkit_tools.mil.operations, whisperkit_tools.compile_hints.lint.rules"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

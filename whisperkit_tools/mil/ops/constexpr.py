@@ -1,4 +1,4 @@
-"""Compressed weights. They are operations on constants like any other, so gradients reach palettes and scales.
+"""Compressed weights, made dense by operations on constants like any other, so that gradients reach palettes.
 
 The forms of iOS 16 hold packed bits and the shape; those of iOS 18 hold an element a value, and scales, palettes and
 offsets by block. Core ML materialises the result in the type of the palette or scale; in float32 mode it is not rounded
@@ -68,22 +68,64 @@ def constexpr_lut_to_dense(
         width = int(math.log2(lut.shape[0]))
         flat = unpack(indices, width, math.prod(shape))
         return lut.index_select(0, flat.to(torch.int32)).reshape(tuple(shape))
-    return _from_blocks(indices, lut, vector_axis)
+    return look_up(indices, lut, vector_axis)
 
 
-def _from_blocks(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
-    """Look up `indices` `[I...]` in the palettes `[G..., P, V]` of their blocks."""
-    entries, vector = lut.shape[-2:]
-    blocks = lut.shape[:-2]
-    places = indices.to(torch.int32)
-    if math.prod(blocks) > 1:
-        first = torch.arange(0, math.prod(blocks) * entries, entries, dtype=torch.int32, device=lut.device)
-        places = places + _spread(first.reshape(blocks), indices.shape)
-    found = lut.reshape(-1, vector).index_select(0, places.reshape(-1)).reshape(*indices.shape, vector)
+def look_up(indices: Tensor, lut: Tensor, vector_axis: int | None) -> Tensor:
+    """Return the entries of `indices` `[I...]` in the palettes `[G..., P, V]` of their blocks.
+
+    Args:
+        indices: One index an element, or V elements.
+        lut: For each of the blocks G of the indices a palette of P vectors of V elements.
+        vector_axis: The axis along which the V elements of an entry lie, when V > 1.
+    """
+    vector = lut.shape[-1]
+    rows = entry_rows(indices, lut.shape)
+    found = lut.reshape(-1, vector).index_select(0, rows.reshape(-1)).reshape(*indices.shape, vector)
     if vector == 1:
         return found.squeeze(-1)
     axis = (vector_axis or 0) % indices.ndim
     return found.movedim(-1, axis + 1).flatten(axis, axis + 1)
+
+
+def entry_rows(indices: Tensor, lut_shape: Sequence[int]) -> Tensor:
+    """Return the rows of the indices' entries when the palettes `[G..., P, V]` are joined to `[G * P, V]`."""
+    *blocks, entries, _ = lut_shape
+    rows = indices.to(torch.int32)
+    if math.prod(blocks) > 1:
+        first = torch.arange(0, math.prod(blocks) * entries, entries, dtype=torch.int32, device=indices.device)
+        rows = rows + _spread(first.reshape(blocks), indices.shape)
+    return rows
+
+
+def palette_to_dense(
+    indices: Tensor,
+    lut: Tensor,
+    vector_axis: int,
+    scale: Tensor | None = None,
+    outliers: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Return the float16 weight that a palette with scales and outliers stands for.
+
+    Products with scales and sums with outliers are computed in float32 and rounded to float16. This is the one place
+    of that rule: what is written, what is tuned and what is read back agree to the bit.
+
+    Args:
+        indices: See `look_up`.
+        lut: float16, see `look_up`.
+        vector_axis: See `look_up`.
+        scale: float16, broadcasts to the weight.
+        outliers: Row-major positions in the weight, and the float16 values that are added there.
+    """
+    dense = look_up(indices, lut, vector_axis)
+    if scale is not None:
+        dense = (dense.float() * scale.float()).half()
+    if outliers is not None:
+        positions, values = outliers
+        flat = dense.reshape(-1)
+        flat[positions] = (flat[positions].float() + values.float()).half()
+        dense = flat.reshape(dense.shape)
+    return dense
 
 
 @operation("constexpr_sparse_to_dense")
@@ -101,7 +143,7 @@ def constexpr_lut_to_sparse(
 ) -> tuple[Tensor, Tensor]:
     """The mask and the palette's entries for the indices that it keeps, to be made dense by a second operation."""
     indices = constexpr_sparse_to_dense(indices_nonzero_data, indices_mask)
-    dense = _from_blocks(indices, lut, vector_axis)
+    dense = look_up(indices, lut, vector_axis)
     mask = indices_mask
     if dense.shape != mask.shape:
         axis = (vector_axis or 0) % mask.ndim
