@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import calibration_clips, gate_clips, tuning_clips
-from whisperkit_tools.compress.gate_measurement import Examination, Listener, _Remembering, tuning_windows
+from whisperkit_tools.compress.gate_measurement import Examination, Listener, tuning_windows
 from whisperkit_tools.errors import AudioError, BundleError, DatasetError
 
 WINDOW = 480_000
@@ -104,24 +103,3 @@ def test_a_reference_of_other_sizes_is_refused():
 
     with pytest.raises(BundleError, match="vocab_size 51865, the reference 51864"):
         Examination(listener(51864), [], listener(51865))
-
-
-def test_a_component_is_not_run_twice_on_what_it_remembers():
-    runs = []
-
-    class Component:
-        inputs = outputs = ()
-
-        def run(self, inputs, /):
-            runs.append(1)
-            return {"y": inputs["x"] * 2}
-
-    one, two = {"x": torch.ones(2)}, {"x": torch.zeros(2)}
-    last = _Remembering(Component(), most=1)
-    for inputs in (one, one, two, one):
-        assert torch.equal(last.run(inputs)["y"], inputs["x"] * 2)
-    assert len(runs) == 3
-    every = _Remembering(Component())
-    for inputs in (one, two, one, two):
-        assert torch.equal(every.run(inputs)["y"], inputs["x"] * 2)
-    assert len(runs) == 5

@@ -1,6 +1,7 @@
 """Decoding with a table in place of the first passes: what is spared, when it is not used, and that it is right."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import soundfile
 import torch
 
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.conversion.prefill.comparison import transcripts_with
-from whisperkit_tools.decoder.prefill_lookup import OUTPUTS, ContextPrefill, PrefilledCaches
-from whisperkit_tools.decoder.session import DecoderSession, Sizes
+from whisperkit_tools.decoder.adapters import FunctionModel
+from whisperkit_tools.decoder.prefill_lookup import PREFILL_OUTPUTS, PrefillLookup
+from whisperkit_tools.decoder.session import CacheColumns, CacheSession
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.tensor_spec import TensorSpec
+from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -25,9 +29,8 @@ SPECIAL = SpecialTokens(
     timestamp_begin=17, timestamp_end=VOCABULARY, languages={"en": LANGUAGE}, tasks={"transcribe": TASK},
     suppressed=(), suppressed_at_begin=(), max_initial_timestamp_index=None,
 )  # fmt: skip
-SIZES = Sizes(480_000, 80, 3000, 1500, VOCABULARY, LENGTH, True, 2)
 KEYS, VALUES = (torch.tensor(row).expand(1, 2, 1, 3) for row in ([70.0, 71, 72], [80.0, 81, 82]))
-CACHES = PrefilledCaches(KEYS, VALUES)
+CACHES = CacheColumns(KEYS, VALUES)
 ENDLESS = {"logprob_threshold": None, "compression_ratio_threshold": None}
 
 
@@ -52,7 +55,7 @@ class ScriptedDecoder:
 
 def decode(prefix, *, prefilled=CACHES, no_speech=0.0, **options):
     decoder = ScriptedDecoder(no_speech)
-    session = DecoderSession(decoder, SIZES, torch.device("cpu"), torch.float32)
+    session = CacheSession(decoder)
     chosen = TranscribeOptions(**{"timestamps": False, "temperatures": (0.0,), "no_speech_threshold": None} | options)
     window = WindowDecoder(session, SPECIAL, chosen, max_length=LENGTH, vocab_size=VOCABULARY).decode(
         torch.zeros(1, 1, 1, 1500), prefix, prefix.index(START), prefilled
@@ -100,14 +103,14 @@ def test_later_attempts_see_the_table_too():
     assert all(keys[:3] == [70, 71, 3] for keys in again)
 
 
-def outputs(channels=2, length=3, names=OUTPUTS):
+def outputs(channels=2, length=3, names=PREFILL_OUTPUTS):
     return {name: TensorSpec(name, (1, channels, 1, length), "float16") for name in names}
 
 
-@pytest.mark.parametrize("declared", [outputs(channels=4), outputs(names=OUTPUTS[:1]), {}])
+@pytest.mark.parametrize("declared", [outputs(channels=4), outputs(names=PREFILL_OUTPUTS[:1]), {}])
 def test_a_table_of_another_decoder_is_refused(declared):
     with pytest.raises(BundleError, match="does not belong to this TextDecoder"):
-        ContextPrefill(SimpleNamespace(outputs=declared), 2, torch.device("cpu"), torch.float32)
+        PrefillLookup(SimpleNamespace(outputs=declared), 2)
 
 
 # --- with the demo's packages ---------------------------------------------------------------------------------------
@@ -133,8 +136,6 @@ PLAIN_TEXT = TranscribeOptions(
 
 
 def steps(transcriber, audio, **changes):
-    from dataclasses import replace
-
     result = transcriber.transcribe(audio, replace(PLAIN_TEXT, **changes))
     return result, result.timings.decoder_steps
 
@@ -148,25 +149,25 @@ def test_three_passes_of_each_window_are_spared(transcriber, speech):
     assert len(without.tokens) + 4 == slow
 
 
+def with_prefill(transcriber, prefill, bundle):
+    return Transcriber.from_models(replace(transcriber.models, prefill=prefill), Bundle.open(bundle))
+
+
 def test_the_exact_caches_give_the_exact_tokens(prefill_bundle, speech):
     """A table that holds what decoding this very audio leaves in the caches: nothing may change."""
     transcriber = Transcriber.load(prefill_bundle)
-    models, special = transcriber._models, transcriber.special
+    models, special = transcriber.models, transcriber.special
     without, slow = steps(transcriber, speech, prefill=False)
-    session = transcriber._session
-    exact = PrefilledCaches(session._keys[..., :3].clone(), session._values[..., :3].clone())
+    exact = transcriber.session.columns(0, 3)
     assert float(exact.keys.abs().max()) > 0
     asked = []
 
-    class Exact:
-        outputs = models.prefill._table.outputs
+    def look_up(inputs):
+        asked.append((int(inputs["language"]), int(inputs["task"])))
+        return dict(zip(PREFILL_OUTPUTS, (exact.keys, exact.values), strict=True))
 
-        def run(self, inputs, /):
-            asked.append((int(inputs["language"]), int(inputs["task"])))
-            return dict(zip(OUTPUTS, (exact.keys, exact.values), strict=True))
-
-    models.prefill = ContextPrefill(Exact(), models.sizes.cache_channels, models.device, models.dtype)
-    found, fast = steps(transcriber, speech)
+    prefill = FunctionModel(look_up, models.prefill.inputs, models.prefill.outputs)
+    found, fast = steps(with_prefill(transcriber, prefill, prefill_bundle), speech)
     assert found.tokens == without.tokens
     assert slow - fast == 3
     assert asked == [(special.languages["en"], 0)]
@@ -180,7 +181,7 @@ def test_a_prompt_keeps_the_table_out(transcriber, speech):
 
 def test_conditioned_windows_use_the_table_only_where_nothing_stands_before(transcriber, monkeypatch):
     audio = read(demo_longform()[0].path)[: 45 * 16_000]
-    session, fill, counts = transcriber._session, transcriber._session.fill, []
+    session, fill, counts = transcriber.session, transcriber.session.fill, []
     monkeypatch.setattr(session, "fill", lambda caches, count: (counts.append(count), fill(caches, count))[1])
     result, _ = steps(transcriber, audio, condition_on_previous_text=True, timestamps=True)
     assert result.timings.windows >= 2
@@ -205,10 +206,8 @@ def test_silence_stays_silent_with_the_table(transcriber):
 
 def test_a_table_of_another_length_is_not_used_and_said(prefill_bundle, speech):
     transcriber = Transcriber.load(prefill_bundle)
-    channels = transcriber.sizes.cache_channels
-    table = SimpleNamespace(outputs=outputs(channels, length=1))
-    transcriber._models.prefill = ContextPrefill(table, channels, torch.device("cpu"), torch.float32)
-    result, taken = steps(transcriber, speech)
+    table = SimpleNamespace(outputs=outputs(transcriber.sizes.cache_channels, length=1))
+    result, taken = steps(with_prefill(transcriber, table, prefill_bundle), speech)
     assert taken == len(result.tokens) + 4
     assert "prefill is not used: it holds 1 tokens, answers here start with 3" in result.notices[0]
 
@@ -225,11 +224,11 @@ def test_no_prefill_on_the_command_line_decodes_all(wkt, prefill_bundle):
 
 
 def test_comparing_prefills_gives_the_texts_of_transcribing_with_them(transcriber, prefill_bundle, speech):
-    clip = SimpleNamespace(samples=speech, language="en")
-    known = transcriber._models.prefill
+    clip = Recording("speech", samples=speech, language="en")
+    known = transcriber.models.prefill_lookup
 
     def package(language, task):
-        caches = known.caches(language, task)
+        caches = known.columns(language, task)
         return caches.keys.numpy(), caches.values.numpy()
 
     def zeros(language, task):

@@ -78,7 +78,7 @@ def test_the_same_in_float16(demo_bundle, stateful_bundle):
 
 def test_a_window_is_projected_once(both, monkeypatch):
     calls = []
-    window = both[1]._session._functions.window
+    window = both[1].models.decoder.window
     run = window.run
     monkeypatch.setattr(window, "run", lambda *args, **given: calls.append(1) or run(*args, **given))
     both[1].transcribe(audio_of(utterance("en", 0)))  # the language is detected first: two beginnings, one window
@@ -88,16 +88,20 @@ def test_a_window_is_projected_once(both, monkeypatch):
 def test_caches_can_be_filled_from_a_table(both):
     import torch
 
-    from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches
+    from whisperkit_tools.decoder.session import CacheColumns
 
-    stateless, stateful = (one._models.new_session() for one in both)
+    stateless, stateful = (one.models.new_session() for one in both)
     assert isinstance(stateful, StatefulSession)
     embeds = torch.randn(1, 128, 1, 1500, generator=torch.manual_seed(0))
-    channels = stateless._keys.shape[1]
+    channels = both[0].sizes.cache_channels
     keys, values = torch.randn(2, 1, channels, 1, 3, generator=torch.manual_seed(1))
     for session in (stateless, stateful):
         session.begin(embeds)
-        session.fill(PrefilledCaches(keys, values), 3)
+        session.fill(CacheColumns(keys, values), 3)
+        assert torch.equal(session.columns(1, 3).keys, keys[..., 1:])
+        assert torch.equal(session.columns(0, 2).values, values[..., :2])
     expected, found = (session.step(7, 3)[0] for session in (stateless, stateful))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     stateful.fill(None, 3)
+    added, same = (session.columns(3, 4) for session in (stateless, stateful))
+    torch.testing.assert_close(same.keys, added.keys, rtol=1e-3, atol=1e-3)

@@ -13,9 +13,10 @@ import torch
 
 from tests.benchmarks import generate_parity as parity
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.contract import COMPONENTS
+from whisperkit_tools.contract import ALIGNMENT, COMPONENTS
+from whisperkit_tools.decoder.adapters import ArrayModelAdapter, FunctionModel
 from whisperkit_tools.decoder.loading import load_models
-from whisperkit_tools.decoder.session import Models, NumpyComponent
+from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError, BundleError, UnsupportedOperationError
 from whisperkit_tools.mil.backend import load_backend
@@ -223,7 +224,7 @@ def test_float16_mode_transcribes_too(demo_bundle):
 def test_arrays_in_and_out_are_enough(demo_bundle, transcriber):
     """Anything with Core ML's `predict` can run the packages; here the executor's own stands in for it."""
     bundle = Bundle.open(demo_bundle)
-    components = [NumpyComponent(load_backend(bundle.package(name).path)) for name in COMPONENTS]
+    components = [ArrayModelAdapter(load_backend(bundle.package(name).path)) for name in COMPONENTS]
     found = Transcriber.from_models(Models(*components), bundle)
     utterance = demo_utterances()[0]
     options = TranscribeOptions(word_timestamps=True, temperatures=(0.0,))
@@ -284,8 +285,9 @@ def test_a_bundle_without_generation_config_takes_the_ids_from_the_tokenizer(dem
     assert found.special.timestamp_begin == transcriber.special.timestamp_begin
 
 
-def test_word_timestamps_need_the_output(models, demo_bundle, monkeypatch):
-    monkeypatch.setattr(models, "sizes", replace(models.sizes, has_alignment=False))
-    transcriber = Transcriber.from_models(models, Bundle.open(demo_bundle))
+def test_word_timestamps_need_the_output(models, demo_bundle):
+    decoder = models.decoder
+    outputs = {name: spec for name, spec in decoder.outputs.items() if name != ALIGNMENT}
+    models = replace(models, decoder=FunctionModel(decoder.run, decoder.inputs, outputs))
     with pytest.raises(BundleError, match="no word timestamps"):
-        transcriber.check(TranscribeOptions(word_timestamps=True))
+        Transcriber.from_models(models, Bundle.open(demo_bundle)).check(TranscribeOptions(word_timestamps=True))

@@ -19,12 +19,12 @@ from whisperkit_tools.compress.manifest_section import compression_record, descr
 from whisperkit_tools.compress.package_builder import verify_packages, write_packages
 from whisperkit_tools.compress.planner import Aim, Model, Planner, Ticks
 from whisperkit_tools.contract import MODEL_COMPONENTS
-from whisperkit_tools.decoder.session import Component
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.errors import BundleError, QualityGateError
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.manifest import write_manifest
 from whisperkit_tools.memory import available_memory, release_memory
+from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.recipe import Recipe
@@ -77,7 +77,7 @@ class Palettizer:
         if config.aim is not None:
             self.planner.check(config.aim)
         self._candidates = Candidates(self.planner.profile.path)
-        self._mel: Component | None = None
+        self._mel: TensorModel | None = None
         self._gate: dict[str, Any] | None = None
         self._tuning_name: str | None = None  # of the candidate under way
 

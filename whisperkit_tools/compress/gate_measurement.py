@@ -1,8 +1,6 @@
 """What the uncompressed bundle makes of clips, as calibration windows, and how compressed ones do in comparison."""
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +11,13 @@ from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import Clip, tuning_clips
 from whisperkit_tools.contract import MODEL_COMPONENTS
-from whisperkit_tools.decoder.session import Component, Models
+from whisperkit_tools.decoder.adapters import MemoizedModel
+from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.errors import AudioError, BundleError
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import word_counts
+from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.quantization.gate import Example
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -34,7 +34,7 @@ class Heard:
 class Listener:
     """The uncompressed bundle, listening."""
 
-    def __init__(self, bundle: Bundle, max_tokens: int, mel: Component | None = None) -> None:
+    def __init__(self, bundle: Bundle, max_tokens: int, mel: TensorModel | None = None) -> None:
         """Load the bundle.
 
         Args:
@@ -42,7 +42,7 @@ class Listener:
             max_tokens: Most predicted tokens that count of one window.
             mel: Its spectrogram, where another listener has loaded it already and knows features of the same clips.
         """
-        self.mel = mel or _Remembering(bundle.package(contract.MEL).program())
+        self.mel = mel or MemoizedModel(bundle.package(contract.MEL).program())
         self.models, self.forcing = _load_bundle(bundle, self.mel)
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens
@@ -200,30 +200,8 @@ def _features(clip: Clip, models: Models) -> Tensor:
     return models.features(samples)
 
 
-class _Remembering:
-    """A component that computes the same as another, but not again what it has just computed."""
-
-    def __init__(self, component: Component, most: int | None = None) -> None:
-        """Remember the results of the `most` last inputs; of all when None."""
-        self.inputs, self.outputs = component.inputs, component.outputs
-        self._component, self._most = component, most
-        self._known: OrderedDict[bytes, Mapping[str, Tensor]] = OrderedDict()
-
-    def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]:
-        """Compute, or remember."""
-        digest = hashlib.sha256()
-        for value in inputs.values():
-            digest.update(value.contiguous().numpy().tobytes())
-        key = digest.digest()
-        if key not in self._known:
-            self._known[key] = self._component.run(inputs)
-            if self._most is not None and len(self._known) > self._most:
-                self._known.popitem(last=False)
-        return self._known[key]
-
-
-def _load_bundle(bundle: Bundle, mel: Component) -> tuple[Models, TeacherForcing]:
+def _load_bundle(bundle: Bundle, mel: TensorModel) -> tuple[Models, TeacherForcing]:
     """A bundle's models, its prefill too, but for the spectrogram, which compression leaves as it is."""
     encoder, decoder = (bundle.package(name).program() for name in MODEL_COMPONENTS)
     prefill = bundle.package(contract.PREFILL).program() if bundle.has(contract.PREFILL) else None
-    return Models(mel, _Remembering(encoder, most=1), decoder, prefill=prefill), TeacherForcing(decoder)
+    return Models(mel, MemoizedModel(encoder, capacity=1), decoder, prefill=prefill), TeacherForcing(decoder)

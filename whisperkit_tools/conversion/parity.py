@@ -8,7 +8,7 @@ Source of the thresholds: PSNR > 70 dB between re-authored PyTorch and the origi
 PyTorch (apple/coreai-models).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from whisperkit_tools import contract
-from whisperkit_tools.contract import STEP_FUNCTION, TEXT_STATES, WINDOW_FUNCTION, PackageInterface
+from whisperkit_tools.contract import PackageInterface
+from whisperkit_tools.decoder.adapters import FunctionModel
+from whisperkit_tools.decoder.loading import load_decoder
+from whisperkit_tools.decoder.session import DecoderSession
+from whisperkit_tools.decoder.stateful import StatefulDecoder, new_session
 from whisperkit_tools.errors import QualityGateError
-from whisperkit_tools.mil.graph import function_names
-from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.tensor_spec import Precision
+from whisperkit_tools.mil.backend import TensorModel
+from whisperkit_tools.mil.package import Package
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec
 from whisperkit_tools.signals import psnr_db
 
 Arrays = dict[str, NDArray[Any]]
-Predict = Callable[[Arrays], Mapping[str, NDArray[Any]]]
 
 DECODER_STEPS = 8
 
@@ -93,16 +97,16 @@ class Reference:
         self.component = component
         self.interface = interface
         self.example = example
-        self.tokens: list[int] = []
-        predict = _module_predict(module.float(), interface)
-        self.outputs = self._run(predict, choose_tokens=True)
+        # A decoder's first token, to which the first run adds what it chooses, greedily.
+        self.tokens = [int(token) for token in example.get(contract.INPUT_IDS, [])]
+        self.outputs = self._run(_module_model(module.float(), interface))
 
     def compare(self, package: Path) -> ComponentParity:
         """Run the package in both precisions on the same inputs."""
         return ComponentParity(self.component, self._figures(package, "float32"), self._figures(package, "float16"))
 
     def _figures(self, package: Path, precision: Any) -> dict[str, float]:
-        steps = self._run(_package_predict(package, precision), choose_tokens=False)
+        steps = self._run(_package_model(package, precision), precision)
         pairs = [
             (name, psnr_db(expected[name], found[name]))
             for expected, found in zip(self.outputs, steps, strict=True)
@@ -110,71 +114,48 @@ class Reference:
         ]
         return {name: min(value for other, value in pairs if other == name) for name in self.outputs[0]}
 
-    def _run(self, predict: Predict, *, choose_tokens: bool) -> list[Arrays]:
-        if contract.INPUT_IDS not in self.interface.inputs:
-            return [dict(predict(self.example))]
-        return self._decode(predict, choose_tokens)
+    def _run(self, model: TensorModel | StatefulDecoder, precision: Precision = "float32") -> list[Arrays]:
+        if not self.tokens and not isinstance(model, StatefulDecoder):
+            with torch.no_grad():
+                return [_arrays(model.run({name: torch.from_numpy(value) for name, value in self.example.items()}))]
+        session = new_session(model, dtype=torch.float16 if precision == "float16" else torch.float32)
+        return self._decode(session)
 
-    def _decode(self, predict: Predict, choose_tokens: bool) -> list[Arrays]:
-        """Decode some steps with the run's own caches; the reference chooses the tokens, greedily."""
-        caches = {
-            name: np.zeros(self.interface.inputs[name].shape, np.float32)
-            for name in (contract.KEY_CACHE, contract.VALUE_CACHE)
-        }
-        token = int(self.example[contract.INPUT_IDS][0])
+    def _decode(self, session: DecoderSession) -> list[Arrays]:
+        """Decode some steps with the session's own caches."""
+        session.begin(torch.from_numpy(self.example[contract.EMBEDS]))
         steps: list[Arrays] = []
-        for position in range(min(DECODER_STEPS, caches[contract.KEY_CACHE].shape[3])):
-            token = token if choose_tokens or position == 0 else self.tokens[position - 1]
-            outputs = dict(predict({**self.example, **_step_inputs(token, position, caches)}))
-            steps.append(outputs)
-            for name, cache in caches.items():
-                cache[..., position] = outputs[f"{name}_updates"][..., 0]
-            if choose_tokens:
-                token = int(outputs["logits"].argmax())
-                self.tokens.append(token)
+        for position in range(min(DECODER_STEPS, session.length)):
+            outputs = dict(session.outputs(self.tokens[position], position))
+            added = session.columns(position, position + 1)
+            outputs |= {contract.KEY_UPDATES: added.keys, contract.VALUE_UPDATES: added.values}
+            steps.append(_arrays({name: outputs[name] for name in self.interface.outputs}))
+            if position + 1 == len(self.tokens):
+                self.tokens.append(int(outputs[contract.LOGITS].argmax()))
         return steps
 
 
-def _step_inputs(token: int, position: int, caches: Arrays) -> Arrays:
-    length = caches[contract.KEY_CACHE].shape[3]
-    at = np.arange(length)[None]
-    return {
-        contract.INPUT_IDS: np.array([token], np.int32),
-        contract.CACHE_LENGTH: np.array([position], np.int32),
-        **caches,
-        contract.UPDATE_MASK: (at == position).astype(np.float32),
-        contract.PADDING_MASK: np.where(at <= position, 0, contract.MASKED).astype(np.float32),
-    }
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: tensor.numpy().copy() for name, tensor in tensors.items()}
 
 
-def _package_predict(package: Path, precision: Precision) -> Predict:
-    """Return what runs a package; a stateful decoder with the inputs and outputs of the runtime's form."""
-    if WINDOW_FUNCTION not in function_names(package):
-        return Program.load(package, precision=precision).predict
-    step, window = (
-        Program.load(package, precision=precision, function=name) for name in (STEP_FUNCTION, WINDOW_FUNCTION)
+def _package_model(path: Path, precision: Precision) -> TensorModel | StatefulDecoder:
+    package = Package(path)
+    return load_decoder(package, lambda function: package.program(function, precision=precision))
+
+
+def _module_model(module: torch.nn.Module, interface: PackageInterface) -> FunctionModel:
+    """Return a module as a model with the package's inputs and outputs."""
+
+    def run(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        outputs = module(*(inputs[name] for name in interface.inputs))
+        return dict(zip(interface.outputs, outputs if isinstance(outputs, tuple) else (outputs,), strict=True))
+
+    inputs, outputs = (
+        {name: TensorSpec(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        for tensors in (interface.inputs, interface.outputs)
     )
-    state = step.make_state()
-
-    def predict(inputs: Arrays) -> Arrays:
-        position = int(inputs[contract.CACHE_LENGTH][0])
-        if position == 0:
-            window.predict({name: inputs[name] for name in window.inputs}, state)
-        outputs: Arrays = step.predict({name: inputs[name] for name in step.inputs}, state)
-        updates = {name: state.read_state(name)[..., position : position + 1] for name in TEXT_STATES}
-        return {**outputs, **{f"{name}_updates": update for name, update in updates.items()}}
-
-    return predict
-
-
-def _module_predict(module: torch.nn.Module, interface: PackageInterface) -> Predict:
-    def predict(inputs: Arrays) -> Arrays:
-        with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(inputs[name]) for name in interface.inputs))
-        tensors = outputs if isinstance(outputs, tuple) else (outputs,)
-        return {name: tensor.numpy() for name, tensor in zip(interface.outputs, tensors, strict=True)}
-
-    return predict
+    return FunctionModel(run, inputs, outputs)
 
 
 def as_float16(array: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,18 +1,21 @@
-"""A bundle's packages to the models that the decoding loop calls."""
+"""Loading the packages of a bundle for transcription."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION
-from whisperkit_tools.decoder.session import Component, Models, NumpyComponent
-from whisperkit_tools.decoder.stateful import StatefulDecoder, StatefulSession
-from whisperkit_tools.errors import UnsupportedOperationError
+from whisperkit_tools.decoder.adapters import ArrayModelAdapter
+from whisperkit_tools.decoder.models import Models
+from whisperkit_tools.decoder.stateful import StatefulDecoder
+from whisperkit_tools.errors import OptionsError, UnsupportedOperationError, option
+from whisperkit_tools.mil.backend import BackendName, TensorModel
+from whisperkit_tools.mil.package import Package
 from whisperkit_tools.mil.tensor_spec import Precision
 
-_PREFILL = contract.PREFILL
+BACKENDS = ("torch", "coreml")
 # Source: the on-device runtime's defaults.
 _DEFAULT_UNITS = {contract.MEL: "cpu_and_gpu", contract.ENCODER: "cpu_and_ne", contract.DECODER: "cpu_and_ne"}
 
@@ -21,64 +24,61 @@ def load_models(
     bundle: Bundle,
     *,
     precision: Precision = "float32",
-    backend: str = "torch",
+    backend: BackendName = "torch",
     compute_units: str | None = None,
     device: str = "cpu",
 ) -> Models:
-    """Load the packages of a bundle.
+    """Load the packages of a bundle, a stateful decoder as well as one with its caches as inputs.
 
     Args:
         bundle: The bundle.
         precision: For `torch`: `float32`, or `float16` to round every operation's result as the device does.
         backend: `torch` or `coreml`.
-        compute_units: For `coreml`; None for the runtime's own choice for each package.
-        device: For `torch`.
+        compute_units: For `coreml`: units of the three components. None for the runtime's own choice of each. The
+            prefill, which is a lookup, always runs on the CPU.
+        device: For `torch`: `cpu`, `cuda` or `mps`.
 
     Raises:
         BundleError: A package is missing or damaged, or they do not belong together.
+        OptionsError: There is no such backend.
         UnsupportedOperationError: This machine lacks the backend or the device, or a program has unknown operations.
     """
-    if bundle.package(contract.DECODER).is_stateful:
-        return _stateful_models(bundle, precision, backend, compute_units, device)
-    if backend == "coreml":
-        components = [_core_ml(bundle, name, compute_units or units) for name, units in _DEFAULT_UNITS.items()]
-        prefill: Component | None = _core_ml(bundle, _PREFILL, "cpu_only") if bundle.has(_PREFILL) else None
-        return Models(*components, prefill=prefill, dtype=torch.float16)
-    _check_device(device)
-    programs = [bundle.package(name).program(precision=precision, device=device) for name in _DEFAULT_UNITS]
-    prefill = None
-    if bundle.has(_PREFILL):
-        prefill = bundle.package(_PREFILL).program(precision=precision, device=device)
-    dtype = torch.float16 if precision == "float16" else torch.float32
-    return Models(*programs, prefill=prefill, device=device, dtype=dtype)
-
-
-def _stateful_models(
-    bundle: Bundle, precision: Precision, backend: str, compute_units: str | None, device: str
-) -> Models:
-    """As `load_models`, for a bundle whose decoder has two functions on one state."""
-
-    def load(name: str, function: str = "main") -> Any:
-        if backend == "coreml":
-            return _core_ml(bundle, name, compute_units or _DEFAULT_UNITS.get(name, "cpu_only"), function)
-        return bundle.package(name).program(precision=precision, device=device, function=function)
-
-    if backend != "coreml":
+    if backend not in BACKENDS:
+        raise OptionsError(f"{option('backend')} is {backend!r}; choose from {', '.join(BACKENDS)}")
+    on_core_ml = backend == "coreml"
+    if not on_core_ml:
         _check_device(device)
-    half = backend == "coreml" or precision == "float16"
+
+    def load(component: str, function: str = contract.STEP_FUNCTION) -> TensorModel:
+        package = bundle.package(component)
+        if not on_core_ml:
+            return package.program(function, precision=precision, device=device)
+        default = _DEFAULT_UNITS.get(component)
+        units = "cpu_only" if default is None else compute_units or default
+        return ArrayModelAdapter(package.core_ml(function, compute_units=units))
+
     return Models(
         load(contract.MEL),
         load(contract.ENCODER),
-        StatefulDecoder(load(contract.DECODER, STEP_FUNCTION), load(contract.DECODER, WINDOW_FUNCTION)),
-        prefill=load(_PREFILL) if bundle.has(_PREFILL) else None,
-        session=StatefulSession,
-        device="cpu" if backend == "coreml" else device,
-        dtype=torch.float16 if half else torch.float32,
+        load_decoder(bundle.package(contract.DECODER), partial(load, contract.DECODER)),
+        prefill=load(contract.PREFILL) if bundle.has(contract.PREFILL) else None,
+        device="cpu" if on_core_ml else device,
+        dtype=torch.float16 if on_core_ml or precision == "float16" else torch.float32,
     )
 
 
-def _core_ml(bundle: Bundle, name: str, compute_units: str, function: str = "main") -> NumpyComponent:
-    return NumpyComponent(bundle.package(name).core_ml(function, compute_units=compute_units))
+def load_decoder(package: Package, load: Callable[[str], TensorModel]) -> TensorModel | StatefulDecoder:
+    """Load a decoder in the form that its package has.
+
+    Args:
+        package: A TextDecoder.
+        load: Loads one of its functions.
+
+    Raises:
+        BundleError: The package is damaged.
+    """
+    step = load(contract.STEP_FUNCTION)
+    return StatefulDecoder(step, load(contract.WINDOW_FUNCTION)) if package.is_stateful else step
 
 
 def _check_device(device: str) -> None:

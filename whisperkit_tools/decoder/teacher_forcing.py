@@ -25,6 +25,7 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.decoder.batched import BatchedDecoder
+from whisperkit_tools.decoder.session import CacheSession
 from whisperkit_tools.decoder.step_inputs import StepInputs
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.program import Program
@@ -183,19 +184,18 @@ class TeacherForcing:
 
     def sequential(self, window: SpeechWindow, embeds: Tensor) -> ForcedRun:
         """Run the steps one by one, as the device does. Otherwise the same as `forward`."""
-        keys, values = self._empty_caches()
-        ids, rows = self.ids(window), list[Tensor]()
-        with torch.no_grad():
-            for at in range(len(ids)):
-                changing = {contract.INPUT_IDS: ids[at], **self._steps.step(at)}
-                row, key, value = _call(self.program.run, changing, _shared(keys, values, embeds))
-                keys[..., at : at + 1], values[..., at : at + 1] = key, value
-                if at >= window.first - 1:
-                    rows.append(row.clone())
-        return ForcedRun(torch.stack(rows), keys, values)
+        session = CacheSession(self.program, device=self.program.device)
+        session.begin(embeds)
+        rows = list[Tensor]()
+        for position in range(len(self.ids(window))):
+            outputs = session.outputs(window.tokens[position], position)
+            if position >= window.first - 1:
+                rows.append(outputs[contract.LOGITS].reshape(-1).clone())
+        caches = session.columns(0, self.length)
+        return ForcedRun(torch.stack(rows), caches.keys, caches.values)
 
     def _batched(self, batch: BatchedDecoder, window: SpeechWindow, ids: Tensor, embeds: Tensor) -> ForcedRun:
-        keys, values = self._empty_caches()
+        keys, values = (torch.zeros(self._cache_shape, device=self.program.device) for _ in range(2))
         filled = keys[..., : len(ids)], values[..., : len(ids)]
         rows: list[Tensor] = []
         with torch.no_grad():
@@ -205,10 +205,6 @@ class TeacherForcing:
                     cache[..., chunk] = column[..., 0].permute(1, 2, 3, 0)
                 rows.append(logits)
         return ForcedRun(torch.cat(rows)[window.first - 1 :].clone(), keys, values)
-
-    def _empty_caches(self) -> tuple[Tensor, Tensor]:
-        keys, values = (torch.zeros(self._cache_shape, device=self.program.device) for _ in range(2))
-        return keys, values
 
     def _chunk(self, run: _Run, ids: Tensor, chunk: slice, caches: Sequence[Tensor], embeds: Tensor) -> _Outputs:
         """Run the steps of a chunk of positions as one batch."""

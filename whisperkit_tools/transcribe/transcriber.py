@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches
-from whisperkit_tools.decoder.session import Models, Sizes
+from whisperkit_tools.decoder.models import Models, ModelSizes
+from whisperkit_tools.decoder.session import CacheColumns
 from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.mil.backend import BackendName
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Segment, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
@@ -89,10 +90,10 @@ class Transcriber:
             tokenizer: Its tokenizer.
             max_length: Most tokens of prompt and answer together.
         """
-        self._models = models
+        self.models = models
         self._tokenizer = tokenizer
         self._max_length = min(max_length, models.sizes.kv_length)
-        self._session = models.new_session()
+        self.session = models.new_session()
 
     @classmethod
     def load(
@@ -100,7 +101,7 @@ class Transcriber:
         bundle: Bundle | str | Path,
         *,
         precision: Precision = "float32",
-        backend: str = "torch",
+        backend: BackendName = "torch",
         compute_units: str | None = None,
         device: str = "cpu",
     ) -> "Transcriber":
@@ -140,9 +141,9 @@ class Transcriber:
         return cls(models, tokenizer, max_length=int(config.get("max_target_positions", models.sizes.kv_length)))
 
     @property
-    def sizes(self) -> Sizes:
-        """Sizes of the bundle's models."""
-        return self._models.sizes
+    def sizes(self) -> ModelSizes:
+        """ModelSizes of the bundle's models."""
+        return self.models.sizes
 
     @property
     def special(self) -> SpecialTokens:
@@ -177,7 +178,7 @@ class Transcriber:
         elif options.long_form == "vad" and job.duration_s > options.chunk_s:
             self._by_pauses(job, samples)
         else:
-            self._sequential(job, audio_features(self._models, samples, options.features), 0.0, job.duration_s)
+            self._sequential(job, audio_features(self.models, samples, options.features), 0.0, job.duration_s)
         return self._finish(job)
 
     def transcribe_features(
@@ -195,7 +196,7 @@ class Transcriber:
         options = options or TranscribeOptions()
         if options.long_form != "sequential":
             raise AudioError(f"features that were computed elsewhere are not cut: long_form is {options.long_form!r}")
-        sizes = self._models.sizes
+        sizes = self.models.sizes
         source = ArrayFeatures(features, sizes.n_frames)
         job = self._begin(options, source.n_frames * sizes.hop_length / SAMPLE_RATE_HZ, None)
         self._sequential(job, source, 0.0, job.duration_s)
@@ -230,11 +231,11 @@ class Transcriber:
         """Make ready for one transcription."""
         started = time.perf_counter()
         self.check(options)
-        self._session.steps = 0
+        self.session.steps = 0
         prompt, notice = self._prompt(options)
         context = Context(self.special, prompt, condition=options.condition_on_previous_text, limit=self._prompt_limit)
         decoder = WindowDecoder(
-            self._session, self.special, options, max_length=self._max_length, vocab_size=self.sizes.vocab_size
+            self.session, self.special, options, max_length=self._max_length, vocab_size=self.sizes.vocab_size
         )
         notices = tuple(line for line in (notice, self._prefill_notice(options)) if line)
         return _Job(options, duration_s, progress, started, notices, context, decoder)
@@ -280,7 +281,7 @@ class Transcriber:
         speech = detector(options.vad).speech(samples)
         longest = round(options.chunk_s * SAMPLE_RATE_HZ)
         for start, stop in cut_in_pauses(samples, speech, longest) or [(0, len(samples))]:
-            source = audio_features(self._models, samples[start:stop], options.features)
+            source = audio_features(self.models, samples[start:stop], options.features)
             self._sequential(job, source, start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
         job.tell(job.duration_s)
 
@@ -291,7 +292,7 @@ class Transcriber:
         position_s = self.sizes.hop_length * self.sizes.frames_per_position / SAMPLE_RATE_HZ
         heard = []
         for chunk in overlapping_chunks(len(samples), length, stride):
-            source = audio_features(self._models, samples[chunk.start : chunk.stop], options.features)
+            source = audio_features(self.models, samples[chunk.start : chunk.stop], options.features)
             window = self._window(job, source, 0, source.n_frames)
             self._record(job.record, window, ())
             stop_s = chunk.stop / SAMPLE_RATE_HZ
@@ -307,7 +308,7 @@ class Transcriber:
         begin = time.perf_counter()
         features = source.window(frame, count)
         between = time.perf_counter()
-        embeds = self._models.encode(features)
+        embeds = self.models.encode(features)
         record.mel_s += between - begin
         record.encoder_s += time.perf_counter() - between
         return embeds
@@ -332,24 +333,24 @@ class Transcriber:
             ids.append(special.no_timestamps)
         return _Start(tuple(ids), language, probability)
 
-    def _prefilled(self, start: _Start, options: TranscribeOptions) -> PrefilledCaches | None:
+    def _prefilled(self, start: _Start, options: TranscribeOptions) -> CacheColumns | None:
         """Return the table's caches of the language and task, where it is to be used."""
-        table = self._models.prefill
+        table = self.models.prefill_lookup
         if table is None or not options.prefill or table.length != self.special.forced:
             return None
-        return table.caches(self.special.languages.get(start.language, 0), TASKS.index(options.task))
+        return table.columns(self.special.languages.get(start.language, 0), TASKS.index(options.task))
 
     def _prefill_notice(self, options: TranscribeOptions) -> str | None:
         """Say why a table that is there and wanted is of no use."""
-        table, forced = self._models.prefill, self.special.forced
+        table, forced = self.models.prefill_lookup, self.special.forced
         if table is None or not options.prefill or table.length == forced:
             return None
         return f"the bundle's prefill is not used: it holds {table.length} tokens, answers here start with {forced}"
 
     def detect_language(self, embeds: Tensor) -> tuple[str, float]:
         """Return the most probable language of a window and its probability among all languages."""
-        self._session.begin(embeds)
-        logits, _ = self._session.step(self.special.start_of_transcript, 0)
+        self.session.begin(embeds)
+        logits, _ = self.session.step(self.special.start_of_transcript, 0)
         codes = list(self.special.languages)
         probabilities = logits[[self.special.languages[code] for code in codes]].softmax(dim=0)
         best = int(probabilities.argmax())
@@ -420,7 +421,7 @@ class Transcriber:
             decoder_s=round(record.decoder_s, 6),
             time_to_first_token_s=round(first - started, 6),
             windows=record.windows,
-            decoder_steps=self._session.steps,
+            decoder_steps=self.session.steps,
             tokens=len(record.tokens),
             tokens_per_second=round(record.generated / record.decoder_s, 3) if record.decoder_s else 0.0,
             fallbacks=record.fallbacks,

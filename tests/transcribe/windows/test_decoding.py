@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
-from whisperkit_tools.decoder.session import DecoderSession, Sizes
+from whisperkit_tools.decoder.session import CacheSession
 from whisperkit_tools.errors import BundleError, OptionsError
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -23,7 +23,6 @@ SPECIAL = SpecialTokens(
     timestamp_begin=15, timestamp_end=VOCABULARY, languages={}, tasks={}, suppressed=(), suppressed_at_begin=(),
     max_initial_timestamp_index=None,
 )  # fmt: skip
-SIZES = Sizes(480_000, 80, 3000, 1500, VOCABULARY, LENGTH, True)
 
 
 class ScriptedDecoder:
@@ -56,7 +55,7 @@ def favouring(token, strength=9.0, **others):
 
 def decode(answers, *, prefix=(START, 14), max_length=LENGTH, alignment=True, **options):
     decoder = ScriptedDecoder(answers, alignment)
-    session = DecoderSession(decoder, SIZES, torch.device("cpu"), torch.float32)
+    session = CacheSession(decoder)
     chosen = TranscribeOptions(**{"timestamps": False, "temperatures": (0.0,)} | options)
     window = WindowDecoder(session, SPECIAL, chosen, max_length=max_length, vocab_size=VOCABULARY).decode(
         torch.zeros(1, 1, 1, 1500), list(prefix), prefix.index(START)
@@ -219,7 +218,7 @@ def test_an_answer_may_be_cut_short():
 
 def test_sessions_are_used_for_window_after_window():
     decoder = ScriptedDecoder([favouring(END)])
-    session = DecoderSession(decoder, SIZES, torch.device("cpu"), torch.float32)
+    session = CacheSession(decoder)
     for _ in range(2):
         session.begin(torch.zeros(1, 1, 1, 1500))
         session.step(1, 0)

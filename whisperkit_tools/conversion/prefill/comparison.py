@@ -1,7 +1,7 @@
 """The same speech transcribed with several prefills: each clip is encoded once, and decoded greedily with each."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.conversion.prefill.audio import read_audio
+from whisperkit_tools.decoder.adapters import FunctionModel, MemoizedModel
 from whisperkit_tools.decoder.loading import load_models
-from whisperkit_tools.decoder.prefill_lookup import OUTPUTS, ContextPrefill
-from whisperkit_tools.decoder.session import Component, Models
+from whisperkit_tools.decoder.models import Models
+from whisperkit_tools.decoder.prefill_lookup import PREFILL_OUTPUTS
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.speech import Recording
+from whisperkit_tools.transcribe.audio.load import load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -40,15 +42,24 @@ def transcripts_with(
     Returns:
         By name, the text of each clip.
     """
-    transcriber, models, memory = _load(bundle)
-    tables = {name: find and _prefill(find, models, transcriber) for name, find in prefills.items()}
+    opened = Bundle.open(bundle)
+    loaded = load_models(opened)
+    mel, encoder = MemoizedModel(loaded.mel), MemoizedModel(loaded.encoder)
+    models = replace(loaded, mel=mel, encoder=encoder, prefill=None)
+    special = Transcriber.from_models(models, opened).special
+    transcribers = {
+        name: Transcriber.from_models(
+            replace(models, prefill=None if find is None else _prefill(find, models, special.forced)), opened
+        )
+        for name, find in prefills.items()
+    }
     found: dict[str, list[str]] = {name: [] for name in prefills}
     for clip in clips:
-        memory.clear()
-        options = _options(clip.language if transcriber.special.is_multilingual else None)
-        for name, table in tables.items():
-            models.prefill = table
-            found[name].append(transcriber.transcribe(clip.audio(read_audio), options).text)
+        mel.clear()
+        encoder.clear()
+        options, samples = _options(clip.language if special.is_multilingual else None), clip.audio(load_audio)
+        for name, transcriber in transcribers.items():
+            found[name].append(transcriber.transcribe(samples, options).text)
     return found
 
 
@@ -63,57 +74,14 @@ def _options(language: str | None) -> TranscribeOptions:
     )
 
 
-def _load(bundle: Path) -> tuple[Transcriber, Models, "_Memory"]:
-    opened = Bundle.open(bundle)
-    models, memory = load_models(opened), _Memory()
-    models.wrap_audio_side(memory.around)
-    return Transcriber.from_models(models, opened), models, memory
+def _prefill(find: Lookup, models: Models, forced: int) -> FunctionModel:
+    """Return a table as the package TextDecoderContextPrefill, which gives the caches of `forced` tokens."""
+    shape = (1, models.sizes.cache_channels, 1, forced)
+    outputs = {name: TensorSpec(name, shape, "float16") for name in PREFILL_OUTPUTS}
+    inputs = {name: TensorSpec(name, (1,), "int32") for name in (contract.TASK, contract.LANGUAGE)}
 
+    def run(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = find(int(given[contract.LANGUAGE]), int(given[contract.TASK]))
+        return {name: torch.from_numpy(array) for name, array in zip(PREFILL_OUTPUTS, found, strict=True)}
 
-class _Memory:
-    """What components gave for what they were given, until it is cleared."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, bytes], Mapping[str, Tensor]] = {}
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._known.clear()
-
-    def around(self, component: Component) -> Component:
-        """A component that computes the same, but only once."""
-        return _Remembering(component, self._known)
-
-
-class _Remembering:
-    def __init__(self, component: Component, known: dict[tuple[int, bytes], Mapping[str, Tensor]]) -> None:
-        self.inputs, self.outputs = component.inputs, component.outputs
-        self._component, self._known = component, known
-
-    def run(self, inputs: Mapping[str, Tensor], /) -> Mapping[str, Tensor]:
-        """Compute, or remember."""
-        digest = hashlib.sha256()
-        for value in inputs.values():
-            digest.update(value.contiguous().numpy().tobytes())
-        key = (id(self), digest.digest())
-        if key not in self._known:
-            self._known[key] = self._component.run(inputs)
-        return self._known[key]
-
-
-def _prefill(find: Lookup, models: Models, transcriber: Transcriber) -> ContextPrefill:
-    table = _FunctionTable(find, models.sizes.cache_channels, transcriber.special.forced)
-    return ContextPrefill(table, models.sizes.cache_channels, models.device, models.dtype)
-
-
-class _FunctionTable:
-    """Stands in for the package."""
-
-    def __init__(self, find: Lookup, channels: int, length: int) -> None:
-        self._find = find
-        self.outputs = {name: TensorSpec(name, (1, channels, 1, length), "float16") for name in OUTPUTS}
-
-    def run(self, inputs: Mapping[str, Tensor], /) -> dict[str, Tensor]:
-        """Look up."""
-        found = self._find(int(inputs["language"]), int(inputs["task"]))
-        return {name: torch.from_numpy(array) for name, array in zip(OUTPUTS, found, strict=True)}
+    return FunctionModel(run, inputs, outputs)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperkit_tools.decoder.session import Models
+from whisperkit_tools.decoder.models import Models
 
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 

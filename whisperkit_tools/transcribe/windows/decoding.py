@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whisperkit_tools.decoder.prefill_lookup import PrefilledCaches, usable
-from whisperkit_tools.decoder.session import DecoderSession
+from whisperkit_tools.decoder.prefill_lookup import usable_positions
+from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
@@ -94,7 +94,7 @@ class WindowDecoder:
         embeds: Tensor,
         prefix: Sequence[int],
         start_of_transcript: int,
-        prefilled: PrefilledCaches | None = None,
+        prefilled: CacheColumns | None = None,
     ) -> DecodedWindow:
         """Decode a window, falling back to the next temperature while the result looks wrong.
 
@@ -108,7 +108,7 @@ class WindowDecoder:
             BundleError: The model gives logits that are not numbers.
         """
         self._session.begin(embeds)
-        looked_up = usable(prefilled, prefix, start_of_transcript)
+        looked_up = usable_positions(prefilled, prefix, start_of_transcript)
         self._session.fill(prefilled, looked_up)
         no_speech_prob, logits, alignment = self._read_prefix(prefix, start_of_transcript, looked_up)
         first_token_at = time.perf_counter()

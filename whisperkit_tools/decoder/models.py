@@ -1,0 +1,162 @@
+"""The packages of a bundle as transcription sees them: audio to features, to embeddings, to decoding sessions."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from whisperkit_tools import contract
+from whisperkit_tools.decoder.prefill_lookup import PrefillLookup
+from whisperkit_tools.decoder.session import DecoderSession, fixed_axis
+from whisperkit_tools.decoder.stateful import StatefulDecoder, new_session
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.backend import TensorModel
+from whisperkit_tools.speech import Samples
+
+_CACHE_UPDATES = (contract.KEY_UPDATES, contract.VALUE_UPDATES)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Sizes that the declared shapes of the packages tell.
+
+    Attributes:
+        n_samples: Samples of a window (480000).
+        n_mels: Mel bins.
+        n_frames: Mel frames of a window (3000).
+        n_audio_ctx: Encoder positions of a window (1500).
+        vocab_size: Logits.
+        kv_length: Positions of the caches.
+        has_alignment: Whether the decoder returns `alignment_heads_weights`.
+        cache_channels: Channels of the caches, all layers together.
+    """
+
+    n_samples: int
+    n_mels: int
+    n_frames: int
+    n_audio_ctx: int
+    vocab_size: int
+    kv_length: int
+    has_alignment: bool
+    cache_channels: int
+
+    @property
+    def hop_length(self) -> int:
+        """Samples of a mel frame."""
+        return self.n_samples // self.n_frames
+
+    @property
+    def frames_per_position(self) -> int:
+        """Mel frames of an encoder position, which is also one step between timestamps."""
+        return self.n_frames // self.n_audio_ctx
+
+
+@dataclass(frozen=True)
+class Models:
+    """Loaded packages that belong together. `dataclasses.replace` makes the same with other parts.
+
+    Attributes:
+        mel: MelSpectrogram.
+        encoder: AudioEncoder.
+        decoder: TextDecoder, or both functions of a stateful one.
+        prefill: TextDecoderContextPrefill. None where the bundle has none, or where it is not to be used.
+        device: Device of their tensors.
+        dtype: Type of the floating-point tensors handed in, except for the audio.
+
+    Raises:
+        BundleError: They do not belong together.
+    """
+
+    mel: TensorModel
+    encoder: TensorModel
+    decoder: TensorModel | StatefulDecoder
+    prefill: TensorModel | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        """Check that the packages belong together, and make the prefill's lookup.
+
+        Raises:
+            BundleError: They do not.
+        """
+        _check_names(self)
+        _check_shapes(self)
+        _ = self.sizes, self.prefill_lookup
+
+    @cached_property
+    def sizes(self) -> ModelSizes:
+        """The sizes in the declared shapes, read as the on-device runtime reads them."""
+        mel, encoder, decoder = self.mel, self.encoder, self.decoder
+        return ModelSizes(
+            n_samples=fixed_axis(mel.inputs[contract.AUDIO], 0),
+            n_mels=fixed_axis(mel.outputs[contract.FEATURES], 1),
+            n_frames=fixed_axis(mel.outputs[contract.FEATURES], 3),
+            n_audio_ctx=fixed_axis(encoder.outputs[contract.EMBEDS], 3),
+            vocab_size=fixed_axis(decoder.outputs[contract.LOGITS], -1),
+            kv_length=fixed_axis(decoder.inputs[contract.KEY_CACHE], 3),
+            has_alignment=contract.ALIGNMENT in decoder.outputs,
+            cache_channels=fixed_axis(decoder.inputs[contract.KEY_CACHE], 1),
+        )
+
+    @cached_property
+    def prefill_lookup(self) -> PrefillLookup | None:
+        """Lookup of the caches after the forced tokens. None without a prefill."""
+        if self.prefill is None:
+            return None
+        return PrefillLookup(self.prefill, self.sizes.cache_channels, device=self.device, dtype=self.dtype)
+
+    def features(self, audio: Samples) -> Tensor:
+        """Return mel features `[1, n_mels, 1, n_frames]` of one window of `n_samples` samples."""
+        with torch.no_grad():
+            outputs = self.mel.run({contract.AUDIO: torch.from_numpy(audio).to(self.device)})
+        return outputs[contract.FEATURES].to(self.dtype)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return audio embeddings `[1, D, 1, n_audio_ctx]` of one window's features `[1, n_mels, 1, n_frames]`."""
+        with torch.no_grad():
+            outputs = self.encoder.run({contract.FEATURES: features.to(self.device, self.dtype)})
+        return outputs[contract.EMBEDS].to(self.dtype)
+
+    def new_session(self) -> DecoderSession:
+        """Return a session with caches of its own, for window after window."""
+        return new_session(self.decoder, device=self.device, dtype=self.dtype)
+
+
+def _check_names(models: Models) -> None:
+    """Raise `BundleError` naming all inputs and outputs that are missing."""
+    mel, encoder, decoder = models.mel, models.encoder, models.decoder
+    updates = () if isinstance(decoder, StatefulDecoder) else _CACHE_UPDATES
+    caches = (contract.KEY_CACHE, contract.VALUE_CACHE)
+    missing = [
+        f"{component} {direction} {name}"
+        for component, direction, declared, names in (
+            (contract.MEL, "input", mel.inputs, (contract.AUDIO,)),
+            (contract.MEL, "output", mel.outputs, (contract.FEATURES,)),
+            (contract.ENCODER, "input", encoder.inputs, (contract.FEATURES,)),
+            (contract.ENCODER, "output", encoder.outputs, (contract.EMBEDS,)),
+            (contract.DECODER, "input", decoder.inputs, (*caches, contract.EMBEDS)),
+            (contract.DECODER, "output", decoder.outputs, (contract.LOGITS, *updates)),
+        )
+        for name in names
+        if name not in declared
+    ]
+    if missing:
+        raise BundleError(
+            f"the packages lack {'; '.join(missing)}; they were not made for this runtime, convert the model again"
+        )
+
+
+def _check_shapes(models: Models) -> None:
+    """Raise `BundleError` where one package makes another shape than the next one reads."""
+    features, embeds = contract.FEATURES, contract.EMBEDS
+    pairs = (
+        ("mel features", models.mel.outputs[features].shape, models.encoder.inputs[features].shape),
+        ("audio embeddings", models.encoder.outputs[embeds].shape, models.decoder.inputs[embeds].shape),
+    )
+    for what, made, wanted in pairs:
+        if tuple(made) != tuple(wanted):
+            raise BundleError(
+                f"the packages do not belong together: {what} are made as {list(made)} and read as {list(wanted)}"
+            )
