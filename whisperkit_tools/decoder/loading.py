@@ -11,7 +11,7 @@ from whisperkit_tools.decoder.adapters import ArrayModelAdapter
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.stateful import StatefulDecoder
 from whisperkit_tools.errors import OptionsError, UnsupportedOperationError, option
-from whisperkit_tools.mil.backend import BackendName, TensorModel
+from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.mil.package import Package
 from whisperkit_tools.mil.tensor_spec import Precision
 
@@ -24,7 +24,7 @@ def load_models(
     bundle: Bundle,
     *,
     precision: Precision = "float32",
-    backend: BackendName = "torch",
+    backend: str = "torch",
     compute_units: str | None = None,
     device: str = "cpu",
 ) -> Models:

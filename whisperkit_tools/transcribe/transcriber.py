@@ -13,7 +13,6 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.decoder.models import Models, ModelSizes
 from whisperkit_tools.decoder.session import CacheColumns
 from whisperkit_tools.errors import AudioError, BundleError
-from whisperkit_tools.mil.backend import BackendName
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Segment, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures, FeatureSource, FloatArray, audio_features
@@ -101,7 +100,7 @@ class Transcriber:
         bundle: Bundle | str | Path,
         *,
         precision: Precision = "float32",
-        backend: BackendName = "torch",
+        backend: str = "torch",
         compute_units: str | None = None,
         device: str = "cpu",
     ) -> "Transcriber":
