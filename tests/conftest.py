@@ -31,7 +31,7 @@ def _quiet_libraries():
 
 @pytest.fixture(autouse=True)
 def _restore_log_levels():
-    """`wkt` run inside a test silences the libraries for its process, which is the other tests' too."""
+    """Undo what `wkt` inside a test does: it silences the libraries for its process, which other tests use too."""
     loggers = [
         logging.getLogger(name) for name in ("transformers", "huggingface_hub", "coremltools", "torch", "datasets")
     ]
@@ -43,7 +43,7 @@ def _restore_log_levels():
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real audio and checkpoints beside the project; tests that use it skip where it is absent."""
+    """The folder with real audio and checkpoints beside the project. Tests that use it skip where it is absent."""
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is not there: this test needs the real audio and checkpoints beside the project")
     return SHARED
@@ -51,7 +51,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def wkt(capsys):
-    """Run `wkt` in this process; gives exit code, stdout and stderr."""
+    """Run `wkt` in this process and return its exit code, stdout and stderr."""
 
     from whisperkit_tools import cli
 
@@ -112,7 +112,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def interruptible():
-    """Lets processes that a test starts be interrupted: a shell's background jobs ignore it, and hand that on."""
+    """Let processes that a test starts be interrupted. A shell's background jobs ignore SIGINT and pass that on."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -50,6 +50,7 @@ SIZES = {  # source: the published configs and generation configs
     "tiny": Size(384, 4, 6, 51865, alignment_heads=((2, 2), (3, 0), (3, 2), (3, 3), (3, 4), (3, 5))),
     "base": Size(512, 6, 8, 51865),
     "small": Size(768, 12, 12, 51865),
+    "medium": Size(1024, 24, 16, 51865),
     "large-v3": Size(
         1280, 32, 20, 51866, 128, alignment_heads=tuple((layer, 4) for layer in (7, 10, 12, 13, 19, 20, 21, 23, 24, 25))
     ),

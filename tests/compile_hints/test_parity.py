@@ -1,37 +1,18 @@
 """AudioEncoder and TextDecoder against transformers' Whisper in float32, at true dimensions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from tests.benchmarks.dimensions import SIZES, dimensions
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.dimensions import ModelDimensions
 
-TINY = ModelDimensions(
-    n_mels=80,
-    d_model=384,
-    encoder_layers=4,
-    encoder_attention_heads=6,
-    encoder_ffn_dim=1536,
-    decoder_layers=4,
-    decoder_attention_heads=6,
-    decoder_ffn_dim=1536,
-    vocab_size=51865,
-)
-LARGE_V3_2_LAYERS = ModelDimensions(
-    n_mels=128,
-    d_model=1280,
-    encoder_layers=2,
-    encoder_attention_heads=20,
-    encoder_ffn_dim=5120,
-    decoder_layers=2,
-    decoder_attention_heads=20,
-    decoder_ffn_dim=5120,
-    vocab_size=51866,
-)
+TINY = dimensions(SIZES["tiny"].config())
+LARGE_V3_2_LAYERS = replace(dimensions(SIZES["large-v3"].config()), encoder_layers=2, decoder_layers=2)
 TOKENS = [50258, 50259, 50359, 50363, 440, 1723]
 HEADS = ((0, 1), (1, 0), (1, 3))
 MINIMUM_DB = 70.0

@@ -1,1 +1,1 @@
-"""What several test files share."""
+"""Helpers of several test files."""

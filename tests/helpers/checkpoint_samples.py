@@ -53,7 +53,7 @@ def save(model: WhisperForConditionalGeneration, folder: Path, **options: Any) -
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file; None deletes one."""
+    """Change fields of a JSON file. None deletes a field."""
     value = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({name: content for name, content in value.items() if content is not None}))
 

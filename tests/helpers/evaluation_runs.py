@@ -1,7 +1,7 @@
-"""What tests of the evaluation share: audio that carries its own text, a transcriber that reads it, runs of both.
+"""Audio that carries its own text, a fake transcriber that reads it, and evaluations of both.
 
-The transcriber is a fake of the model, which is not under test here: it hears which clip it was given by the clip's
-first samples. Audio files, datasets, processes and folders are real.
+The transcriber stands in for the model, which is not under test. It tells the clips apart by their first samples. Audio
+files, datasets, processes and folders are real.
 """
 
 import json
@@ -30,13 +30,13 @@ def reference(number: int) -> str:
 
 
 def heard(number: int) -> str:
-    """Every third clip is heard with a mistake."""
+    """Return the transcript of a clip. Every third one has a mistake."""
     words = reference(number).split()
     return " ".join(words if number % 3 else ["mauve", *words[1:]])
 
 
 def read(path: Path):
-    """The decoder that is handed in; a file named so breaks half-way."""
+    """Decode an audio file. A file whose name begins with `broken` fails half-way."""
     if path.stem.startswith("broken"):
         raise AudioError(f"{path}: broken after 0.2 s; get the file again")
     samples, _ = soundfile.read(path, dtype="float32")
@@ -61,7 +61,7 @@ def make_dataset(folder: Path, count: int, *, broken=(), seconds: float = 0.5, l
 
 @dataclass(frozen=True)
 class LoadFake:
-    """Loads the fake; picklable, as the real ones are."""
+    """Loads the fake. Picklable, as the real loaders are."""
 
     log: str = ""
     delay_s: float = 0.0
@@ -104,7 +104,7 @@ class Fake:
 
 
 class Notes:
-    """Remembers what a run said."""
+    """Remembers the notes and states that a run reports."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -136,7 +136,7 @@ def run(
 
 
 def without_times(value):
-    """A report or row without what may differ between two runs of the same thing."""
+    """Return a report or row without the fields that may differ between two equal runs."""
     times = {"started", "finished", "speed", "timings", "compute_s", "compute_p95_s", "end_lag_s", "is_real_time"}
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in times and "latency" not in k}
@@ -144,7 +144,7 @@ def without_times(value):
 
 
 def content(folder: Path):
-    """Report and rows of a run, without times."""
+    """Return a run's report and rows without times."""
     report = json.loads((folder / "report.json").read_text())
     parts = {
         path.name: [without_times(json.loads(line)) for line in path.read_text().splitlines()]

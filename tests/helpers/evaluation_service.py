@@ -1,4 +1,4 @@
-"""A service with OpenAI's transcription endpoint on this machine, for the tests of the backend and of the command."""
+"""A local service with OpenAI's transcription endpoint."""
 
 import json
 from email import message_from_bytes
@@ -15,7 +15,7 @@ ANSWER = {
 
 
 class Service(ThreadingHTTPServer):
-    """An OpenAI-compatible service that answers what it is told to, in turn, and keeps what it was sent."""
+    """An OpenAI-compatible service that gives prepared answers in turn and keeps the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

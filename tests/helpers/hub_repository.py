@@ -1,4 +1,4 @@
-"""What the test Hub keeps: repositories of commits, and the objects that their trees name, on disk.
+"""Storage of the test Hub: repositories of commits, and the objects that their trees name, on disk.
 
 Object ids are those of the Hub: a git blob's SHA-1 for small text files, the SHA-256 of the content for large ones.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a tree; `oid` is the SHA-256 where `lfs`, else the git blob id."""
+    """A file of a tree. `oid` is the SHA-256 where `lfs`, else the git blob id."""
 
     oid: str
     size: int
@@ -21,7 +21,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit; `tree` maps paths to entries."""
+    """A commit. `tree` maps paths to entries."""
 
     oid: str
     parent: str | None
@@ -36,13 +36,13 @@ class Conflict(Exception):
 
 
 def git_blob_id(content: bytes) -> str:
-    """SHA-1 of git's blob object."""
+    """Return the SHA-1 of git's blob object."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @dataclass
 class Repository:
-    """One repository: its commits by id, its branches, tags and pull requests by full name."""
+    """A repository: commits by id, and branches, tags and pull requests by full name."""
 
     id: str
     kind: str
@@ -56,14 +56,14 @@ class Repository:
             self.refs["refs/heads/main"] = self._add(None, "initial commit", "", {})
 
     def resolve(self, revision: str) -> Commit | None:
-        """The commit of a branch, a tag, a full reference or a commit id."""
+        """Return the commit of a branch, a tag, a full reference or a commit id."""
         for name in (revision, f"refs/heads/{revision}", f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.commits[self.refs[name]]
         return self.commits.get(revision)
 
     def history(self, revision: str) -> list[Commit]:
-        """Commits from the newest to the first."""
+        """Return the commits from the newest to the first."""
         found, commit = [], self.resolve(revision)
         while commit is not None:
             found.append(commit)
@@ -107,18 +107,18 @@ class Repository:
 
 
 class ObjectStore:
-    """Contents on disk, by id; a large object can arrive in parts."""
+    """Contents on disk, by id. A large object can arrive in parts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, oid: str) -> Path:
-        """Where an object lies or would lie."""
+        """Return the path of an object, whether it exists or not."""
         return self.folder / oid
 
     def has(self, oid: str) -> bool:
-        """Whether the whole object is there."""
+        """Whether the whole object exists."""
         return self.path(oid).is_file()
 
     def put(self, oid: str, content: bytes) -> None:
@@ -133,7 +133,7 @@ class ObjectStore:
         return hashlib.md5(content).hexdigest()
 
     def join(self, oid: str, numbers: list[int]) -> bool:
-        """Put the parts together; whether the content has the SHA-256 that its id says."""
+        """Put the parts together and return whether the content has the SHA-256 that its id states."""
         parts = [self.path(f"{oid}.part{number}") for number in numbers]
         content = b"".join(part.read_bytes() for part in parts)
         if hashlib.sha256(content).hexdigest() != oid:

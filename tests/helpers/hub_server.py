@@ -28,7 +28,7 @@ PAGE = 25  # entries of a tree page: small, so that clients must turn pages
 
 
 class TestHub:
-    """Both servers and their state; a context manager."""
+    """Both servers and their state, as a context manager."""
 
     __test__ = False
 
@@ -58,32 +58,32 @@ class TestHub:
 
     @property
     def url(self) -> str:
-        """Address of the Hub."""
+        """The Hub's address."""
         return f"http://127.0.0.1:{self._hub.server_address[1]}"
 
     @property
     def storage_url(self) -> str:
-        """Address of the object storage: another host by name."""
+        """The object storage's address, which names another host."""
         return f"http://localhost:{self._storage.server_address[1]}"
 
     def repository(self, repo_id: str, kind: str = "model", *, create: bool = False) -> Repository:
-        """A repository by id."""
+        """Return a repository by id."""
         if create:
             self.repositories.setdefault((kind, repo_id), Repository(repo_id, kind))
         return self.repositories[(kind, repo_id)]
 
     def content(self, entry: Entry) -> bytes:
-        """Bytes of a file."""
+        """Return the bytes of a file."""
         return self.objects.path(entry.oid).read_bytes()
 
     def files(self, repo_id: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
-        """All files of a revision."""
+        """Return all files of a revision."""
         commit = self.repository(repo_id, kind).resolve(revision)
         assert commit is not None
         return {path: self.content(entry) for path, entry in commit.tree.items()}
 
     def push(self, repo_id: str, files: dict[str, bytes | None], title: str = "by hand", kind: str = "model") -> str:
-        """Commit from outside the client, as a colleague would."""
+        """Commit without the client, as a colleague would."""
         changes: dict[str, Entry | None] = {}
         for path, content in files.items():
             if content is None:
@@ -95,7 +95,7 @@ class TestHub:
         return self.repository(repo_id, kind).commit("main", title, "", changes)[0].oid
 
     def uploads(self) -> int:
-        """Bytes that the storage has received."""
+        """The number of bytes that the storage has received."""
         return sum(item.body_bytes for item in self.log if item.server == "storage" and item.method == "PUT")
 
 
@@ -121,7 +121,7 @@ class HubHandler(BaseHandler):
         return self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _open(self, kind: str, repo: str, *, write: bool = False) -> Repository | None:
-        """The repository where the caller may read (or write) it; answers the error otherwise."""
+        """Return the repository if the caller may read (or write) it, and answer with the error otherwise."""
         repository = self.hub.repositories.get((kind.removesuffix("s"), repo))
         user = self._user()
         if "Authorization" in self.headers and user is None:
@@ -214,7 +214,7 @@ class HubHandler(BaseHandler):
                 for key, prefix in named.items()})  # fmt: skip
 
     def tag(self, kind: str, repo: str, rev: str) -> None:
-        """POST makes a tag, DELETE removes it."""
+        """POST of a new tag, DELETE of an existing one."""
         repository = self._open(kind, repo, write=True)
         if not repository:
             return
@@ -232,7 +232,7 @@ class HubHandler(BaseHandler):
             self.answer({})
 
     def branch(self, kind: str, repo: str, rev: str) -> None:
-        """POST makes a branch."""
+        """POST of a new branch."""
         repository = self._open(kind, repo, write=True)
         if not repository:
             return
@@ -253,12 +253,12 @@ class HubHandler(BaseHandler):
                           "authors": [{"user": "ann"}]} for item in found[0].history(rev)])  # fmt: skip
 
     def auth_check(self, kind: str, repo: str, write: str = "") -> None:
-        """GET: may the caller read or write."""
+        """GET of whether the caller may read or write."""
         if self._open(kind, repo, write=bool(write)):
             self.answer({})
 
     def validate_yaml(self) -> None:
-        """POST of a card: its metadata must be a YAML mapping."""
+        """POST of a card, whose metadata must be a YAML mapping."""
         found = re.match(r"---\n(.*?)\n---\n", self.json()["content"], re.DOTALL)
         try:
             metadata = yaml.safe_load(found[1]) if found else {}
@@ -271,7 +271,7 @@ class HubHandler(BaseHandler):
             self.answer({"errors": [], "warnings": []})
 
     def preupload(self, kind: str, repo: str, rev: str) -> None:
-        """POST of files: which of them go to the storage, and what is there now."""
+        """POST of files, to learn which of them go to the storage and which exist."""
         repository = self._open(kind, repo, write="create_pr" not in self.query)
         commit = repository.resolve(rev) if repository else None
         if repository and commit is None:
@@ -286,7 +286,7 @@ class HubHandler(BaseHandler):
             self.answer({"files": answer})
 
     def lfs_batch(self, repo: str, prefix: str = "") -> None:
-        """POST of objects: where to upload each; nothing to do for those that are there."""
+        """POST of objects, to learn where to upload those that do not exist."""
         if not self._open("datasets" if prefix else "models", repo, write=True):
             return
         stored = sum(path.stat().st_size for path in self.hub.objects.folder.iterdir())
@@ -310,7 +310,7 @@ class HubHandler(BaseHandler):
         return {"upload": {"href": f"{self.hub.url}/lfs/complete/{oid}", "header": header}, "verify": verify}
 
     def lfs_complete(self, oid: str) -> None:
-        """POST: the parts are there."""
+        """POST after all parts have arrived."""
         numbers = [part["partNumber"] for part in self.json()["parts"]]
         if self.hub.objects.join(oid, numbers):
             self.answer({})
@@ -318,7 +318,7 @@ class HubHandler(BaseHandler):
             self.fail(422, message="the parts do not have the announced hash")
 
     def lfs_verify(self) -> None:
-        """POST: is the object there, whole."""
+        """POST of the question whether an object is complete."""
         path = self.hub.objects.path(self.json()["oid"])
         if path.is_file() and path.stat().st_size == self.json()["size"]:
             self.answer({})
@@ -371,7 +371,7 @@ class HubHandler(BaseHandler):
         return changes
 
     def download(self, repo: str, rev: str, path: str, prefix: str = "") -> None:
-        """GET or HEAD of a file: small ones at once, large ones by a redirect to the storage."""
+        """GET or HEAD of a file. Large files are redirected to the storage."""
         found = self._at("datasets" if prefix else "models", repo, rev)
         if not found:
             return

@@ -1,4 +1,4 @@
-"""What both servers of the test Hub share: reading and answering requests, the log, and the faults; and the storage."""
+"""Requests, answers, log and faults of the test Hub's two servers, and the object storage."""
 
 import json
 import re
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fault:
-    """What happens instead of the answer to requests whose method and path match, `times` times."""
+    """A fault that takes the place of the answer to matching requests, `times` times."""
 
     method: str
     path: str
@@ -29,7 +29,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Logged:
-    """One request."""
+    """A request."""
 
     server: str
     method: str
@@ -47,7 +47,7 @@ class BaseHandler(BaseHTTPRequestHandler):
     timeout = 20
 
     def log_message(self, *arguments: object) -> None:
-        """Nothing on stderr."""
+        """Write nothing to stderr."""
 
     def _serve(self) -> None:
         split = urlsplit(self.path)
@@ -102,11 +102,11 @@ class BaseHandler(BaseHTTPRequestHandler):
         )
 
     def route(self) -> None:
-        """Answer; in subclasses."""
+        """Answer the request. Subclasses say how."""
         raise NotImplementedError
 
     def json(self) -> Any:
-        """The body as JSON."""
+        """Return the body as JSON."""
         return json.loads(self.body or b"{}")
 
     def answer(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -119,7 +119,7 @@ class BaseHandler(BaseHTTPRequestHandler):
         self.answer({"error": message or code}, status, headers)
 
     def send(self, content: bytes, status: int, headers: dict[str, str]) -> None:
-        """Answer with bytes; honours a range."""
+        """Answer with bytes, or with the range of them that was asked for."""
         if self.mute:
             self.close_connection = True
             self.connection.shutdown(2)

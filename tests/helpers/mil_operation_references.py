@@ -1,4 +1,4 @@
-"""Operations without value inference in coremltools: inputs, and what NumPy, SciPy or torch make of them."""
+"""Operations without value inference in coremltools: inputs, and the results of NumPy, SciPy or torch."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Runs a single operation of a program, in the executor and in coremltools' value inference."""
+"""A single operation of a program, in the executor and in coremltools' value inference."""
 
 import copy
 from pathlib import Path
@@ -38,7 +38,7 @@ def run(
     shapes: tuple[tuple[int | None, ...], ...] = ((None,),),
     **options: Any,
 ) -> Any:
-    """Run one operation whose inputs are all constants; `outputs` and `shapes` are what it declares of its results."""
+    """Run an operation whose inputs are all constants. `outputs` and `shapes` declare its results."""
     constants: dict[str, Constant] = {}
     bound: dict[str, tuple[TensorSpec, ...]] = {}
     for parameter, value in inputs.items():
@@ -55,7 +55,7 @@ def run(
 
 
 def inferred(op_type: str, inputs: dict[str, Any], opset: str = "iOS17") -> Any:
-    """What coremltools' value inference gives: an array, or a tuple of them."""
+    """Return the result of coremltools' value inference: an array, or a tuple of them."""
     ct = import_coremltools()
     from coremltools.converters.mil import Builder as mb
 

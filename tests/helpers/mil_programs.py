@@ -45,7 +45,7 @@ def save(program: Callable[..., Any], specs: list[Any], path: Path, opset: str =
 
 
 def step_program(dtype: str, expensive: np.ndarray = WEIGHT) -> tuple[Callable[..., Any], list[Any]]:
-    """A program with an input `memory` that an expensive part depends on alone, and `token`, which changes."""
+    """Return a program with an expensive part that depends on the input `memory` alone, and the input `token`."""
     import_coremltools()
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.mil import types

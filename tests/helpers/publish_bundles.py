@@ -1,4 +1,4 @@
-"""Bundles and reports for the tests of publishing: small, and real in all that publishing looks at."""
+"""Small bundles and reports for the tests of publishing, real in everything that publishing reads."""
 
 import json
 
@@ -14,7 +14,7 @@ VERIFIED = {name: {"float32": {"out": 110.0}, "float16": {"out": 60.0}}
 
 
 def make_bundle(folder, name="acme_whisper-w", *, seed=0, manifest=None):
-    """The files of a bundle, small; what publishing looks at is real, the weights are noise."""
+    """Write a small bundle whose weights are noise."""
     path = folder / name
     for component in ("MelSpectrogram", "AudioEncoder", "TextDecoder"):
         data = path / f"{component}.mlpackage" / "Data" / "com.apple.CoreML"
@@ -45,7 +45,7 @@ def compressed(passed=True, **more):
 
 
 def write_report(folder, bundle, wer, *, dataset="librispeech"):
-    """A report as `wkt evaluate` writes it."""
+    """Write a report as `wkt evaluate` does."""
     content = bundle.manifest.content_sha256()
     run = RunReport(
         "k", bundle.name, BundleInfo(bundle.name, "x", 1, {}, content), BackendInfo("executor", bundle.name, content),

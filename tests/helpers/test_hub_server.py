@@ -1,4 +1,4 @@
-"""The test Hub against the real client: what the publishing tests stand on."""
+"""The test Hub against the real client."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What the tests of gradients through a bundle's programs share."""
+"""The demo's packages and features for them."""
 
 import pytest
 import torch
@@ -13,5 +13,5 @@ def packages(demo_bundle):
 
 @pytest.fixture(scope="session")
 def noise_features():
-    """Features `[1, n_mels, 1, frames]` of nothing in particular."""
+    """Features `[1, n_mels, 1, frames]` of seeded noise."""
     return torch.randn(1, 80, 1, 3000, generator=torch.Generator().manual_seed(0)) * 0.3

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks.dimensions import SIZES, dimensions
 from whisperkit_tools.compile_hints.attention import Cat, SplitHeads, SplitHeadsQ
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.lint.chips import load_chips
@@ -30,29 +31,11 @@ TABLE = load_chips()
 METADATA = Metadata("", "", "", "", 9, "CoreML8", {})
 CHIPS = tuple(TABLE.chips)
 
-# Layers, channels, heads and mel bins of OpenAI's models.
-SIZES = {
-    "tiny": (4, 384, 6, 80),
-    "base": (6, 512, 8, 80),
-    "small": (12, 768, 12, 80),
-    "medium": (24, 1024, 16, 80),
-    "large-v3": (32, 1280, 20, 128),
-}
+MODELS = ("tiny", "base", "small", "medium", "large-v3")
 
 
-def dimensions(name: str) -> ModelDimensions:
-    layers, width, heads, mels = SIZES[name]
-    return ModelDimensions(
-        n_mels=mels,
-        d_model=width,
-        encoder_layers=layers,
-        encoder_attention_heads=heads,
-        encoder_ffn_dim=4 * width,
-        decoder_layers=layers,
-        decoder_attention_heads=heads,
-        decoder_ffn_dim=4 * width,
-        vocab_size=51866 if mels == 128 else 51865,
-    )
+def dimensions_of(name: str) -> ModelDimensions:
+    return dimensions(SIZES[name].config())
 
 
 class Sketch:
@@ -230,7 +213,7 @@ def test_a_reduction_counts_its_input_and_an_unknown_operation_is_reported():
 
 @pytest.mark.parametrize("name", ["tiny", "large-v3"])
 def test_counts_at_true_sizes_are_those_of_torch(name):
-    dims = dimensions(name)
+    dims = dimensions_of(name)
     assert 2 * macs(sketch_encoder(dims)) == encoder_flops(dims)
     assert 2 * macs(sketch_decoder(dims)) == decoder_flops(dims)
 
@@ -289,17 +272,17 @@ def test_order_per_head_before_plain_encoder(encoders):
 
 @pytest.mark.parametrize("sketch", [sketch_encoder, sketch_decoder])
 def test_order_tiny_to_large(sketch):
-    graphs = [sketch(dimensions(name)) for name in SIZES]
+    graphs = [sketch(dimensions_of(name)) for name in MODELS]
     for chip in CHIPS:
         times = [estimate(graph, chip).latency_s for graph in graphs]
         assert times == sorted(times)
         assert times[-1] > 5 * times[0]
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", MODELS)
 def test_order_stateful_before_stateless_step(name):
     """Published: 8.4 to 4.6 ms a step. The program is sketched: audio keys and values are given, not projected anew."""
-    stateless, stateful = (sketch_decoder(dimensions(name), given) for given in (False, True))
+    stateless, stateful = (sketch_decoder(dimensions_of(name), given) for given in (False, True))
     assert macs(stateful) < macs(stateless)
     for chip in CHIPS:
         assert estimate(stateful, chip).latency_s < estimate(stateless, chip).latency_s
@@ -307,13 +290,13 @@ def test_order_stateful_before_stateless_step(name):
 
 @pytest.mark.parametrize(("slower", "faster"), [("a14", "a15"), ("a15", "a16"), ("m1", "m5"), ("a12", "a14")])
 def test_order_of_chips(slower, faster):
-    for graph in (sketch_encoder(dimensions("small")), sketch_decoder(dimensions("small"))):
+    for graph in (sketch_encoder(dimensions_of("small")), sketch_decoder(dimensions_of("small"))):
         assert estimate(graph, faster).latency_s < estimate(graph, slower).latency_s
 
 
 def test_the_large_encoder_is_in_the_published_range():
     """About 650 ms on iPhone in the plain layout: the estimate is not asked for more than the order of magnitude."""
-    assert 0.2 < estimate(sketch_encoder(dimensions("large-v3")), "a16").latency_s < 2.0
+    assert 0.2 < estimate(sketch_encoder(dimensions_of("large-v3")), "a16").latency_s < 2.0
 
 
 def compressed(path: Path, target: Path, kind: str) -> Graph:
@@ -464,7 +447,7 @@ def test_a_window_is_every_component_once_and_the_decoder_often():
 
 @pytest.fixture
 def bundle_estimates() -> list[Any]:
-    graph = sketch_encoder(dimensions("tiny"))
+    graph = sketch_encoder(dimensions_of("tiny"))
     return [estimate_bundle("one", {"AudioEncoder": graph}, TABLE.chip(chip), TABLE) for chip in ("m1", "m5")]
 
 
