@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-output
 
-.PHONY: demo test lint fuzz figures wheel-test clean
+.PHONY: demo test lint fuzz figures docs wheel-test clean
 
 $(VENV)/.runtime: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -34,6 +34,10 @@ test: lint
 # The property tests on examples drawn anew, which `make test` leaves out to be repeatable.
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --hypothesis-profile fuzz $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
+
+# Write the command reference from the commands' own help.
+docs: $(VENV)/.runtime
+	$(BIN)/python -m whisperkit_tools.cli.reference > docs/cli.md
 
 # Render docs/figures.md from the stored figures. NAMES measures these again first (`all` for every one, which takes
 # hours), AUDIO names recordings for those that need some.

@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -136,3 +137,23 @@ with sticky_sigint():
     assert done.stdout == "counted\n"
     assert "KeyboardInterrupt" not in done.stderr
     assert "ValueError: shown" in done.stderr
+
+
+def test_the_command_reference_is_up_to_date():
+    from whisperkit_tools.cli.reference import reference
+
+    written = (Path(__file__).resolve().parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_texts_are_sentences_in_plain_words(name):
+    """Each says by itself what the option is for; none asks a question or trails off."""
+    command = cli.cli.get_command(click.Context(cli.cli), name)
+    for param in command.params:
+        if isinstance(param, click.Option):
+            text = param.help.split("  [default")[0]
+            assert text[0].isupper() or text.split()[0].strip(":,") in ("mixed", "executor", "demo"), param.opts
+            assert text.endswith("."), param.opts
+            assert text.split()[0] not in ("Of", "Most", "Least", "What", "Whether", "How", "Where", "Who"), param.opts
+            assert ";" not in text, param.opts

@@ -26,7 +26,7 @@ _examples = options.options(
         show_default=True,
         help="Seed for sampling, noise and bootstrap intervals.",
     ),
-    click.option("--language", help="Skip examples in other languages than this code."),
+    click.option("--language", help="Code of a language. Examples in other languages are skipped."),
     click.option("--min-duration", type=float, metavar="SECONDS", help="Skip examples shorter than this."),
     click.option("--max-duration", type=float, metavar="SECONDS", help="Skip examples longer than this."),
     click.option("--skip-bad", is_flag=True, help="Skip broken examples, and list them in the report."),
@@ -63,7 +63,7 @@ _running = options.options(
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Where examples are transcribed. ray: on a cluster whose machines see audio and models at the same paths.",
+        help="Transcribe on this machine, or on a Ray cluster whose machines see audio and models at the same paths.",
     ),
     click.option(
         "--address", help="Address of a running Ray cluster.  [default: a cluster is started on this machine]"
@@ -86,7 +86,8 @@ _decoding = options.options(
     click.option(
         "--long-form",
         type=click.Choice(["sequential", "chunked", "vad"]),
-        help="Audio of more than 30 s: window after window, in overlapping chunks, or cut at its pauses.",
+        help="Audio of more than 30 s: window after window, in overlapping chunks, or cut at its pauses.  "
+        "[default: sequential]",
     ),
     click.option("--chunk-length", type=float, metavar="SECONDS", help="Length of a chunk or piece."),
     click.option("--stride", type=float, metavar="SECONDS", help="Overlap of a chunk with each neighbour."),

@@ -93,7 +93,7 @@ def lint(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> found = wkt.lint("bundles/demo", chip="m1")
+        >>> found = wkt.lint("bundles/acme_whisper-demo", chip="m1")
         >>> round(found.packages["AudioEncoder"].report.flops_share, 1)
         1.0
     """
@@ -166,7 +166,7 @@ def estimate(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> costs = wkt.estimate("bundles/demo", chip="m1")
+        >>> costs = wkt.estimate("bundles/acme_whisper-demo", chip="m1")
         >>> [program.component for program in costs.estimates[0].programs]
         ['MelSpectrogram', 'AudioEncoder', 'TextDecoder']
     """
@@ -238,7 +238,7 @@ def verify(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> wkt.verify("bundles/demo", parity=False).found.problems
+        >>> wkt.verify("bundles/acme_whisper-demo", parity=False).found.problems
         ()
     """
     opened = as_bundle(bundle)

@@ -192,7 +192,7 @@ def evaluate(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> runs = wkt.evaluate("bundles/demo", dataset="demo", limit=2, check_silence=False)
+        >>> runs = wkt.evaluate("bundles/acme_whisper-demo", dataset="demo", limit=2, check_silence=False)
         >>> runs[0].report.metrics.wer < 0.2
         True
     """

@@ -178,7 +178,7 @@ def palettize(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> small = wkt.palettize("bundles/demo", bits=8, windows=1, gate_examples=2, output_dir="compressed")
+        >>> small = wkt.palettize("bundles/acme_whisper-demo", bits=8, windows=1, gate_examples=2, output_dir="compressed")
         >>> small.result.verdict.passed
         True
     """

@@ -95,9 +95,9 @@ def publish(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> done = wkt.publish("bundles/demo", to="registry/")
+        >>> done = wkt.publish("bundles/acme_whisper-demo", to="registry/")
         >>> done.plan.variants
-        ('demo',)
+        ('acme_whisper-demo',)
         >>> done.commit is not None
         True
     """
@@ -248,9 +248,9 @@ def pull(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> published = wkt.publish("bundles/demo", to="registry/")
-        >>> wkt.pull("registry/", "demo", output_dir="pulled").path.name
-        'demo'
+        >>> published = wkt.publish("bundles/acme_whisper-demo", to="registry/")
+        >>> wkt.pull("registry/", "acme_whisper-demo", output_dir="pulled").path.name
+        'acme_whisper-demo'
     """
     progress = progress or SilentProgress()
 

@@ -47,7 +47,7 @@ def report(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> run = wkt.evaluate("bundles/demo", dataset="demo", limit=2, check_silence=False)[0]
+        >>> run = wkt.evaluate("bundles/acme_whisper-demo", dataset="demo", limit=2, check_silence=False)[0]
         >>> written = wkt.report(run, output="report", title="A report")
         >>> (written.folder / "report.html").is_file()
         True
