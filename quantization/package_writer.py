@@ -4,7 +4,6 @@ Everything but the weights named is carried over as it is: names, interface, met
 weight that several operations read (the token embedding) is one operation and one stored copy, as it was.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -15,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whisperkit_tools.errors import BundleError, RecipeError
-from whisperkit_tools.mil.graph import Graph, read_graph
+from whisperkit_tools.mil.graph import Graph, model_file, read_graph, read_spec
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.protos import model_proto
 from whisperkit_tools.mil.weights_file import FILE_NAME, WeightsWriter
 from whisperkit_tools.quantization.compressed_ops import OUTLIERS, Forms, Weight, second_use
 from whisperkit_tools.quantization.compression import SPEC_VERSIONS, Compression
@@ -152,18 +150,11 @@ def _check_written(package: Path, palettized: Mapping[str, Palettized]) -> None:
 def _checked(source: Path, weights: list[Weight]) -> tuple[Any, Path]:
     """The specification and where it lies, after all that can be wrong with the wish has been looked at."""
     graph = read_graph(source)
-    model = _model_path(source)
+    model = model_file(source)
     problems = [line for weight in weights for line in _problems(weight, graph)]
     if problems:
         raise RecipeError(f"{source.name} cannot be compressed so: " + "; ".join(problems))
-    spec = model_proto().Model()
-    spec.ParseFromString(model.read_bytes())
-    return spec, model
-
-
-def _model_path(package: Path) -> Path:
-    manifest = json.loads((package / "Manifest.json").read_text(encoding="utf-8"))
-    return package / "Data" / str(manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]["path"])
+    return read_spec(source), model
 
 
 def _problems(weight: Weight, graph: Graph) -> Iterator[str]:

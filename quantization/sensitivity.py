@@ -29,7 +29,7 @@ from torch import Tensor
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
 from whisperkit_tools.decoder.teacher_forcing import ForcedRun, SpeechWindow, TeacherForcing
 from whisperkit_tools.memory import release_memory
-from whisperkit_tools.mil.activation_checkpointing import Segments
+from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
@@ -266,7 +266,7 @@ class _Encoder:
 
     def __init__(self, package: Path, options: FisherOptions) -> None:
         self._program = Program.load(package)
-        self._segments = Segments(self._program, options.budget_bytes)
+        self._segments = CheckpointedProgram(self._program, options.budget_bytes)
         self.square = _Squares(self._program, read_graph(package))
 
     def run(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
-from whisperkit_tools.mil.activation_checkpointing import Segments
+from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.ops.constexpr import entry_rows, palette_to_dense
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
@@ -176,7 +176,7 @@ class Tuning:
             for name, part in palettized.get(component, {}).items()
         }
         self._tunes_encoder = bool(palettized.get(ENCODER))
-        self._segments = Segments(encoder, options.budget_bytes) if self._tunes_encoder else None
+        self._segments = CheckpointedProgram(encoder, options.budget_bytes) if self._tunes_encoder else None
         self._name = self._named()
         # Without a change in the encoder its output does not change either.
         self._embeds: dict[int, Tensor] = {}

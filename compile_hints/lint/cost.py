@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
 from whisperkit_tools.compile_hints.lint.flops import OperationCount, Weight, count_program
 from whisperkit_tools.compile_hints.lint.rules import lint_program
-from whisperkit_tools.compile_hints.lint.traffic import memory_bytes, operation_key, segments
+from whisperkit_tools.compile_hints.lint.traffic import memory_bytes, operation_key, partitions
 from whisperkit_tools.mil.graph import Graph
 
 DEFAULT_DECODER_PASSES = 100
@@ -97,7 +97,7 @@ def estimate_program(component: str, graph: Graph, chip: Chip, table: ChipTable)
     on_engine = residency.on_engine
     counts = count_program(graph)
     moved = memory_bytes(graph, on_engine, chip.working_set_bytes.value)
-    launches = len(segments(graph, on_engine))
+    launches = len(partitions(graph, on_engine))
     times = []
     for count in counts:
         name = operation_key(count.operation)

@@ -31,12 +31,12 @@ def draw_roofline(estimates: Sequence[BundleEstimate], table: ChipTable, target:
         target: The PNG file to write.
 
     Raises:
-        WktError: matplotlib is not installed, or the file is no PNG.
+        WktError: matplotlib is not installed, or the file is not a PNG.
         OSError: The file cannot be written.
     """
     require_matplotlib()
     if target.suffix.lower() != ".png":
-        raise WktError(f"{target} is no PNG file; name the picture with the ending .png")
+        raise WktError(f"{target} is not a PNG file; give the picture a name that ends with .png")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -16,8 +16,8 @@ from whisperkit_tools.compile_hints.lint.traffic import (
     copied_bytes,
     memory_bytes,
     operation_key,
+    partitions,
     runtime_operations,
-    segments,
 )
 from whisperkit_tools.mil.graph import Graph, Operation
 from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, is_float
@@ -50,7 +50,7 @@ class Rule:
 _RULES = (
     Rule("no-path", True, GUIDE, "write it with operations that the engine has, or compute it outside the program"),
     Rule("newer-chip", True, GUIDE, "write it with operations that this chip has, or leave it to newer chips"),
-    Rule("unknown-operation", True, "ane-guide, appendix A, does not list it", "check it with --measured on a Mac"),
+    Rule("unknown-operation", True, "ane-guide, appendix A, does not list it", "ask Core ML on a Mac"),
     Rule("control-flow", True, GUIDE, "unroll loops and conditions before conversion"),
     Rule("float32", True, COREAI, "convert with float16 precision, constants included"),
     Rule("integer", True, COREAI, "compute indices and masks outside the program, or in float16"),
@@ -166,7 +166,7 @@ def lint_program(graph: Graph, chip: Chip, table: ChipTable) -> Residency:
         types={operation_key(operation): operation.type for operation in operations},
         flops_share=flops_share,
         bytes_share=bytes_share,
-        switches=max(len(segments(graph, on_engine)) - 1, 0),
+        switches=max(len(partitions(graph, on_engine)) - 1, 0),
         padding_bytes=sum(finding.wasted_bytes for finding in findings if finding.rule == "alignment"),
         copied_bytes=sum(finding.wasted_bytes for finding in findings if finding.rule == "copy"),
         findings=tuple(findings),
@@ -332,7 +332,7 @@ class _Linter:
                     for operation in runtime_operations(self.graph)
                     if any(spec.name == state.name for spec in operation.reads)
                 )
-                what = f"{state}: the last axis is no multiple of {STATE_ALIGNMENT}; such states fail on the engine"
+                what = f"{state}: the last axis is not a multiple of {STATE_ALIGNMENT}; such states fail on the engine"
                 yield self._make("state-width", f"state {state.name}", what, used)
 
     def _float32_islands(self) -> Iterator[Finding]:

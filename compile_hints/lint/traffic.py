@@ -24,7 +24,7 @@ from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Partition:
     """Operations that run one after the other on one engine.
 
     Attributes:
@@ -46,7 +46,7 @@ def runtime_operations(graph: Graph) -> list[Operation]:
     return [operation for operation in graph.operations if not operation.type.startswith("constexpr_")]
 
 
-def segments(graph: Graph, on_engine: dict[str, bool]) -> list[Segment]:
+def partitions(graph: Graph, on_engine: dict[str, bool]) -> list[Partition]:
     """Order the operations so that the engine changes rarely, as a partitioner does.
 
     Args:
@@ -57,7 +57,7 @@ def segments(graph: Graph, on_engine: dict[str, bool]) -> list[Segment]:
     return min(orders, key=len)
 
 
-def _ordered(graph: Graph, on_engine: dict[str, bool], start: bool) -> list[Segment]:
+def _ordered(graph: Graph, on_engine: dict[str, bool], start: bool) -> list[Partition]:
     """Take what is ready on one engine until nothing is, then change to the other."""
     operations = runtime_operations(graph)
     producer = {output.name: operation_key(operation) for operation in operations for output in operation.outputs}
@@ -72,7 +72,7 @@ def _ordered(graph: Graph, on_engine: dict[str, bool], start: bool) -> list[Segm
     for name, count in missing.items():
         if not count:
             ready[on_engine[name]].append(name)
-    found: list[Segment] = []
+    found: list[Partition] = []
     current = start if ready[start] else not start
     while ready[current]:
         done: list[str] = []
@@ -83,7 +83,7 @@ def _ordered(graph: Graph, on_engine: dict[str, bool], start: bool) -> list[Segm
                 missing[follower] -= 1
                 if not missing[follower]:
                     ready[on_engine[follower]].append(follower)
-        found.append(Segment(current, tuple(done)))
+        found.append(Partition(current, tuple(done)))
         current = not current
     return found
 

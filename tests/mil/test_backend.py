@@ -1,7 +1,5 @@
-"""Choosing what runs a package; Core ML itself on macOS; and silence on import."""
+"""Choosing what runs a package, and Core ML itself on macOS."""
 
-import logging
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -69,19 +67,3 @@ def test_core_ml_agrees_with_torch(package: Path, compute_units: str) -> None:
     assert given["x"] is x
     np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=2e-2, atol=2e-2)
     assert dict(core_ml.inputs) == dict(load_backend(package).inputs)
-
-
-def test_importing_coremltools_is_silent() -> None:
-    code = "from whisperkit_tools.mil.coreml import import_coremltools; import_coremltools()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout + done.stderr == ""
-
-
-@pytest.mark.parametrize(("verbose", "expected"), [(False, []), (True, ["notice"])])
-def test_notices_pass_only_when_verbose(verbose: bool, expected: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    with quiet_coremltools(verbose=verbose):
-        logger.warning("notice")
-    assert caplog.messages == expected
-    assert logger.level == level

@@ -1,12 +1,7 @@
 """Programs loaded from packages: predict and run, parameters and gradients, what is kept between calls, bad input."""
 
 import copy
-import json
 import pickle
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,34 +49,6 @@ def test_interface_and_metadata(package: Path) -> None:
     assert program.metadata.user_defined["key"] == "value"
     assert program.metadata.spec_version == 7
     assert "8 operations" in repr(program)
-
-
-def test_reading_a_graph_waits_for_neither_torch_nor_coremltools(package: Path) -> None:
-    code = (
-        "import sys; from whisperkit_tools.mil.graph import read_graph; "
-        f"graph = read_graph({str(package)!r}); "
-        "print(len(graph.operations), *({'torch', 'coremltools'} & {*sys.modules}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["8"]
-
-
-def test_message_classes_are_those_of_coremltools() -> None:
-    code = (
-        "from whisperkit_tools.mil.protos import model_proto; alone = model_proto(); "
-        "from whisperkit_tools.mil.coreml import import_coremltools; import_coremltools(); "
-        "print(model_proto() is not alone, model_proto().Model is alone.Model)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True"]
-
-
-def test_constants_are_read_when_they_are_asked_for(package: Path) -> None:
-    constants = read_graph(package).constants
-    assert constants["project_weight"].in_weights_file
-    np.testing.assert_array_equal(constants["project_weight"].value, WEIGHT)
-    assert not constants["reduced_axes_0"].in_weights_file
-    assert constants["reduced_axes_0"].value.tolist() == [1]
 
 
 def test_predict_takes_what_coremltools_takes(package: Path, memory: np.ndarray) -> None:
@@ -337,7 +304,7 @@ def test_open_axes_and_shapes_known_only_at_run_time(tmp_path: Path) -> None:
         loaded.predict({"x": np.zeros((3, 5))})
 
 
-# --- damaged and foreign packages -----------------------------------------------------------------------------------
+# --- unsupported operations -----------------------------------------------------------------------------------
 
 
 def test_unsupported_operations_are_named_all_together(tmp_path: Path) -> None:
@@ -357,61 +324,3 @@ def test_unsupported_operations_are_named_all_together(tmp_path: Path) -> None:
     )
     with pytest.raises(UnsupportedOperationError, match=message):
         Program.load(package)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (shutil.rmtree, "no such package"),
-        (lambda path: (path / "Manifest.json").unlink(), "is not an .mlpackage"),
-        (lambda path: (path / "Manifest.json").write_text("{"), "Manifest.json names no model"),
-        (lambda path: (path / "Manifest.json").write_text(json.dumps({})), "Manifest.json names no model"),
-        (lambda path: model_file(path).unlink(), "model.mlmodel is missing"),
-        (lambda path: model_file(path).write_bytes(b""), "holds no model"),
-        (lambda path: model_file(path).write_bytes(model_file(path).read_bytes()[:-9]), "is damaged"),
-        (lambda path: weights_file(path).unlink(), "the weights file is missing"),
-        (lambda path: weights_file(path).write_bytes(b""), "cannot be read"),
-        (lambda path: weights_file(path).write_bytes(weights_file(path).read_bytes()[:-999]), "truncated"),
-        (lambda path: weights_file(path).write_bytes(weights_file(path).read_bytes()[:90]), "cannot be read"),
-        (lambda path: weights_file(path).write_bytes(bytes(weights_file(path).stat().st_size)), "there is no record"),
-    ],
-)  # fmt: skip
-def test_damaged_packages(package: Path, tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
-    copy = shutil.copytree(package, tmp_path / "Copy.mlpackage")
-    damage(copy)
-    with pytest.raises(BundleError, match=message) as caught:
-        Program.load(copy)
-    assert "\n" not in str(caught.value)
-
-
-def model_file(path: Path) -> Path:
-    return path / "Data/com.apple.CoreML/model.mlmodel"
-
-
-def weights_file(path: Path) -> Path:
-    return path / "Data/com.apple.CoreML/weights/weight.bin"
-
-
-def test_other_model_types_are_refused(tmp_path: Path, package: Path) -> None:
-    import_coremltools()
-    from coremltools.proto import Model_pb2
-
-    copy = shutil.copytree(package, tmp_path / "Network.mlpackage")
-    spec = Model_pb2.Model(specificationVersion=5)
-    spec.neuralNetwork.SetInParent()
-    model_file(copy).write_bytes(spec.SerializeToString())
-    with pytest.raises(BundleError, match="is a model of type 'neuralNetwork'; only ML Programs can be run"):
-        Program.load(copy)
-
-
-def test_a_value_that_nothing_computes(tmp_path: Path, package: Path) -> None:
-    import_coremltools()
-    from coremltools.proto import Model_pb2
-
-    copy = shutil.copytree(package, tmp_path / "Dangling.mlpackage")
-    spec = Model_pb2.Model.FromString(model_file(copy).read_bytes())
-    block = spec.mlProgram.functions["main"].block_specializations["CoreML6"]
-    next(op for op in block.operations if op.type == "tanh").inputs["x"].arguments[0].name = "nowhere"
-    model_file(copy).write_bytes(spec.SerializeToString())
-    with pytest.raises(BundleError, match=r"the program is damaged .*uses 'nowhere', which nothing computes"):
-        read_graph(copy)

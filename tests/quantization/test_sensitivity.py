@@ -6,7 +6,7 @@ import torch
 
 from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, mean_divergence
-from whisperkit_tools.mil.activation_checkpointing import Segments
+from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization import checkpointing as kept
@@ -47,9 +47,9 @@ def test_a_program_in_pieces_has_the_same_gradients(packages, window):
     expected = {name: weight.grad.clone() for name, weight in program.weights.items()}
     for parameter in program.parameters():
         parameter.grad = None
-    pieces = Segments(program, 50 << 20)
+    pieces = CheckpointedProgram(program, 50 << 20)
     assert len(pieces) > 3
-    assert len(Segments(program, 1 << 40)) == 1
+    assert len(CheckpointedProgram(program, 1 << 40)) == 1
     pieces.backward({FEATURES: window.features}, {EMBEDS: wanted})
     for name, weight in program.weights.items():
         torch.testing.assert_close(

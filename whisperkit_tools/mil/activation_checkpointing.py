@@ -38,8 +38,8 @@ class _Piece:
         return self.schedule.run({**constants, **start})
 
 
-class Segments:
-    """A program in pieces."""
+class CheckpointedProgram:
+    """A program in pieces, whose activations are kept at the cuts alone."""
 
     def __init__(self, program: Program, budget_bytes: int = 2 << 30) -> None:
         """Cut a program.

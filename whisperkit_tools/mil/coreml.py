@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.errors import BundleError, UnsupportedOperationError
+from whisperkit_tools.errors import BundleError, UnsupportedOperationError, option
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
@@ -136,7 +136,7 @@ def require_compute_plan() -> None:
     if sys.platform != "darwin":
         raise UnsupportedOperationError(
             f"Core ML's compute plan exists on macOS 14.4 and later only, this is {sys.platform}; "
-            "without --measured the rules are applied, which works anywhere"
+            f"without {option('measured')} the rules are applied, which works anywhere"
         )
 
 
@@ -149,7 +149,7 @@ def planned_devices(path: Path, function: str = "main", compute_units: str = "cp
         compute_units: `all`, `cpu_only`, `cpu_and_gpu` or `cpu_and_ne`.
 
     Returns:
-        `ane`, `gpu` or `cpu` by the name of the operation's first output; constants are left out.
+        `ane`, `gpu` or `cpu` by the name of the operation's first output; constants are omitted.
 
     Raises:
         UnsupportedOperationError: This is not macOS.

@@ -38,10 +38,10 @@ def single_position_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def packed_half(weight: Tensor) -> Tensor | Packed:
-    """Pack a matrix `[out, in]` as float16 for products with one float32 vector, where that loses nothing.
+    """Pack a matrix `[out, in]` as float16 for products with one float32 vector, where that is lossless.
 
     Such a product takes the time of reading the matrix, so half the bytes are half the time or less. FBGEMM widens the
-    weights to float32 on the way and computes in float32. Where it is not to be had (other processors than x86), or
+    weights to float32 on the way and computes in float32. Where it is not available (processors other than x86), or
     where the weights are not float16 numbers, the matrix stays as it is.
     """
     has_fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
@@ -77,7 +77,7 @@ def attention(
     """`softmax(query @ key.T + mask) @ value` without ever holding all scores.
 
     Shapes: query `[B, H, Q, C]`, key and value `[B, H, K, C]`, mask broadcasts to `[B, H, Q, K]`, result as query.
-    What "is column" has its last two axes the other way round.
+    A tensor that "is column" has its last two axes the other way round.
     """
     query, key, value = (
         x.mT if is_column else x
@@ -140,7 +140,7 @@ def cached_attention_at(
 ) -> Tensor:
     """Attention of one position to caches that were updated at `begin[-1]`, without writing the updated caches.
 
-    What the caches hold there is overlooked: its score is replaced, and its weight goes to the update instead.
+    The content of the caches there is ignored: its score is replaced, and its weight goes to the update instead.
 
     Shapes: as in `cached_attention`; `begin` has an element for each axis of the caches.
     """
@@ -177,11 +177,11 @@ def write_state_slice(
 
 
 def norm_scale(variance: Tensor, gamma: Tensor | None = None, *, epsilon: float = 1e-5) -> Tensor:
-    """What a batch norm multiplies by."""
+    """Return the factor of a batch norm, by channel."""
     scale = torch.rsqrt(variance + epsilon)
     return scale if gamma is None else scale * gamma
 
 
 def norm_shift(mean: Tensor, scale: Tensor, beta: Tensor | None = None) -> Tensor:
-    """What a batch norm adds."""
+    """Return the summand of a batch norm, by channel."""
     return -mean * scale if beta is None else beta - mean * scale

@@ -1,4 +1,4 @@
-"""An ML Program as it stands in a package: constants, operations, inputs and outputs, read but not yet interpreted."""
+"""An ML Program as a package holds it: constants, operations, inputs and outputs, read but not interpreted."""
 
 import itertools
 import json
@@ -62,13 +62,13 @@ class Operation:
 
     @property
     def reads(self) -> tuple[TensorSpec, ...]:
-        """All values that the operation reads, constants included, in the order of its parameters."""
+        """All values that the operation reads, constants included, parameter by parameter."""
         return tuple(spec for specs in self.inputs.values() for spec in specs)
 
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a package says about itself.
+    """Metadata of a package.
 
     Attributes:
         spec_version: Core ML specification version (7 is iOS 16, 8 iOS 17, 9 iOS 18).
@@ -100,7 +100,7 @@ class Graph:
 
 
 def read_graph(path: str | Path, function: str = "main") -> Graph:
-    """Read one function of an `.mlpackage`. Weights are found and checked for being there, but not read.
+    """Read one function of an `.mlpackage`. Weights are located and checked for presence, but not read.
 
     Args:
         path: The package folder.
@@ -110,8 +110,7 @@ def read_graph(path: str | Path, function: str = "main") -> Graph:
         BundleError: The package is missing, damaged, not an ML Program, or has no such function.
     """
     path = Path(path)
-    model_file = _model_file(path)
-    spec = _read_spec(path, model_file)
+    spec = read_spec(path)
     if spec.WhichOneof("Type") != "mlProgram":
         raise BundleError(f"{path}: is a model of type {spec.WhichOneof('Type')!r}; only ML Programs can be run")
     functions = spec.mlProgram.functions
@@ -119,7 +118,7 @@ def read_graph(path: str | Path, function: str = "main") -> Graph:
         raise BundleError(f"{path}: has no function {function!r}; it has {', '.join(sorted(functions))}")
     program = functions[function]
     block = program.block_specializations[program.opset]
-    reader = _Reader(path, model_file.parent)
+    reader = _Reader(path, model_file(path).parent)
     try:
         reader.read(program, block)
         outputs = {name: reader.specs[name] for name in block.outputs}
@@ -139,14 +138,17 @@ def function_names(path: str | Path) -> tuple[str, ...]:
     Raises:
         BundleError: The package is missing, damaged, or not an ML Program.
     """
-    path = Path(path)
-    spec = _read_spec(path, _model_file(path))
+    spec = read_spec(Path(path))
     default = spec.description.defaultFunctionName or "main"
     return tuple(sorted(spec.mlProgram.functions, key=lambda name: (name != default, name)))
 
 
-def _model_file(path: Path) -> Path:
-    """Return the model specification inside the package `path`."""
+def model_file(path: Path) -> Path:
+    """Return the model specification inside the package `path`.
+
+    Raises:
+        BundleError: The package is missing or damaged.
+    """
     if not path.exists():
         raise BundleError(f"{path}: no such package")
     manifest = path / "Manifest.json"
@@ -163,17 +165,22 @@ def _model_file(path: Path) -> Path:
     return model
 
 
-def _read_spec(path: Path, model_file: Path) -> Any:
-    """Parse the model specification."""
+def read_spec(path: Path) -> Any:
+    """Return the model specification of the package `path`, Core ML's `Model` protobuf.
+
+    Raises:
+        BundleError: The package is missing or damaged.
+    """
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    file = model_file(path)
     spec = model_proto().Model()
     try:
-        spec.ParseFromString(model_file.read_bytes())
+        spec.ParseFromString(file.read_bytes())
     except DecodeError as error:
-        raise BundleError(f"{path}: {model_file.name} is damaged; make the package again") from error
+        raise BundleError(f"{path}: {file.name} is damaged; make the package again") from error
     if not spec.specificationVersion or spec.WhichOneof("Type") is None:
-        raise BundleError(f"{path}: {model_file.name} holds no model; make the package again")
+        raise BundleError(f"{path}: {file.name} holds no model; make the package again")
     return spec
 
 

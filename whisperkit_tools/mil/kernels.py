@@ -105,7 +105,7 @@ class Node:
         type: The operation's type.
         name: The operation's name, for messages.
         kernel: What computes it.
-        arguments: Names of the tensors passed by position; None for one left out.
+        arguments: Names of the tensors passed by position; None for an omitted one.
         outputs: What it computes.
         values: Python values passed by keyword.
         dynamic: Keyword parameters whose value is a tensor that has to be read at run time, by name.
@@ -180,7 +180,7 @@ def python_value(value: Any) -> Any:
 
 
 def _unsupported_message(graph: Graph, unknown: Iterable[Operation], known: dict[str, Kernel]) -> str:
-    """Name each unknown operation, where it stands, and what is supported."""
+    """Return a message that names each unknown operation, its place, and what is supported."""
     lines = []
     for op in unknown:
         reason = "control flow" if op.has_blocks else ""

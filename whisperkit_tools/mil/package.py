@@ -105,7 +105,11 @@ class Package:
         return load_backend(self.path, "coreml", compute_units=compute_units, function=function)
 
     def spec(self) -> Any:
-        """Return the Core ML `Model` protobuf."""
-        from whisperkit_tools.mil.coreml import import_coremltools
+        """Return the Core ML `Model` protobuf.
 
-        return import_coremltools().utils.load_spec(str(self.path))
+        Raises:
+            BundleError: The package is damaged.
+        """
+        from whisperkit_tools.mil.graph import read_spec
+
+        return read_spec(self.path)

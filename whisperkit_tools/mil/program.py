@@ -133,7 +133,7 @@ class Program(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the module computes."""
+        """The device on which the module computes."""
         return self._device
 
     def _prepare(self) -> None:
@@ -170,7 +170,7 @@ class Program(nn.Module):
 
     @property
     def executor(self) -> Executor:
-        """What runs the program without gradients, operations fused in float32 mode."""
+        """The executor of runs without gradients, operations fused in float32 mode."""
         return self._executor
 
     @property

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """How and where a schedule computes.
+    """Precision and device of a schedule.
 
     Attributes:
         precision: See `program.Program.load`.

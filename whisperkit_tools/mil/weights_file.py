@@ -27,7 +27,7 @@ _RECORD = struct.Struct("<IIQQQ32x")
 
 
 class _Record(NamedTuple):
-    """What stands before the data of a constant.
+    """The record before the data of a constant.
 
     Attributes:
         sentinel: Always `_SENTINEL`.
