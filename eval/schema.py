@@ -1,56 +1,112 @@
-"""The two files of a run that others read: `results.jsonl`, one `ResultRow` a line, and `report.json`, one `Report`.
+"""The files of a run: `results.jsonl` with one `ResultRow` a line, and `report.json` with one `Report`.
 
-Versioned: `schema_version` grows when a field changes its meaning or goes away. Readers ignore fields they do not know,
-so that fields can be added. Rates are fractions (0.05 is 5 %), times are seconds, sizes are bytes.
+`ResultRow` is the only form of a row in memory. `schema_version` grows when a field changes its meaning or disappears.
+Readers ignore unknown fields, so that fields can be added. Rates are fractions (0.05 is 5 %), times are seconds, sizes
+are bytes.
 """
 
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo, TimedText, Timings
-from whisperkit_tools.eval.metrics.alignment import AlignmentPiece, WordTimestampError
+from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo
+from whisperkit_tools.eval.metrics.alignment import PIECE_TYPES, AlignmentPiece, WordTimestampError
+from whisperkit_tools.eval.metrics.wer import Counts
+from whisperkit_tools.speech import Transcription, Word
 
 SCHEMA_VERSION = 1
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.jsonl"
 REPORT_FILE = "report.json"
+SHORT_KEY = 8  # digits of a run's key in folder names and messages
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class RowTimings:
+    """Wall times of one example in seconds. None is what a backend does not report.
+
+    Attributes:
+        audio_s: Length of the audio.
+        total_s: From audio samples to text.
+        mel_s: In the mel spectrogram.
+        encoder_s: In the audio encoder.
+        decoder_s: In the decoding loop.
+        first_token_s: From audio samples to the first token of text.
+        tokens: Generated and kept tokens.
+        windows: Encoded windows.
+        fallbacks: Attempts that were discarded for a higher temperature.
+    """
+
+    audio_s: float
+    total_s: float
+    mel_s: float | None = None
+    encoder_s: float | None = None
+    decoder_s: float | None = None
+    first_token_s: float | None = None
+    tokens: int | None = None
+    windows: int | None = None
+    fallbacks: int | None = None
+
+    @classmethod
+    def of(cls, heard: Transcription) -> "RowTimings":
+        """Return the times that a transcription reports."""
+        times = heard.timings
+        return cls(
+            audio_s=heard.audio_duration_s,
+            total_s=times.total_s,
+            mel_s=times.mel_s,
+            encoder_s=times.encoder_s,
+            decoder_s=times.decoder_s,
+            first_token_s=times.time_to_first_token_s,
+            tokens=times.tokens,
+            windows=times.windows,
+            fallbacks=times.fallbacks,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A segment of a hypothesis with its times in seconds from the start of the audio."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One example and what was made of it.
+    """The result of one example.
 
     Attributes:
         id: Unique within the dataset.
         index: Place in the dataset, from 0.
-        audio: Path of the audio file; None when it has none.
+        audio: Path of the audio file. None when it has none.
         duration_s: Length of the audio.
-        language: Of the example, else the one that was detected.
+        language: The declared language, else the detected one.
         speaker: None when unknown.
-        reference: As the dataset has it.
-        hypothesis: As the transcriber gave it; empty for a failed example.
-        reference_normalized: What was scored.
-        hypothesis_normalized: What was scored.
-        wer: Word error rate; None for a failed example, or for one without reference words.
-        cer: Character error rate; None as above.
-        hits: Equal words.
-        substitutions: Words.
-        deletions: Words.
-        insertions: Words.
-        reference_words: Words of the normalised reference.
-        alignment: Word by word.
-        error: Why the example failed; None when it did not.
+        reference: The dataset's reference.
+        hypothesis: The backend's text. Empty for a failed example.
+        reference_normalized: The reference as scored.
+        hypothesis_normalized: The hypothesis as scored.
+        wer: Word error rate. None for a failed example, or for one without reference words.
+        cer: Character error rate. None in the same cases.
+        hits: Number of equal words.
+        substitutions: Number of substituted words.
+        deletions: Number of deleted words.
+        insertions: Number of inserted words.
+        reference_words: Number of words of the normalised reference.
+        alignment: Alignment of the words.
+        error: Reason of the failure. None when the example did not fail.
         timings: None for a failed example.
         segments: Phrases with times.
-        words: Words with times, where they were asked for.
+        words: Words with times, where they were requested.
     """
 
     id: str
@@ -72,22 +128,70 @@ class ResultRow:
     reference_words: int = 0
     alignment: tuple[AlignmentPiece, ...] = ()
     error: str | None = None
-    timings: Timings | None = None
-    segments: tuple[TimedText, ...] = ()
-    words: tuple[TimedText, ...] = ()
+    timings: RowTimings | None = None
+    segments: tuple[Phrase, ...] = ()
+    words: tuple[Word, ...] = ()
+
+    @property
+    def counts(self) -> Counts:
+        """The word edits."""
+        return Counts(self.hits, self.substitutions, self.deletions, self.insertions)
+
+    @property
+    def errors(self) -> int:
+        """The number of word errors."""
+        return self.counts.errors
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedWord:
+    """A confirmed word. Latencies are seconds from its end in the audio until it is shown."""
+
+    text: str
+    end_s: float
+    hypothesis_latency_s: float
+    confirmed_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One audio as it would have been transcribed live.
+
+    Attributes:
+        text: All confirmed text.
+        words: The confirmed words.
+        compute_s: Computing time of each hop.
+        duration_s: Length of the audio.
+        end_lag_s: From the audio's end to the last confirmed word.
+        has_word_times: Whether the backend reported word times. Otherwise they are spread over its segments.
+    """
+
+    text: str
+    words: tuple[StreamedWord, ...]
+    compute_s: tuple[float, ...]
+    duration_s: float
+    end_lag_s: float
+    has_word_times: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRow(ResultRow):
+    """The result of one simulated live transcription: a row of `streaming.jsonl`."""
+
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetInfo:
-    """What was transcribed.
+    """The transcribed dataset.
 
     Attributes:
-        name: Of the dataset.
+        name: The dataset's name.
         fingerprint: Digest over ids, references and audio.
         source: Path or address.
-        examples: That were to be transcribed.
-        audio_s: Of all of them together.
-        language: The one language of all examples; None when there are several or it is unknown.
+        examples: Number of examples.
+        audio_s: Length of all audio together.
+        language: The one language of all examples. None when there are several or it is unknown.
         ignored_segments: Parts of references that are marked not to be scored.
     """
 
@@ -102,7 +206,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class NoSpeechClip:
-    """A clip without speech and what was heard in it; `kind` is `silence`, `white_noise` or the like."""
+    """A clip without speech and the text that was transcribed. `kind` is `silence`, `white_noise` or the like."""
 
     kind: str
     duration_s: float
@@ -112,7 +216,7 @@ class NoSpeechClip:
 
 @dataclass(frozen=True, slots=True)
 class NoSpeech:
-    """How the transcriber behaves where nobody speaks: words heard there are hallucinated."""
+    """Behaviour on clips without speech, where every transcribed word is a hallucination."""
 
     clips: int
     clips_with_text: int
@@ -125,19 +229,19 @@ class Metrics:
     """Quality over the corpus.
 
     Attributes:
-        wer: Word errors per reference word; None when nothing could be scored.
+        wer: Word errors per reference word. None when nothing could be scored.
         cer: Character errors per reference character.
-        substitutions: Words.
-        deletions: Words.
-        insertions: Words.
-        reference_words: Words of all normalised references.
+        substitutions: Number of substituted words.
+        deletions: Number of deleted words.
+        insertions: Number of inserted words.
+        reference_words: Number of words of all normalised references.
         wer_interval: 95 % bootstrap interval over examples.
-        qoi: Fraction of examples that are no worse than the reference run's; None without a reference run.
+        qoi: Fraction of examples that are no worse than the reference run's. None without a reference run.
         qoi_interval: 95 % Wilson or bootstrap interval.
         qoi_reference: Name of the reference run.
         insertion_error_rate: Insertions per reference word.
         repeated_5grams: Repeated 5-grams of all hypotheses, as hallucination tends to repeat.
-        no_speech: None when it was not checked.
+        no_speech: None when it was not measured.
         word_timestamp_error: None without word times on both sides.
     """
 
@@ -159,16 +263,16 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Times of the examples that did not fail; None is what the backend does not tell.
+    """Times of the examples that did not fail. None is what the backend does not report.
 
     Attributes:
-        encoder_s: Mean of one window in the encoder.
+        encoder_s: Mean encoder time of one window.
         token_s: Mean decoding time of one token.
         tokens_per_s: Its inverse.
         first_token_s: Median time from audio to the first token.
         rtfx_corpus: Seconds of audio per second of computing, over all examples together.
-        rtfx_median: Median of the examples' own.
-        fallbacks: Attempts that were dropped for a higher temperature.
+        rtfx_median: Median of the ratios of the examples.
+        fallbacks: Attempts that were discarded for a higher temperature.
         total_s: Computing time of all examples together.
     """
 
@@ -193,20 +297,20 @@ class NoisePoint:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """The simulated live transcription of all examples; latencies are from a word's end in the audio to its showing.
+    """The simulated live transcription of all examples. Latencies run from a word's end in the audio until it is shown.
 
     Attributes:
         hop_s: Seconds of new audio before the model runs again.
-        hypothesis_latency_s: Median until a word first stands in the hypothesis.
+        hypothesis_latency_s: Median until a word first appears in the hypothesis.
         hypothesis_latency_p95_s: 95th percentile.
         confirmed_latency_s: Median until a word is confirmed and will not change.
         confirmed_latency_p95_s: 95th percentile.
         compute_s: Mean computing time of one hop.
         compute_p95_s: 95th percentile.
-        is_real_time: Whether the transcriber kept up: it was never behind by more than a hop at the end of an example.
-        wer: Of the confirmed text.
-        hops: Calls of the transcriber.
-        examples: That were streamed.
+        is_real_time: Whether the backend kept up: never behind by more than a hop at the end of an example.
+        wer: Word error rate of the confirmed text.
+        hops: Calls of the backend.
+        examples: Number of streamed examples.
     """
 
     hop_s: float
@@ -235,7 +339,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class ProblemInfo:
-    """An example of the dataset that was passed over."""
+    """An example of the dataset that was skipped."""
 
     id: str
     kind: str
@@ -255,23 +359,23 @@ class RunReport:
     """One bundle or model on one dataset.
 
     Attributes:
-        key: Digest of bundle, backend, dataset and options: equal keys are the same run.
+        key: Digest of bundle, backend, dataset and options. Equal keys are the same run.
         name: Unique within a report.
-        bundle: None for a model that is no bundle.
-        backend: What ran it.
-        dataset: What it ran on.
-        options: That change the result.
-        machine: Where it ran.
-        versions: Of wkt and the libraries.
+        bundle: None for a model that is not a bundle.
+        backend: The engine that ran the model.
+        dataset: The transcribed dataset.
+        options: Options that change the result.
+        machine: The machine of the run.
+        versions: Versions of wkt and the libraries.
         started: ISO 8601 UTC.
         finished: ISO 8601 UTC.
         metrics: Quality.
         speed: Times.
         noise: Robustness curve.
-        streaming: None when it was not simulated.
+        streaming: Live transcription. None when it was not simulated.
         by_duration: Word error rate by length of the audio.
         by_speaker: Word error rate by speaker.
-        problems: Examples that were passed over.
+        problems: Examples that were skipped.
         failures: Examples that failed.
     """
 
@@ -305,12 +409,44 @@ class Report:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass as JSON-ready dictionaries, lists, numbers and strings."""
+    """Return a dataclass as JSON-ready dictionaries, lists, numbers and strings."""
     return asdict(value)
 
 
+def read_row(value: Any, where: str) -> ResultRow:
+    """Return a row from parsed JSON: a `StreamRow` where it has a stream.
+
+    Args:
+        value: Parsed JSON.
+        where: Names the row in error messages.
+
+    Raises:
+        DatasetError: A field is missing or has another type.
+    """
+    if not isinstance(value, dict):
+        raise DatasetError(f"{where} holds a JSON {type(value).__name__}, expected an object")
+    # The general decoder takes seconds for the alignments of a run.
+    pieces = value.get("alignment") or []
+    kind = StreamRow if "stream" in value else ResultRow
+    row = from_json(kind, {**value, "alignment": []}, where)
+    return replace(row, alignment=tuple(_read_piece(piece, where) for piece in pieces))
+
+
+def _read_piece(value: Any, where: str) -> AlignmentPiece:
+    try:
+        kind, reference, hypothesis = value["type"], tuple(value["reference"]), tuple(value["hypothesis"])
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{where}: a piece of the alignment lacks type, reference or hypothesis") from error
+    if kind not in PIECE_TYPES or not all(isinstance(word, str) for word in (*reference, *hypothesis)):
+        allowed = ", ".join(sorted(PIECE_TYPES))
+        raise DatasetError(
+            f"{where}: a piece of the alignment has type {kind!r} (allowed: {allowed}) or a word that is not text"
+        )
+    return AlignmentPiece(kind, reference, hypothesis)
+
+
 def from_json(cls: type[T], value: Any, where: str = "") -> T:
-    """Build a dataclass of this module from parsed JSON.
+    """Return a dataclass of this module from parsed JSON. Unknown fields are ignored.
 
     Args:
         cls: The dataclass.
@@ -318,14 +454,14 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
         where: Names the value in error messages.
 
     Raises:
-        DatasetError: A field is missing or has another type; unknown fields are ignored.
+        DatasetError: A field is missing or has another type.
     """
     made: T = _decode(cls, value, where or cls.__name__)
     return made
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into what a type hint asks for."""
+    """Convert parsed JSON to the type of a hint."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -363,14 +499,14 @@ def _decode_dataclass(cls: Any, value: Any, where: str) -> Any:
 
 @cache
 def _expected_fields(cls: Any) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """Type of each field, and the names of those without a default; a report holds thousands of the same class."""
+    """Return the type of each field, and the names of those without a default. Cached, because a report holds many."""
     hints = get_type_hints(cls)
     required = (f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
     return {f.name: hints[f.name] for f in fields(cls)}, tuple(required)
 
 
 def _expect(value: Any, kind: type, where: str) -> None:
-    """Raise `DatasetError` unless the value has the type; a bool is no int here."""
+    """Raise `DatasetError` unless the value has the type. A bool is not an int here."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise DatasetError(f"{where} is {json.dumps(value)[:60]}, expected {kind.__name__}")
 

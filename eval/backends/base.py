@@ -1,81 +1,24 @@
-"""What the evaluation asks of anything that turns audio to text, whatever model format or service is behind it."""
+"""The backend protocol: anything that turns audio into text, whatever its model format or service."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-
-FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class TimedText:
-    """A phrase or a word with its times in seconds from the start of the audio."""
-
-    text: str
-    start_s: float
-    end_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """How long one example took, in seconds of wall time; None is what a backend does not tell.
-
-    Attributes:
-        audio_s: Length of the audio.
-        total_s: From audio samples to text.
-        mel_s: In the mel spectrogram.
-        encoder_s: In the audio encoder.
-        decoder_s: In the decoding loop.
-        first_token_s: From audio samples to the first token of text.
-        tokens: Tokens that were generated and kept.
-        windows: Windows that were encoded.
-        fallbacks: Attempts that were dropped for a higher temperature.
-    """
-
-    audio_s: float
-    total_s: float
-    mel_s: float | None = None
-    encoder_s: float | None = None
-    decoder_s: float | None = None
-    first_token_s: float | None = None
-    tokens: int | None = None
-    windows: int | None = None
-    fallbacks: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """What a transcriber heard.
-
-    Attributes:
-        text: The whole text.
-        timings: How long it took.
-        segments: Phrases in time order; empty where the backend has none.
-        words: Words in time order; empty unless they were asked for.
-        language: Code of the language; None where the backend does not tell.
-    """
-
-    text: str
-    timings: Timings
-    segments: tuple[TimedText, ...] = ()
-    words: tuple[TimedText, ...] = ()
-    language: str | None = None
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription
 
 
 @dataclass(frozen=True, slots=True)
 class BundleInfo:
-    """The artifact that is measured.
+    """The measured artifact.
 
     Attributes:
         name: The variant's name.
-        path: Where it was.
-        bytes: Of all files.
-        component_bytes: Of each package.
+        path: The bundle's folder at that time.
+        bytes: Size of all files.
+        component_bytes: Size of each package.
         sha256: One digest over the digests of all files.
-        created: ISO 8601 time of its making; empty when unknown.
-        options: How it was made, as its manifest has it.
+        created: ISO 8601 time of its making. Empty when unknown.
+        options: Its making, as in its manifest.
     """
 
     name: str
@@ -89,14 +32,14 @@ class BundleInfo:
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What ran the model.
+    """The engine that ran the model.
 
     Attributes:
-        name: Of the backend, such as `executor` or `faster-whisper`.
+        name: The backend, such as `executor` or `faster-whisper`.
         model: The bundle's name, the checkpoint, or the service's model.
-        identity: Anything that makes two models of the same name different, such as a digest; part of the run's key.
-        options: That it was created with.
-        versions: Of the libraries behind it.
+        identity: Anything that distinguishes two models of one name, such as a digest. Part of the run's key.
+        options: The options that it was created with.
+        versions: Versions of the libraries that it uses.
     """
 
     name: str
@@ -106,8 +49,8 @@ class BackendInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-class Transcriber(Protocol):
-    """Audio to text; created once for each worker, used for many examples by one thread at a time."""
+class TranscriptionBackend(Protocol):
+    """Audio to text. Created once for each worker, used for many examples by one thread at a time."""
 
     def check(self, languages: Collection[str]) -> None:
         """Check, before any audio is read, that these languages can be transcribed.
@@ -120,13 +63,13 @@ class Transcriber(Protocol):
         """
         ...
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio.
 
         Args:
             audio: `[samples]`, float32, mono, 16 kHz.
-            language: Code of the spoken language; None to let the model find out.
-            words: Also tell when each word is said, where the backend can.
+            language: Code of the spoken language. None to detect it.
+            words: Also return the times of the words, where the backend can.
 
         Raises:
             WktError: This example cannot be transcribed.
@@ -134,22 +77,46 @@ class Transcriber(Protocol):
         ...
 
 
-TranscriberFactory: TypeAlias = Callable[[], Transcriber]
-"""Loads a model; picklable, because worker processes and cluster nodes load their own."""
+BackendLoader: TypeAlias = Callable[[], TranscriptionBackend]
+"""Loads a model. Picklable, because worker processes and cluster nodes load their own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """Something to evaluate: known without loading it.
+class EvaluationTarget:
+    """A model under a backend, known without loading it.
 
     Attributes:
-        name: Unique among the candidates of one command.
+        name: Unique among the targets of one command.
         load: Loads it.
-        backend: What runs it.
-        bundle: None for a model that is no bundle.
+        backend: The engine that runs it.
+        bundle: None for a model that is not a bundle.
     """
 
     name: str
-    load: TranscriberFactory
+    load: BackendLoader
     backend: BackendInfo
     bundle: BundleInfo | None = None
+
+
+def transcription(
+    text: str, audio: Samples, timings: Timings, segments: Sequence[Segment] = (), language: str | None = None
+) -> Transcription:
+    """Return the transcription of a backend that reports no tokens or probabilities.
+
+    Args:
+        text: The whole text.
+        audio: `[samples]`, 16 kHz.
+        timings: What the backend reports. `total_s` is required.
+        segments: Phrases in time order, with words where they were requested. Empty where the backend has none.
+        language: Code of the given or detected language.
+    """
+    return Transcription(
+        text=text,
+        language=language,
+        language_probability=None,
+        task="transcribe",
+        segments=tuple(segments),
+        tokens=(),
+        audio_duration_s=round(len(audio) / SAMPLE_RATE_HZ, 6),
+        timings=timings,
+    )

@@ -5,14 +5,15 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import EvaluationError, OptionsError
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import Value, checked
-from whisperkit_tools.eval.backends.registry import BackendSpec
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.registry import BackendOptions
+from whisperkit_tools.files import first_line
+from whisperkit_tools.speech import Samples, Segment, Timings, Transcription, Word
 
 
-def load(spec: BackendSpec) -> "FasterWhisperTranscriber":
+def load(options: BackendOptions) -> "FasterWhisperTranscriber":
     """Load a model by its size, its Hub id, or the folder of a converted one.
 
     Raises:
@@ -25,14 +26,13 @@ def load(spec: BackendSpec) -> "FasterWhisperTranscriber":
         "vad_filter": False,
         "condition_on_previous_text": False,
     }
-    options = checked(spec.name, spec.options, defaults)
-    compute_type = options.pop("compute_type")
+    own = checked(options.name, options.extra, defaults)
+    compute_type = own.pop("compute_type")
     try:
-        model = library.WhisperModel(spec.model, device=spec.device or "auto", compute_type=compute_type)
+        model = library.WhisperModel(options.model, device=options.device or "auto", compute_type=compute_type)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise EvaluationError(f"faster-whisper cannot load {spec.model!r}: {first}") from error
-    return FasterWhisperTranscriber(model, spec.temperatures, options)
+        raise EvaluationError(f"faster-whisper cannot load {options.model!r}: {first_line(error)}") from error
+    return FasterWhisperTranscriber(model, options.temperatures, own)
 
 
 class FasterWhisperTranscriber:
@@ -48,9 +48,9 @@ class FasterWhisperTranscriber:
         known = set(self._model.supported_languages)
         unknown = sorted(set(languages) - known)
         if unknown:
-            raise EvaluationError(f"the model does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
+            raise OptionsError(f"the model does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio; faster-whisper decodes while its segments are read."""
         begun = time.perf_counter()
         parts, info = self._model.transcribe(
@@ -58,15 +58,11 @@ class FasterWhisperTranscriber:
         )
         kept = list(parts)
         total_s = time.perf_counter() - begun
-        segments = tuple(TimedText(part.text, round(part.start, 3), round(part.end, 3)) for part in kept)
-        timed = tuple(
-            TimedText(word.word, round(float(word.start), 3), round(float(word.end), 3))
-            for part in kept
-            for word in part.words or ()
-        )
-        timings = Timings(
-            audio_s=round(len(audio) / SAMPLE_RATE_HZ, 6),
-            total_s=round(total_s, 6),
-            tokens=sum(len(part.tokens) for part in kept),
-        )
-        return Hypothesis("".join(part.text for part in kept).strip(), timings, segments, timed, info.language)
+        segments = [Segment(round(part.start, 3), round(part.end, 3), part.text, words=_words(part)) for part in kept]
+        timings = Timings(round(total_s, 6), tokens=sum(len(part.tokens) for part in kept))
+        text = "".join(part.text for part in kept).strip()
+        return transcription(text, audio, timings, segments, info.language)
+
+
+def _words(part: Any) -> tuple[Word, ...]:
+    return tuple(Word(word.word, round(float(word.start), 3), round(float(word.end), 3)) for word in part.words or ())

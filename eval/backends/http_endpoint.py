@@ -3,6 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference/audio/createTranscription
 """
 
+import bisect
 import io
 import json
 import os
@@ -12,17 +13,18 @@ import urllib.request
 import uuid
 import wave
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from http.client import HTTPException
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import EvaluationError, OptionsError, option
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import Value, checked
-from whisperkit_tools.eval.backends.registry import BackendSpec
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.registry import BackendOptions
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription, Word
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # OpenAI's own clients read it from there
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
@@ -32,29 +34,36 @@ _LONGEST_WAIT_S = 60.0
 _DEFAULTS: dict[str, Value] = {"response_format": "verbose_json", "timeout_s": 600.0, "retries": 4, "prompt": ""}
 
 
-def load(spec: BackendSpec) -> "EndpointTranscriber":
-    """Take a service's base address, such as `http://localhost:50060/v1`; the key comes from the environment.
+def load(options: BackendOptions) -> "EndpointTranscriber":
+    """Take a service's base address, such as `http://localhost:50060/v1`. The key comes from the environment.
 
     Raises:
-        EvaluationError: The address or an option is wrong, or OpenAI's own service lacks its key.
+        OptionsError: The address or an option is wrong, or OpenAI's own service lacks its key.
     """
-    endpoint = (spec.endpoint or DEFAULT_ENDPOINT).rstrip("/")
+    endpoint = (options.endpoint or DEFAULT_ENDPOINT).rstrip("/")
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise EvaluationError(f"--endpoint {endpoint!r} is no address; give one such as http://localhost:8000/v1")
-    if parts.username is not None or parts.query or parts.fragment:  # it stands in reports
-        raise EvaluationError(
-            f"--endpoint of {parts.hostname} holds more than an address; its key is read from {KEY_VARIABLE}"
+        raise OptionsError(
+            f"{option('endpoint')} {endpoint!r} is not an address; give one such as http://localhost:8000/v1"
         )
-    options = checked(spec.name, spec.options, _DEFAULTS)
-    if options["response_format"] not in ("verbose_json", "json"):
-        raise EvaluationError(
-            f"backend openai: response_format is {options['response_format']!r}, allowed are verbose_json and json"
+    if parts.username is not None or parts.query or parts.fragment:  # reports show the address
+        raise OptionsError(
+            f"{option('endpoint')} of {parts.hostname} holds more than an address; its key is read from {KEY_VARIABLE}"
         )
+    own = checked(options.name, options.extra, _DEFAULTS)
+    if own["response_format"] not in ("verbose_json", "json"):
+        raise OptionsError(
+            f"backend openai: response_format is {own['response_format']!r}, allowed are verbose_json and json"
+        )
+    if int(own["retries"]) < 0:
+        raise OptionsError(f"backend openai: retries is {own['retries']}, expected 0 or more")
     key = os.environ.get(KEY_VARIABLE, "")
     if not key and endpoint == DEFAULT_ENDPOINT:
-        raise EvaluationError(f"{DEFAULT_ENDPOINT} needs a key: set {KEY_VARIABLE}, or name another with --endpoint")
-    return EndpointTranscriber(f"{endpoint}/audio/transcriptions", spec.model, key, spec.temperatures[0], options)
+        raise OptionsError(
+            f"{DEFAULT_ENDPOINT} needs a key: set {KEY_VARIABLE}, or name another service with {option('endpoint')}"
+        )
+    url = f"{endpoint}/audio/transcriptions"
+    return EndpointTranscriber(url, options.model, key, options.temperatures[0], own)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -80,7 +89,7 @@ class EndpointTranscriber:
     def check(self, languages: Collection[str]) -> None:
         """Leave it to the service, which alone knows its models."""
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio.
 
         Raises:
@@ -90,17 +99,13 @@ class EndpointTranscriber:
         body, content_type = _multipart(self._fields(language, words), _wav(audio))
         answer = self._post(body, content_type)
         total_s = time.perf_counter() - begun
-        timings = Timings(audio_s=round(len(audio) / SAMPLE_RATE_HZ, 6), total_s=round(total_s, 6))
         try:
-            return Hypothesis(
-                str(answer["text"]).strip(),
-                timings,
-                _timed(answer.get("segments"), "text"),
-                _timed(answer.get("words"), "word"),
-                _code(answer.get("language")),
-            )
+            text = str(answer["text"]).strip()
+            segments = _segments(text, answer.get("segments"), answer.get("words"))
+            language = _code(answer.get("language"))
         except (KeyError, TypeError, ValueError) as error:
             raise EvaluationError(f"{self._url} answered without a usable text: {json.dumps(answer)[:200]}") from error
+        return transcription(text, audio, Timings(round(total_s, 6)), segments, language)
 
     def _fields(self, language: str | None, words: bool) -> list[tuple[str, str]]:
         fields = [("model", self._model), ("response_format", str(self._options["response_format"]))]
@@ -115,14 +120,14 @@ class EndpointTranscriber:
         return fields
 
     def _post(self, body: bytes, content_type: str) -> dict[str, Any]:
-        """Send, and send again what the service is only just now unable to answer."""
+        """Send, and send again while the service is temporarily unable to answer."""
         headers = {"Content-Type": content_type, "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(self._url, data=body, headers=headers)
-        attempts = int(self._options["retries"]) + 1
-        for attempt in range(attempts):
-            is_last = attempt == attempts - 1
+        attempt = 0
+        while True:
+            is_last = attempt >= int(self._options["retries"])
             try:
                 with _OPENER.open(request, timeout=float(self._options["timeout_s"])) as response:
                     return self._parsed(response.read())
@@ -138,7 +143,7 @@ class EndpointTranscriber:
                     ) from error
                 wait_s = 0.5 * 2.0**attempt
             time.sleep(min(wait_s, _LONGEST_WAIT_S))
-        raise EvaluationError(f"backend openai: retries is {self._options['retries']}, expected 0 or more")
+            attempt += 1
 
     def _parsed(self, raw: bytes) -> dict[str, Any]:
         try:
@@ -150,9 +155,10 @@ class EndpointTranscriber:
         return answer
 
     def _refusal(self, error: urllib.error.HTTPError) -> str:
-        """The service's own words on why, as far as it says."""
+        """Return the service's own explanation, as far as it gives one."""
         if error.code in _REDIRECTS:
-            return f"{self._url} answered {error.code}, moved to {error.headers.get('Location')}; give that --endpoint"
+            place = error.headers.get("Location")
+            return f"{self._url} answered {error.code}, moved to {place}; give that {option('endpoint')}"
         raw = error.read()[:2000].decode("utf-8", "replace")
         try:
             said = json.loads(raw)["error"]
@@ -163,7 +169,7 @@ class EndpointTranscriber:
         return f"{self._url} answered {error.code}: {message[:300]}{hint}"
 
 
-def _wav(audio: FloatArray) -> bytes:
+def _wav(audio: Samples) -> bytes:
     """The audio as a WAV file of 16 bits, rounded as libsndfile does."""
     samples = np.clip(np.rint(audio * 32767.0), -32768, 32767).astype("<i2")
     buffer = io.BytesIO()
@@ -188,21 +194,34 @@ def _multipart(fields: Sequence[tuple[str, str]], wav: bytes) -> tuple[bytes, st
 
 
 def _retry_after_s(error: urllib.error.HTTPError) -> float | None:
-    """What the service asks to wait; None when it does not say, or gives a date."""
+    """Return the wait that the service requests. None when it requests none, or gives a date."""
     try:
         return max(0.0, float(error.headers.get("Retry-After", "")))
     except ValueError:
         return None
 
 
-def _timed(parts: Any, field: str) -> tuple[TimedText, ...]:
-    if not isinstance(parts, list):
-        return ()
-    return tuple(TimedText(str(part[field]), float(part["start"]), float(part["end"])) for part in parts)
+def _segments(text: str, phrases: Any, words: Any) -> list[Segment]:
+    """Return the phrases with their words. Services list the words separately, some without any phrase."""
+    found = [Segment(float(part["start"]), float(part["end"]), str(part["text"])) for part in _listed(phrases)]
+    timed = [Word(str(part["word"]), float(part["start"]), float(part["end"])) for part in _listed(words)]
+    if timed and not found:
+        found = [Segment(timed[0].start_s, timed[-1].end_s, text)]
+    # A word belongs to the last phrase that has begun with it, the first words to the first phrase in any case.
+    starts = [part.start_s for part in found[1:]]
+    owners = [bisect.bisect_right(starts, word.start_s) for word in timed]
+    return [
+        replace(part, words=tuple(word for word, owner in zip(timed, owners, strict=True) if owner == place))
+        for place, part in enumerate(found)
+    ]
+
+
+def _listed(parts: Any) -> list[Any]:
+    return parts if isinstance(parts, list) else []
 
 
 def _code(language: Any) -> str | None:
-    """A language's code; OpenAI's service answers with its English name."""
+    """Return a language's code. OpenAI's service answers with its English name."""
     if not isinstance(language, str) or not language:
         return None
     if len(language) <= len("yue"):

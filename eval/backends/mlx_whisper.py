@@ -5,18 +5,18 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import OptionsError
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import checked
-from whisperkit_tools.eval.backends.registry import BackendSpec
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.registry import BackendOptions
+from whisperkit_tools.speech import Samples, Segment, Timings, Transcription, Word
 
 
-def load(spec: BackendSpec) -> "MlxWhisperTranscriber":
-    """Take a folder or Hub id with MLX weights; mlx-whisper loads it with the first audio, and keeps it."""
+def load(options: BackendOptions) -> "MlxWhisperTranscriber":
+    """Take a folder or Hub id with MLX weights; mlx-whisper loads it with the first audio and keeps it."""
     library: Any = importlib.import_module("mlx_whisper")
-    options = checked(spec.name, spec.options, {"condition_on_previous_text": False})
-    return MlxWhisperTranscriber(library, spec.model, spec.temperatures, options)
+    own = checked(options.name, options.extra, {"condition_on_previous_text": False})
+    return MlxWhisperTranscriber(library, options.model, options.temperatures, own)
 
 
 class MlxWhisperTranscriber:
@@ -33,9 +33,9 @@ class MlxWhisperTranscriber:
         tokenizer: Any = importlib.import_module("mlx_whisper.tokenizer")
         unknown = sorted(set(languages) - set(tokenizer.LANGUAGES))
         if unknown:
-            raise EvaluationError(f"Whisper does not know {', '.join(unknown)}")
+            raise OptionsError(f"Whisper does not know {', '.join(unknown)}; it knows {', '.join(tokenizer.LANGUAGES)}")
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio."""
         begun = time.perf_counter()
         result = self._library.transcribe(
@@ -48,19 +48,12 @@ class MlxWhisperTranscriber:
         )
         total_s = time.perf_counter() - begun
         parts = result["segments"]
-        timings = Timings(
-            audio_s=round(len(audio) / SAMPLE_RATE_HZ, 6),
-            total_s=round(total_s, 6),
-            tokens=sum(len(part["tokens"]) for part in parts),
-        )
-        return Hypothesis(
-            result["text"].strip(),
-            timings,
-            tuple(TimedText(part["text"], float(part["start"]), float(part["end"])) for part in parts),
-            tuple(
-                TimedText(word["word"], float(word["start"]), float(word["end"]))
-                for part in parts
-                for word in part.get("words", ())
-            ),
-            result.get("language"),
-        )
+        timings = Timings(round(total_s, 6), tokens=sum(len(part["tokens"]) for part in parts))
+        segments = [
+            Segment(float(part["start"]), float(part["end"]), part["text"], words=_words(part)) for part in parts
+        ]
+        return transcription(result["text"].strip(), audio, timings, segments, result.get("language"))
+
+
+def _words(part: dict[str, Any]) -> tuple[Word, ...]:
+    return tuple(Word(word["word"], float(word["start"]), float(word["end"])) for word in part.get("words", ()))

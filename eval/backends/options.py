@@ -1,17 +1,17 @@
-"""A backend's own options: words from the command line to what its library takes."""
+"""A backend's own options: from words to the values that its library takes."""
 
 from collections.abc import Mapping
 
-from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.errors import OptionsError
 
 Value = bool | int | float | str
 
 
 def checked(backend: str, options: Mapping[str, str], defaults: Mapping[str, Value]) -> dict[str, Value]:
-    """Fill up the defaults with what was given, each as the type of its default.
+    """Return the defaults updated with the given options, each converted to the type of its default.
 
     Raises:
-        EvaluationError: Naming all that are unknown or not of their type.
+        OptionsError: Naming all that are unknown or not of their type.
     """
     problems = [f"unknown option {name!r}" for name in options if name not in defaults]
     values = dict(defaults)
@@ -23,7 +23,7 @@ def checked(backend: str, options: Mapping[str, str], defaults: Mapping[str, Val
                 problems.append(f"{name} is {options[name]!r}, expected {type(defaults[name]).__name__}")
     if problems:
         known = ", ".join(sorted(defaults)) or "none"
-        raise EvaluationError(f"backend {backend}: {'; '.join(problems)}; its options are {known}")
+        raise OptionsError(f"backend {backend}: {'; '.join(problems)}; its options are {known}")
     return values
 
 

@@ -1,14 +1,13 @@
-"""Backends by name: those that come with this package, and those that others register.
+"""Backends by name: those of this package, and those that other packages register.
 
 A third party registers a callable under the entry point group `whisperkit_tools.transcribers`; it is called with a
-`BackendSpec` and returns a `Transcriber`:
+`BackendOptions` and returns a `TranscriptionBackend`:
 
     [project.entry-points."whisperkit_tools.transcribers"]
     my-engine = "my_package.wkt:load"
 """
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -17,8 +16,9 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, v
 from pathlib import Path
 from typing import cast
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Transcriber
+from whisperkit_tools.errors import EvaluationError, OptionsError
+from whisperkit_tools.eval.backends.base import BackendInfo, EvaluationTarget, TranscriptionBackend
+from whisperkit_tools.files import content_files, content_sha256, sha256
 
 GROUP = "whisperkit_tools.transcribers"
 DEFAULT_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -30,9 +30,9 @@ class BuiltIn:
 
     Attributes:
         module: Its module in this folder.
-        requires: The library's import name; empty when it needs none.
-        extra: Of this package, that installs it.
-        libraries: Distributions whose versions stand in reports.
+        requires: The library's import name. Empty when it needs none.
+        extra: The extra of this package that installs it.
+        libraries: Distributions whose versions reports show.
     """
 
     module: str
@@ -51,16 +51,16 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True, slots=True)
-class BackendSpec:
-    """Which backend, with which model, and how; picklable.
+class BackendOptions:
+    """Choice of a backend and its model. Picklable.
 
     Attributes:
-        name: Of the backend.
+        name: Name of the backend.
         model: A name or path as the backend knows it.
-        device: Where to compute, for those that can choose; empty for the backend's own choice.
+        device: Compute device, for backends that can choose. Empty for the backend's own choice.
         endpoint: Base address of a service.
         temperatures: Tried in order while a result looks wrong, where the backend has them.
-        options: Of the backend's own, as words.
+        extra: The backend's own options, as words.
     """
 
     name: str
@@ -68,57 +68,58 @@ class BackendSpec:
     device: str = ""
     endpoint: str = ""
     temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
-    options: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadBackend:
-    """Loads a backend in whatever process it is called."""
+    """Loads a backend in the process in which it is called."""
 
-    spec: BackendSpec
+    options: BackendOptions
 
-    def __call__(self) -> Transcriber:
+    def __call__(self) -> TranscriptionBackend:
         """Load the model.
 
         Raises:
             EvaluationError: Its library is missing, or the model cannot be loaded.
         """
-        load = _loader(self.spec.name)
+        load = _loader(self.options.name)
         try:
-            return load(self.spec)
+            return load(self.options)
         except ImportError as error:
             raise EvaluationError(
-                f"backend {self.spec.name} needs a library that cannot be imported: {error}; install it again"
+                f"backend {self.options.name} needs a library that cannot be imported: {error}; install it again"
             ) from error
 
 
-def candidate(spec: BackendSpec, *, identity: str = "", name: str = "") -> Candidate:
-    """A backend with its model, ready to be evaluated; nothing is loaded yet.
+def backend_target(options: BackendOptions, *, identity: str = "", name: str = "") -> EvaluationTarget:
+    """Return a backend with its model, ready to be evaluated. Nothing is loaded yet.
 
     Args:
-        spec: Which.
-        identity: What tells the model from another of the same name; the digest of a local file or folder when empty.
-        name: In reports; backend and model when empty.
+        options: Backend and model.
+        identity: Distinguishes the model from another of the same name. When empty, the digest of a local one.
+        name: Name in reports. Backend and model when empty.
 
     Raises:
-        EvaluationError: No such backend, or its library is missing.
+        OptionsError: No such backend.
+        EvaluationError: Its library is missing.
     """
-    check_available(spec.name)
-    options = {**spec.options, **({"endpoint": spec.endpoint} if spec.endpoint else {})}
-    options |= {"device": spec.device} if spec.device else {}
+    check_available(options.name)
+    shown = {**options.extra, **({"endpoint": options.endpoint} if options.endpoint else {})}
+    shown |= {"device": options.device} if options.device else {}
     info = BackendInfo(
-        name=spec.name,
-        model=spec.model,
-        identity=identity or _digest(Path(spec.model)),
-        options={**options, "temperatures": list(spec.temperatures)},
-        versions=_versions(spec.name),
+        name=options.name,
+        model=options.model,
+        identity=identity or _digest(Path(options.model)),
+        options={**shown, "temperatures": list(options.temperatures)},
+        versions=_versions(options.name),
     )
-    short = Path(spec.model).name if Path(spec.model).exists() else spec.model
-    return Candidate(name or f"{spec.name}-{short}", LoadBackend(spec), info)
+    short = Path(options.model).name if Path(options.model).exists() else options.model
+    return EvaluationTarget(name or f"{options.name}-{short}", LoadBackend(options), info)
 
 
 def backend_names() -> list[str]:
-    """Names of all backends, those of others included."""
+    """Return the names of all backends, including those of other packages."""
     return [*BUILT_IN, *sorted(set(_registered()) - set(BUILT_IN))]
 
 
@@ -126,26 +127,27 @@ def check_available(name: str) -> None:
     """Check that a backend exists and that its library is installed.
 
     Raises:
-        EvaluationError: What to install, or which backends there are.
+        OptionsError: No such backend. Lists the known ones.
+        EvaluationError: Its library is missing. States the command that installs it.
     """
     built_in = BUILT_IN.get(name)
     if built_in is None and name not in _registered():
         near = difflib.get_close_matches(name, backend_names(), n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise EvaluationError(f"unknown backend {name!r}; {hint}there are {', '.join(backend_names())}")
+        raise OptionsError(f"unknown backend {name!r}; {hint}there are {', '.join(backend_names())}")
     if built_in is not None and built_in.requires and importlib.util.find_spec(built_in.requires) is None:
         raise EvaluationError(
             f"backend {name} needs a library that is not installed; pip install 'whisperkit-tools[{built_in.extra}]'"
         )
 
 
-def _loader(name: str) -> Callable[[BackendSpec], Transcriber]:
+def _loader(name: str) -> Callable[[BackendOptions], TranscriptionBackend]:
     check_available(name)
     if name in BUILT_IN:
         module = importlib.import_module(f"whisperkit_tools.eval.backends.{BUILT_IN[name].module}")
-        return cast(Callable[[BackendSpec], Transcriber], module.load)
+        return cast(Callable[[BackendOptions], TranscriptionBackend], module.load)
     try:
-        return cast(Callable[[BackendSpec], Transcriber], _registered()[name].load())
+        return cast(Callable[[BackendOptions], TranscriptionBackend], _registered()[name].load())
     except (ImportError, AttributeError) as error:
         value = _registered()[name].value
         raise EvaluationError(f"backend {name} is registered as {value}, which cannot be imported: {error}") from error
@@ -170,11 +172,8 @@ def _versions(name: str) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    """Digest of a model's files; empty when it is not local."""
+    """Return the digest of a model's files. Empty when it is not local."""
     if not path.exists():
         return ""
-    whole = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            whole.update(f"{file.relative_to(path)} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()
+    files = content_files(path) if path.is_dir() else [path]
+    return content_sha256({file.relative_to(path).as_posix(): sha256(file) for file in files})

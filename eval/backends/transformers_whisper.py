@@ -1,4 +1,4 @@
-"""The PyTorch original through transformers' `generate`: what a bundle was made from, to compare it with."""
+"""The PyTorch original of a bundle through transformers' `generate`, to compare the bundle with."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -6,18 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import EvaluationError, OptionsError
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import checked
-from whisperkit_tools.eval.backends.registry import BackendSpec
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.registry import BackendOptions
+from whisperkit_tools.files import first_line
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES, Samples, Segment, Timings, Transcription
 
-_WINDOW_SAMPLES = 30 * SAMPLE_RATE_HZ
 # The same as our own decoding, so that the model is all that differs.
 _CHECKS = {"compression_ratio_threshold": 1.35, "logprob_threshold": -1.0, "no_speech_threshold": 0.6}
 
 
-def load(spec: BackendSpec) -> "TransformersTranscriber":
+def load(options: BackendOptions) -> "TransformersTranscriber":
     """Load a checkpoint from a folder or the Hub.
 
     Raises:
@@ -25,34 +25,33 @@ def load(spec: BackendSpec) -> "TransformersTranscriber":
     """
     import torch
 
-    options = checked(spec.name, spec.options, {"dtype": "float32", "seed": 0})
+    own = checked(options.name, options.extra, {"dtype": "float32", "seed": 0})
     dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if options["dtype"] not in dtypes:
-        raise EvaluationError(f"backend {spec.name}: dtype is {options['dtype']!r}, allowed are {', '.join(dtypes)}")
-    return TransformersTranscriber(spec, dtypes[str(options["dtype"])], int(options["seed"]))
+    if own["dtype"] not in dtypes:
+        raise OptionsError(f"backend {options.name}: dtype is {own['dtype']!r}, allowed are {', '.join(dtypes)}")
+    return TransformersTranscriber(options, dtypes[str(own["dtype"])], int(own["seed"]))
 
 
 class TransformersTranscriber:
     """Sequential long-form decoding with timestamps, as Whisper does it."""
 
-    def __init__(self, spec: BackendSpec, dtype: Any, seed: int) -> None:
+    def __init__(self, options: BackendOptions, dtype: Any, seed: int) -> None:
         """Load model, feature extractor and tokenizer."""
         from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizerFast
 
-        self._device, self._dtype, self._seed = spec.device or "cpu", dtype, seed
+        self._device, self._dtype, self._seed = options.device or "cpu", dtype, seed
         try:
-            model = WhisperForConditionalGeneration.from_pretrained(spec.model, dtype=dtype)
+            model = WhisperForConditionalGeneration.from_pretrained(options.model, dtype=dtype)
             self._model: Any = model.to(self._device).eval()
-            self._extractor: Any = WhisperFeatureExtractor.from_pretrained(spec.model)
-            self._tokenizer: Any = WhisperTokenizerFast.from_pretrained(spec.model)
+            self._extractor: Any = WhisperFeatureExtractor.from_pretrained(options.model)
+            self._tokenizer: Any = WhisperTokenizerFast.from_pretrained(options.model)
         except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip().splitlines() or ["no message"])[0]
-            raise EvaluationError(f"transformers cannot load {spec.model!r}: {first}") from error
-        self._temperatures = spec.temperatures
+            raise EvaluationError(f"transformers cannot load {options.model!r}: {first_line(error)}") from error
+        self._temperatures = options.temperatures
 
     @property
     def _languages(self) -> dict[str, int]:
-        """Tokens of the languages, by code; empty for an English model."""
+        """Tokens of the languages, by code. Empty for an English model."""
         config = self._model.generation_config
         if not getattr(config, "is_multilingual", False):
             return {}
@@ -63,18 +62,18 @@ class TransformersTranscriber:
         known = set(self._languages) or {"en"}
         unknown = sorted(set(languages) - known)
         if unknown:
-            raise EvaluationError(
+            raise OptionsError(
                 f"the checkpoint does not know the language{'s' if len(unknown) > 1 else ''} {', '.join(unknown)}; "
                 f"it knows {', '.join(sorted(known))}"
             )
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio."""
         import torch
 
         begun = time.perf_counter()
         torch.manual_seed(self._seed)
-        extra = {} if len(audio) <= _WINDOW_SAMPLES else {"truncation": False, "padding": "longest"}
+        extra = {} if len(audio) <= WINDOW_SAMPLES else {"truncation": False, "padding": "longest"}
         features = self._extractor(audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **extra).input_features
         mel_s = time.perf_counter() - begun
         spoken = {"language": language, "task": "transcribe"} if self._languages else {}
@@ -89,37 +88,36 @@ class TransformersTranscriber:
                 **spoken,
             )
         total_s = time.perf_counter() - begun
-        return self._hypothesis(output, watch, len(audio) / SAMPLE_RATE_HZ, begun, mel_s, total_s)
+        return self._transcription(output, watch, audio, begun, mel_s, total_s)
 
-    def _hypothesis(
-        self, output: Any, watch: "_Watch", audio_s: float, begun: float, mel_s: float, total_s: float
-    ) -> Hypothesis:
-        kept = output["segments"][0]
-        segments = tuple(
-            TimedText(
-                self._tokenizer.decode(part["tokens"], skip_special_tokens=True),
+    def _transcription(
+        self, output: Any, watch: "_Watch", audio: Samples, begun: float, mel_s: float, total_s: float
+    ) -> Transcription:
+        kept, audio_s = output["segments"][0], len(audio) / SAMPLE_RATE_HZ
+        segments = [
+            Segment(
                 round(float(part["start"]), 3),
                 round(min(float(part["end"]), audio_s), 3),
+                self._tokenizer.decode(part["tokens"], skip_special_tokens=True),
             )
             for part in kept
-        )
-        segments = tuple(segment for segment in segments if segment.text.strip())
+        ]
+        segments = [segment for segment in segments if segment.text.strip()]
         timings = Timings(
-            audio_s=round(audio_s, 6),
             total_s=round(total_s, 6),
             mel_s=round(mel_s, 6),
             encoder_s=round(watch.encoder_s, 6),
             decoder_s=round(max(0.0, total_s - mel_s - watch.encoder_s), 6),
-            first_token_s=round(watch.first_token_at - begun, 6) if watch.first_token_at else None,
+            time_to_first_token_s=round(watch.first_token_at - begun, 6) if watch.first_token_at else None,
             tokens=sum(len(part["tokens"]) for part in kept),
             windows=watch.encoded,
         )
-        return Hypothesis("".join(segment.text for segment in segments).strip(), timings, segments)
+        return transcription("".join(segment.text for segment in segments).strip(), audio, timings, segments)
 
 
 @dataclass(slots=True)
 class _Watch:
-    """Times taken inside of `generate`, which encodes a window again for its no-speech probability and fallbacks."""
+    """Times taken inside `generate`, which encodes a window again for its no-speech probability and fallbacks."""
 
     encoder_s: float = 0.0
     encoded: int = 0
@@ -140,7 +138,7 @@ class _Watch:
 
 @contextmanager
 def _watched(model: Any) -> Iterator[_Watch]:
-    """Time the encoder's calls and the first logits; on a GPU these are the times of launching, not of computing."""
+    """Time the encoder's calls and the first logits. On a GPU these are the times of launching, not of computing."""
     watch = _Watch()
     hooks = [
         model.model.encoder.register_forward_pre_hook(watch.before_encoder),

@@ -5,30 +5,30 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import FloatArray, Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import EvaluationError, OptionsError
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import checked
-from whisperkit_tools.eval.backends.registry import BackendSpec
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.registry import BackendOptions
+from whisperkit_tools.speech import Samples, Segment, Timings, Transcription
 
 _TICKS_PER_S = 100  # whisper.cpp counts in hundredths of a second
 
 
-def load(spec: BackendSpec) -> "WhisperCppTranscriber":
+def load(options: BackendOptions) -> "WhisperCppTranscriber":
     """Load a ggml model by its name or file.
 
     Raises:
         EvaluationError: It cannot be loaded.
     """
     library: Any = importlib.import_module("pywhispercpp.model")
-    options = checked(spec.name, spec.options, {"n_threads": 4, "beam_size": 0})
-    beam_size = options.pop("beam_size")
+    own = checked(options.name, options.extra, {"n_threads": 4, "beam_size": 0})
+    beam_size = own.pop("beam_size")
     strategy = {"params_sampling_strategy": 1, "beam_search": {"beam_size": beam_size, "patience": -1.0}}
     try:
-        model = library.Model(spec.model, redirect_whispercpp_logs_to=None, **(strategy if beam_size else {}))
+        model = library.Model(options.model, redirect_whispercpp_logs_to=None, **(strategy if beam_size else {}))
     except Exception as error:  # it raises bare exceptions
-        raise EvaluationError(f"whisper.cpp cannot load {spec.model!r}: {error}") from error
-    return WhisperCppTranscriber(model, spec.temperatures, options)
+        raise EvaluationError(f"whisper.cpp cannot load {options.model!r}: {error}") from error
+    return WhisperCppTranscriber(model, options.temperatures, own)
 
 
 class WhisperCppTranscriber:
@@ -44,17 +44,15 @@ class WhisperCppTranscriber:
         known = set(self._model.available_languages())
         unknown = sorted(set(languages) - known)
         if unknown:
-            raise EvaluationError(
-                f"whisper.cpp does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}"
-            )
+            raise OptionsError(f"whisper.cpp does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
-        """Transcribe one audio; word times would need segments of single words, which changes the text."""
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
+        """Transcribe one audio. Word times would need segments of single words, which changes the text."""
         begun = time.perf_counter()
         parts = self._model.transcribe(
             audio, language=language or "auto", print_progress=False, no_context=True, **self._options
         )
         total_s = time.perf_counter() - begun
-        segments = tuple(TimedText(part.text, part.t0 / _TICKS_PER_S, part.t1 / _TICKS_PER_S) for part in parts)
-        timings = Timings(audio_s=round(len(audio) / SAMPLE_RATE_HZ, 6), total_s=round(total_s, 6))
-        return Hypothesis(" ".join(part.text.strip() for part in parts), timings, segments, language=language)
+        segments = [Segment(part.t0 / _TICKS_PER_S, part.t1 / _TICKS_PER_S, part.text) for part in parts]
+        text = " ".join(part.text.strip() for part in parts)
+        return transcription(text, audio, Timings(round(total_s, 6)), segments, language)

@@ -1,21 +1,22 @@
-"""Datasets of the Hugging Face Hub, and local copies of them, turned into folders of audio files with a table.
+"""Datasets of the Hugging Face Hub and local copies of them, as folders of audio files with a table.
 
 A Hub dataset is fetched once, row by row, into a folder `metadata.jsonl` + `audio/` in the cache; evaluations read
 that folder, work without a connection, and can be resumed. Audio is kept in the bytes in which it is published.
 """
 
 import json
-import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.datasets.layouts import METADATA_FILES, LayoutOptions, read_folder
+from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.datasets.rows import (
     DURATION_FIELDS,
     ID_FIELDS,
@@ -26,11 +27,9 @@ from whisperkit_tools.eval.datasets.rows import (
     Row,
     first,
 )
+from whisperkit_tools.files import first_line, put_in_place, safe_name, sha256_of_json
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import AUDIO_EXTENSIONS
-
-if TYPE_CHECKING:
-    from whisperkit_tools.eval.datasets.open import DatasetOptions
 
 _INFO_FILE = "dataset.json"
 _AUDIO_COLUMNS = ("audio", "speech", "file")
@@ -38,7 +37,7 @@ _DATA_PATTERNS = ("*.parquet", "*.arrow")
 _DEFAULT_SPLIT = "test"
 
 
-def fetch_snapshot(hub_id: str, options: "DatasetOptions", progress: Progress) -> Path:
+def fetch_snapshot(hub_id: str, options: DatasetOptions, progress: Progress) -> Path:
     """Download a repository of audio files with a table, or find it in the Hub's cache; zipped audio is unpacked.
 
     Returns:
@@ -58,12 +57,12 @@ def fetch_snapshot(hub_id: str, options: "DatasetOptions", progress: Progress) -
     return _unpacked(hub_id, folder, archives, options, progress) if archives else folder
 
 
-def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: "DatasetOptions", progress: Progress) -> Path:
+def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: DatasetOptions, progress: Progress) -> Path:
     """A folder with the table and the unpacked audio; its name holds the commit, so that it is made once."""
-    target = cache_folder(options) / f"{_safe(hub_id)}-{folder.name[:12]}"
+    target = cache_folder(options) / f"{safe_name(hub_id)}-{folder.name[:12]}"
     if target.is_dir():
         return target
-    with progress.stage(hub_id, "unpacking"), _WrittenWhole(target) as scratch:
+    with progress.stage(hub_id, "unpacking"), _new_folder(target) as scratch:
         for archive in archives:
             try:
                 with zipfile.ZipFile(archive) as opened:
@@ -76,41 +75,30 @@ def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: "Dataset
     return target
 
 
-def cache_folder(options: "DatasetOptions") -> Path:
+def cache_folder(options: DatasetOptions) -> Path:
     """Where fetched datasets are kept."""
     from huggingface_hub import constants
 
     return options.cache_dir or Path(constants.HF_HOME) / "whisperkit-tools" / "datasets"
 
 
-class _WrittenWhole:
-    """A context with a scratch folder that takes its place when all went well, and leaves nothing otherwise."""
-
-    def __init__(self, target: Path) -> None:
-        self._target = target
-
-    def __enter__(self) -> Path:
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        self._scratch = Path(tempfile.mkdtemp(prefix=f".{self._target.name}-", dir=self._target.parent))
-        return self._scratch
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            return
-        old = self._scratch.with_name(f"{self._scratch.name}-old")
-        if self._target.is_dir():
-            self._target.rename(old)
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder that becomes the target when the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
         try:
-            self._scratch.rename(self._target)
+            put_in_place(scratch, target)
         except OSError:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            if not self._target.is_dir():  # else another process was faster
+            if not target.is_dir():  # else another process was faster
                 raise
-        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def read_hub(hub_id: str, options: "DatasetOptions", progress: Progress) -> list[Row]:
+def read_hub(hub_id: str, options: DatasetOptions, progress: Progress) -> list[Row]:
     """Rows of a Hub dataset, fetched on first use.
 
     Raises:
@@ -127,16 +115,12 @@ def read_hub(hub_id: str, options: "DatasetOptions", progress: Progress) -> list
     return (read_folder(folder, LayoutOptions()) or [])[: options.rows_needed]
 
 
-def _target(hub_id: str, options: "DatasetOptions") -> Path:
+def _target(hub_id: str, options: DatasetOptions) -> Path:
     parts = (hub_id, options.subset, options.split or _DEFAULT_SPLIT, options.revision, options.text_column)
-    return cache_folder(options) / "--".join(_safe(part) for part in parts if part)
+    return cache_folder(options) / "--".join(safe_name(part) for part in parts if part)
 
 
-def _safe(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-
-
-def _fetched(hub_id: str, options: "DatasetOptions") -> Path | None:
+def _fetched(hub_id: str, options: DatasetOptions) -> Path | None:
     """The folder of an earlier fetch, if it has all rows that are needed now."""
     folder = _target(hub_id, options)
     try:
@@ -147,7 +131,7 @@ def _fetched(hub_id: str, options: "DatasetOptions") -> Path | None:
     return folder if info["complete"] or (needed is not None and info["rows"] >= needed) else None
 
 
-def _has_plain_table(hub_id: str, options: "DatasetOptions") -> bool:
+def _has_plain_table(hub_id: str, options: DatasetOptions) -> bool:
     """Whether a repository is a folder of audio with `metadata.json`, which `datasets` does not know."""
     from huggingface_hub import HfApi
 
@@ -158,7 +142,7 @@ def _has_plain_table(hub_id: str, options: "DatasetOptions") -> bool:
     return any(file.rfilename == "metadata.json" for file in info.siblings or ())
 
 
-def _hub_rows(hub_id: str, options: "DatasetOptions") -> Any:
+def _hub_rows(hub_id: str, options: DatasetOptions) -> Any:
     import datasets
 
     try:
@@ -173,7 +157,7 @@ def _hub_rows(hub_id: str, options: "DatasetOptions") -> Any:
         raise DatasetError(_explain(hub_id, options.revision, error)) from error
 
 
-def read_local_files(folder: Path, options: "DatasetOptions") -> list[Row] | None:
+def read_local_files(folder: Path, options: DatasetOptions) -> list[Row] | None:
     """Rows of a local copy of a Hub dataset: parquet or arrow files, `save_to_disk` folders included.
 
     Returns:
@@ -185,13 +169,13 @@ def read_local_files(folder: Path, options: "DatasetOptions") -> list[Row] | Non
     found = sorted(path for pattern in _DATA_PATTERNS for path in folder.rglob(pattern))
     if not found:
         return None
-    target = cache_folder(options) / f"{_safe(folder.resolve().name)}-{_digest(found, options)}"
+    target = cache_folder(options) / f"{safe_name(folder.resolve().name)}-{_digest(found, options)}"
     if not target.is_dir():
         _materialise(target, _local_rows(folder, options), options, str(folder))
     return read_folder(target, LayoutOptions())
 
 
-def _local_rows(folder: Path, options: "DatasetOptions") -> Any:
+def _local_rows(folder: Path, options: DatasetOptions) -> Any:
     import datasets
 
     try:
@@ -202,29 +186,29 @@ def _local_rows(folder: Path, options: "DatasetOptions") -> Any:
         splits = datasets.get_dataset_split_names(str(folder), options.subset)
         split = _split_of(splits, folder, options)
         return datasets.load_dataset(str(folder), options.subset, split=split, streaming=True)
-    except DatasetError:
+    except OptionsError:
         raise
     except Exception as error:  # `datasets` raises what its readers raise
-        raise DatasetError(f"{folder} cannot be read: {_first_line(error)}") from error
+        raise DatasetError(f"{folder} cannot be read: {first_line(error)}") from error
 
 
-def _split_of(splits: list[str], folder: Path, options: "DatasetOptions") -> str:
+def _split_of(splits: list[str], folder: Path, options: DatasetOptions) -> str:
     wanted = options.split or (splits[0] if len(splits) == 1 else _DEFAULT_SPLIT)
     if wanted not in splits:
-        raise DatasetError(f"no split {wanted!r} in {folder}: found {', '.join(splits)}; choose with --split")
+        raise OptionsError(
+            f"no split {wanted!r} in {folder}: found {', '.join(splits)}; choose one with {option('split')}"
+        )
     return wanted
 
 
-def _digest(paths: Iterable[Path], options: "DatasetOptions") -> str:
-    """Names a local copy by its files and by what of them is taken."""
-    import hashlib
-
+def _digest(paths: Iterable[Path], options: DatasetOptions) -> str:
+    """Return the name of a local copy: a digest of its files and of the rows that are taken."""
     state = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
     chosen = [options.split, options.subset, options.text_column, options.audio_column, options.rows_needed]
-    return hashlib.sha256(json.dumps([state, chosen]).encode()).hexdigest()[:12]
+    return sha256_of_json([state, chosen])[:12]
 
 
-def _materialise(target: Path, rows: Any, options: "DatasetOptions", source: str) -> None:
+def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str) -> None:
     """Write rows as a folder of audio files with a table.
 
     Raises:
@@ -233,7 +217,7 @@ def _materialise(target: Path, rows: Any, options: "DatasetOptions", source: str
     text, audio = _columns(rows, options, source)
     needed = options.rows_needed
     count = 0
-    with _WrittenWhole(target) as scratch:
+    with _new_folder(target) as scratch:
         (scratch / "audio").mkdir()
         with (scratch / "metadata.jsonl").open("w", encoding="utf-8") as table:
             for count, row in enumerate(_taken(rows, audio, needed, source), start=1):
@@ -243,20 +227,20 @@ def _materialise(target: Path, rows: Any, options: "DatasetOptions", source: str
         (scratch / _INFO_FILE).write_text(json.dumps(info) + "\n", encoding="utf-8")
 
 
-def _columns(rows: Any, options: "DatasetOptions", source: str) -> tuple[str, str]:
+def _columns(rows: Any, options: DatasetOptions, source: str) -> tuple[str, str]:
     """The columns with transcript and audio."""
     names = list(rows.column_names or next(iter(rows), {}))
-    text = _pick(names, options.text_column, TEXT_FIELDS, "transcripts", "--text-column", source)
+    text = _pick(names, options.text_column, TEXT_FIELDS, "transcripts", "text_column", source)
     return text, _pick(names, options.audio_column, _AUDIO_COLUMNS, "audio", "audio_column", source)
 
 
-def _pick(names: list[str], wanted: str | None, usual: Iterable[str], what: str, option: str, source: str) -> str:
+def _pick(names: list[str], wanted: str | None, usual: Iterable[str], what: str, field: str, source: str) -> str:
     candidates = [wanted] if wanted else list(usual)
     found = next((name for name in candidates if name in names), None)
     if found is None:
-        raise DatasetError(
+        raise OptionsError(
             f"{source} has no column of {what}: looked for {', '.join(candidates)}, found {', '.join(names)}; "
-            f"choose with {option}"
+            f"choose one with {option(field)}"
         )
     return found
 
@@ -271,7 +255,7 @@ def _taken(rows: Any, audio: str, needed: int | None, source: str) -> Iterator[M
             rows = rows.cast_column(audio, datasets.Audio(decode=False))
         yield from islice(rows, needed)
     except Exception as error:  # `datasets` raises what its readers and its HTTP library raise
-        raise DatasetError(f"{source} broke off: {_first_line(error)}; run the command again") from error
+        raise DatasetError(f"{source} broke off: {first_line(error)}; run the command again") from error
 
 
 def _entry(row: Mapping[str, Any], number: int, text: str, audio: str, folder: Path) -> dict[str, Any]:
@@ -294,11 +278,6 @@ def _entry(row: Mapping[str, Any], number: int, text: str, audio: str, folder: P
     }
     entry = {"file_name": name, **{key: str(field) for key, field in fields.items() if field is not None}}
     return entry | {name: row[name] for name in WORD_FIELDS if isinstance(row.get(name), list)}
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
@@ -327,10 +306,10 @@ def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
     if isinstance(error, offline) or any(_is_no_connection(cause) for cause in causes):
         return (
             f"cannot reach {_endpoint()} and {hub_id} is not in the cache; to work offline download it elsewhere "
-            f"(`hf download --repo-type dataset {hub_id} --local-dir DIR`) and pass --dataset DIR; "
+            f"(`hf download --repo-type dataset {hub_id} --local-dir DIR`) and pass {option('dataset', 'DIR')}; "
             "for a mirror set HF_ENDPOINT"
         )
-    return f"{hub_id} cannot be opened: {_first_line(error)}"
+    return f"{hub_id} cannot be opened: {first_line(error)}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""Datasets in the folder layouts in which they are published, told apart by what lies in the folder."""
+"""Readers of the folder layouts in which datasets are published, recognised by the folder's content."""
 
 import csv
 import io
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.datasets.examples import ReferenceWord
+from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.datasets.rows import (
     AUDIO_FIELDS,
     DURATION_FIELDS,
@@ -25,6 +24,7 @@ from whisperkit_tools.eval.datasets.rows import (
     words_of,
 )
 from whisperkit_tools.eval.metrics.normalize import base_language
+from whisperkit_tools.speech import ReferenceWord
 
 ALL = "all"
 _LONGEST_FIELD = 1 << 24  # the transcript of a day; the csv module refuses that of two hours
@@ -36,12 +36,12 @@ _TAG = re.compile(r"<[^>]*>")  # <crosstalk>, <inaudible>, <laugh>: heard, but n
 
 @dataclass(frozen=True, slots=True)
 class LayoutOptions:
-    """What a reader needs to know of the user's wishes.
+    """The part of the user's choice that a reader needs.
 
     Attributes:
-        split: Part of the dataset; None for the only one there is.
-        text_column: Field with the transcript; None to look for the usual names.
-        language: Of Common Voice's folders; None for the only one there is.
+        split: Part of the dataset. None for the only one.
+        text_column: Field with the transcript. None to look for the usual names.
+        language: Language of Common Voice's folders. None for the only one.
     """
 
     split: str | None = None
@@ -53,10 +53,11 @@ def read_folder(root: Path, options: LayoutOptions) -> list[Row] | None:
     """Read a dataset's folder.
 
     Returns:
-        Its rows in a fixed order; None when no layout fits.
+        Its rows in a fixed order. None when no layout fits.
 
     Raises:
-        DatasetError: A table is broken, or the folder has several splits or languages and none was chosen.
+        DatasetError: A table is broken.
+        OptionsError: The folder has several splits or languages and none was chosen, or not the chosen one.
     """
     for fits, read in _LAYOUTS:
         found = fits(root)
@@ -66,7 +67,7 @@ def read_folder(root: Path, options: LayoutOptions) -> list[Row] | None:
 
 
 def describe_layouts() -> str:
-    """The layouts that are understood, in one line."""
+    """Describe the supported layouts in one line."""
     return (
         "LibriSpeech (*.trans.txt), Earnings-21 and -22 (*.nlp with media/), Common Voice (*.tsv with clips/), "
         f"audio with {', '.join(METADATA_FILES)}, or parquet and arrow files"
@@ -84,17 +85,17 @@ def _read_librispeech(root: Path, transcripts: Sequence[Path], options: LayoutOp
     by_split: dict[str, list[Path]] = {}
     for path in transcripts:
         by_split.setdefault(path.absolute().parent.parent.parent.name, []).append(path)
-    chosen = _choose(by_split, options.split, f"{root}: several splits of LibriSpeech", "--split")
+    chosen = _choose(by_split, options.split, f"{root}: several splits of LibriSpeech", "split")
     return [row for path in chosen for row in _librispeech_chapter(path)]
 
 
-def _choose(parts: Mapping[str, Sequence[Path]], wanted: str | None, what: str, option: str) -> list[Path]:
-    """The part that is wanted, or the only one there is."""
+def _choose(parts: Mapping[str, Sequence[Path]], wanted: str | None, what: str, field: str) -> list[Path]:
+    """Return the files of the wanted part, or of the only one."""
     names = ", ".join(sorted(parts))
     if wanted is None and len(parts) > 1:
-        raise DatasetError(f"{what}: {names}; choose one with {option}, or {option} {ALL}")
+        raise OptionsError(f"{what}: {names}; choose one with {option(field)}, or all with {option(field, ALL)}")
     if wanted not in (None, ALL) and wanted not in parts:
-        raise DatasetError(f"no {option.removeprefix('--')} {wanted!r} there: found {names}")
+        raise OptionsError(f"no {field} {wanted!r} there: found {names}")
     names_chosen = [wanted] if wanted in parts and wanted is not None else sorted(parts)
     return [path for name in names_chosen for path in parts[name]]
 
@@ -115,7 +116,7 @@ def _librispeech_chapter(path: Path) -> Iterator[Row]:
 def _nlp_files(root: Path) -> list[Path]:
     found = sorted(root.rglob("*.nlp"))
     references = [path for path in found if path.parent.name == "nlp_references"]
-    return references or found  # beside the references lie other systems' transcripts
+    return references or found  # the folder also holds other systems' transcripts
 
 
 def _read_earnings(root: Path, files: Sequence[Path], options: LayoutOptions) -> list[Row]:
@@ -132,7 +133,7 @@ def _read_earnings(root: Path, files: Sequence[Path], options: LayoutOptions) ->
 
 
 def _earnings_lengths(root: Path) -> dict[str, float]:
-    """Seconds by file id, from the tables beside the transcripts."""
+    """Return seconds by file id, from the tables beside the transcripts."""
     lengths = {}
     for path in sorted(root.rglob("*metadata.csv")):
         for row in _table(path, ","):
@@ -148,7 +149,7 @@ def _read_nlp(path: Path) -> tuple[str, tuple[ReferenceWord, ...], int]:
     Source: the description of .nlp files in revdotcom/speech-datasets, earnings22/README.md.
 
     Returns:
-        The text; its words with times where the file has them; how many tags of unscored sounds were left out.
+        The text, its words with times where the file has them, and the number of omitted tags of unscored sounds.
     """
     rows = _table(path, "|", quoted=False)
     if not rows or any(column not in rows[0] for column in _NLP_COLUMNS):
@@ -185,7 +186,7 @@ def _read_common_voice(root: Path, folders: Sequence[Path], options: LayoutOptio
     languages = {folder.absolute().name: [folder] for folder in folders}
     same = [name for name in languages if base_language(name) == base_language(options.language)]
     chosen = _choose(
-        languages, same[0] if len(same) == 1 else None, f"{root}: several languages of Common Voice", "--language"
+        languages, same[0] if len(same) == 1 else None, f"{root}: several languages of Common Voice", "language"
     )
     split = options.split or "test"
     return [row for folder in chosen for row in _common_voice_language(folder, split, options)]
@@ -195,7 +196,7 @@ def _common_voice_language(folder: Path, split: str, options: LayoutOptions) -> 
     table = folder / f"{split}.tsv"
     if not table.is_file():
         there = ", ".join(name for name in _COMMON_VOICE_SPLITS if (folder / f"{name}.tsv").is_file())
-        raise DatasetError(f"no split {split!r} in {folder}: found {there}")
+        raise OptionsError(f"no split {split!r} in {folder}: found {there}")
     rows = _table(table, "\t", quoted=False)
     column = _column(rows, options.text_column or "sentence", table)
     for row in rows:
@@ -232,17 +233,17 @@ def _read_metadata(root: Path, files: Sequence[Path], options: LayoutOptions) ->
     elif options.split in (None, ALL):
         chosen = [item for rows in splits.values() for item in rows]
     else:
-        there = ", ".join(sorted(filter(None, splits))) or "a dataset without splits; leave --split away"
-        raise DatasetError(f"no split {options.split!r} in {root}: found {there}")
+        there = ", ".join(sorted(filter(None, splits))) or f"a dataset without splits; omit {option('split')}"
+        raise OptionsError(f"no split {options.split!r} in {root}: found {there}")
     audio = AudioFolder(root)
     found = [_metadata_row(number, path, row, audio, options) for number, (path, row) in enumerate(chosen, start=1)]
     if found and not any(row.reference for row in found):
-        raise DatasetError(_no_text(files[0], [row for _, row in chosen], options.text_column))
+        raise OptionsError(_no_text(files[0], [row for _, row in chosen], options.text_column))
     return found
 
 
 def _metadata_rows(path: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
-    """Rows of a table, with the name of the list they stand in where a JSON object has several."""
+    """Yield the rows of a table, with the name of their list where a JSON object has several."""
     if path.suffix in (".csv", ".tsv"):
         yield from ((None, dict(row)) for row in _table(path, "\t" if path.suffix == ".tsv" else ","))
         return
@@ -275,7 +276,7 @@ def _metadata_row(number: int, path: Path, row: Mapping[str, Any], audio: AudioF
 def _no_text(path: Path, rows: Sequence[Mapping[str, Any]], text_column: str | None) -> str:
     fields = ", ".join(sorted({str(name) for row in rows[:20] for name in row}))
     wanted = text_column or f"any of {', '.join(TEXT_FIELDS)}"
-    return f"{path} has no transcripts: looked for {wanted}, found {fields}; choose with --text-column"
+    return f"{path} has no transcripts: looked for {wanted}, found {fields}; choose one with {option('text_column')}"
 
 
 # Reading
@@ -295,7 +296,7 @@ def _text(path: Path) -> str:
 
 
 def _table(path: Path, delimiter: str, quoted: bool = True) -> list[dict[str, Any]]:
-    """Rows of a table with a line of names; missing values are None."""
+    """Return the rows of a table whose first line has the names. Missing values are None."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     limit = csv.field_size_limit(_LONGEST_FIELD)
     try:
@@ -308,8 +309,9 @@ def _table(path: Path, delimiter: str, quoted: bool = True) -> list[dict[str, An
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str, path: Path) -> str:
     if rows and name not in rows[0]:
-        raise DatasetError(
-            f"{path} has no column {name!r}: found {', '.join(filter(None, rows[0]))}; choose with --text-column"
+        raise OptionsError(
+            f"{path} has no column {name!r}: found {', '.join(filter(None, rows[0]))}; "
+            f"choose one with {option('text_column')}"
         )
     return name
 

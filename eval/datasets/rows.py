@@ -1,4 +1,4 @@
-"""One row of a dataset as its tables have it, what can be wrong with it, and how audio files are found."""
+"""Rows of a dataset as its tables have them, checks of them, and the search for audio files."""
 
 import re
 from collections import Counter, defaultdict
@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from whisperkit_tools.eval.datasets.examples import Example, Problem, ReferenceWord
+from whisperkit_tools.eval.datasets.dataset import Problem
 from whisperkit_tools.eval.metrics.normalize import base_language
-from whisperkit_tools.speech import AUDIO_EXTENSIONS
+from whisperkit_tools.speech import AUDIO_EXTENSIONS, Recording, ReferenceWord
 
 # The mark of NIST's scoring format, which TED-LIUM and others use as a transcript.
 _IGNORED = re.compile(r"ignore[_ ]time[_ ]segment[_ ]in[_ ]scoring", re.IGNORECASE)
@@ -28,18 +28,18 @@ STARTS_FIELD = "words_s"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a layout's reader found for one example.
+    """One example as a layout's reader found it.
 
     Attributes:
-        id: As the dataset names it.
-        reference: Its transcript; None when the table has none.
-        audio: The file; None when it was not found.
-        audio_name: As the dataset names the file, for messages.
-        language: None when the dataset does not say.
-        duration_s: None when the dataset does not say.
-        speaker: None when the dataset does not say.
-        words: With times.
-        ignored: Parts of the transcript that are marked as not to be scored and were left out.
+        id: The dataset's name of the example.
+        reference: Its transcript. None when the table has none.
+        audio: The file. None when it was not found.
+        audio_name: The dataset's name of the file, for messages.
+        language: None when the dataset does not declare it.
+        duration_s: None when the dataset does not declare it.
+        speaker: None when the dataset does not declare it.
+        words: Words with times.
+        ignored: Parts of the transcript that are marked as not to be scored and were omitted.
     """
 
     id: str
@@ -55,9 +55,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Rows that can be evaluated, those that cannot, and how much is not to be scored."""
+    """Rows that can be evaluated, problems of the others, and the number of segments that are not to be scored."""
 
-    examples: tuple[Example, ...]
+    examples: tuple[Recording, ...]
     problems: tuple[Problem, ...]
     ignored_segments: int
 
@@ -82,10 +82,10 @@ class AudioFolder:
 
         Args:
             name: A path, or a bare name with or without extension, which may lie in any subfolder.
-            base: Relative paths start here; None for the root.
+            base: Relative paths start here. None for the root.
 
         Returns:
-            The file; None when there is none, or several of that name.
+            The file. None when there is none, or several of that name.
         """
         direct = (base or self.root) / name
         if direct.is_file():
@@ -99,12 +99,12 @@ class AudioFolder:
 
 
 def first(row: Mapping[str, Any], names: Iterable[str]) -> Any:
-    """The first of several fields that is there and not empty; None when none is."""
+    """Return the first of several fields that is present and not empty. None when none is."""
     return next((row[name] for name in names if row.get(name) not in (None, "")), None)
 
 
 def as_seconds(value: Any) -> float | None:
-    """A duration from a table; None when it is no positive number."""
+    """Return a duration from a table. None when it is not a positive number."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -113,7 +113,7 @@ def as_seconds(value: Any) -> float | None:
 
 
 def words_of(row: Mapping[str, Any], reference: str) -> tuple[ReferenceWord, ...]:
-    """Word times of a table's row: a list of words with start and end, or starts of the transcript's words."""
+    """Return the word times of a table's row: words with start and end, or starts of the transcript's words."""
     starts = row.get(STARTS_FIELD)
     if isinstance(starts, list) and len(starts) == len(reference.split()):
         return tuple(ReferenceWord(word, float(at)) for word, at in zip(reference.split(), starts, strict=True))
@@ -133,12 +133,12 @@ def _word(item: Mapping[str, Any]) -> ReferenceWord | None:
 
 
 def check(rows: Sequence[Row]) -> Checked:
-    """Sort out what cannot be evaluated, and complete durations from the audio files' headers."""
+    """Separate rows that cannot be evaluated, and complete durations from the audio files' headers."""
     scored = [row for row in rows if not _IGNORED.fullmatch((row.reference or "").strip())]
     ignored = len(rows) - len(scored) + sum(row.ignored for row in scored)
     repeated = Counter(row.id for row in scored)
     problems: list[Problem] = []
-    examples: list[Example] = []
+    examples: list[Recording] = []
     seen: set[str] = set()
     for row in scored:
         found = _problem(row, row.id in seen, repeated[row.id])
@@ -154,7 +154,7 @@ def check(rows: Sequence[Row]) -> Checked:
 
 def _problem(row: Row, is_repeated: bool, count: int) -> Problem | None:
     if is_repeated:
-        return Problem(row.id, "duplicate_id", f"{row.id}: there are {count} examples of this id; the first one counts")
+        return Problem(row.id, "duplicate_id", f"{row.id}: {count} examples have this id; the first one counts")
     if row.audio is None:
         return Problem(row.id, "missing_audio", f"{row.id}: no audio file {row.audio_name}")
     if not (row.reference or "").strip():
@@ -172,7 +172,7 @@ def _with_duration(row: Row) -> tuple[Row, Problem | None]:
 
 
 def header_duration_s(path: Path) -> float | None:
-    """Length that an audio file declares; None when it is no audio, or holds none."""
+    """Return the length that an audio file declares. None when it is not audio, or holds none."""
     import av
     import soundfile
 
@@ -191,11 +191,11 @@ def header_duration_s(path: Path) -> float | None:
         return None
 
 
-def _example(row: Row) -> Example:
-    return Example(
+def _example(row: Row) -> Recording:
+    return Recording(
         id=row.id,
-        reference=(row.reference or "").strip(),
-        audio=row.audio,
+        text=(row.reference or "").strip(),
+        path=row.audio,
         language=base_language(row.language),
         duration_s=row.duration_s,
         speaker=row.speaker,

@@ -1,4 +1,4 @@
-"""Which word of the hypothesis stands for which word of the reference, and how far apart the two are in time."""
+"""Alignment of reference and hypothesis word by word, and the distances of their times."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import numpy as np
 
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer, Normalizer
 
+PIECE_TYPES = frozenset({"equal", "substitute", "delete", "insert"})
 # Times come in hundredths of a second. A float's last bit must not decide whether 0.1 is within 0.1.
 _HUNDRED_MS = 0.1 + 1e-9
 
@@ -32,8 +33,8 @@ class AlignmentPiece:
 
     Attributes:
         type: `equal`, `substitute`, `delete` or `insert`.
-        reference: The reference's words; empty for `insert`.
-        hypothesis: The hypothesis' words; empty for `delete`.
+        reference: The reference's words. Empty for `insert`.
+        hypothesis: The hypothesis' words. Empty for `delete`.
     """
 
     type: str
@@ -46,12 +47,12 @@ class WordTimestampError:
     """Distance of predicted from reference word starts, over words that were recognised.
 
     Attributes:
-        words: Matched words that have both times.
+        words: Number of matched words that have both times.
         mean_s: Mean absolute distance of the starts.
-        median_s: Median of it.
-        p90_s: 90th percentile.
-        within_100ms: Fraction of words.
-        within_200ms: Fraction of words.
+        median_s: Median absolute distance.
+        p90_s: 90th percentile of the absolute distance.
+        within_100ms: Fraction of words within 0.1 s.
+        within_200ms: Fraction of words within 0.2 s.
     """
 
     words: int
@@ -63,11 +64,11 @@ class WordTimestampError:
 
 
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[AlignmentPiece, ...]:
-    """Align two lists of words by the least number of edits; the alignment is jiwer's.
+    """Align two lists of words with the minimum number of edits, as jiwer does.
 
     Args:
-        reference: Words without spaces in them.
-        hypothesis: Likewise.
+        reference: Words without spaces.
+        hypothesis: Words without spaces.
 
     Returns:
         Stretches in order, which together hold all words of both.
@@ -88,17 +89,17 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[Alignmen
 def word_start_distances(
     reference: Sequence[TimedWord], hypothesis: Sequence[TimedWord], normalize: Normalizer | None = None
 ) -> list[float]:
-    """Distances in seconds between the starts of the words that were recognised.
+    """Return the distances in seconds between the starts of the words that were recognised.
 
-    Words are normalised one by one and aligned; a word that falls into several parts goes by its first part.
+    Words are normalised one by one and aligned. A word that splits into several parts is represented by the first.
 
     Args:
         reference: Words with times.
         hypothesis: Words with times.
-        normalize: For single words; None for `BasicTextNormalizer`.
+        normalize: For single words. None for `BasicTextNormalizer`.
 
     Returns:
-        One for each matched word: the hypothesis' start less the reference's.
+        One for each matched word: the hypothesis' start minus the reference's.
     """
     normalize = normalize or BasicTextNormalizer()
     expected = _first_parts([(word.text, word.start_s) for word in reference], normalize)
@@ -119,7 +120,7 @@ def _first_parts(words: Iterable[tuple[str, float]], normalize: Normalizer) -> l
 
 
 def word_timestamp_error(distances: Sequence[float]) -> WordTimestampError | None:
-    """Sum up the distances of all examples; None when no word was matched."""
+    """Summarise the distances of all examples. None when no word was matched."""
     if not distances:
         return None
     size = np.abs(np.asarray(distances, dtype=np.float64))

@@ -1,6 +1,6 @@
-"""What is done to reference and hypothesis before they are compared, so that spelling does not count as an error.
+"""Text normalisers: the preparation of reference and hypothesis, so that spelling does not count as an error.
 
-The normalisers are Whisper's, in transformers' edition; figures are comparable with those of the field.
+The normalisers are Whisper's, in transformers' edition, so that figures are comparable with published ones.
 Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", appendix C.
 """
 
@@ -14,18 +14,18 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.metrics.transliterate import differ_in_script, to_latin
 
 SPELLINGS_FILE = "normalizer.json"
 AUTO = "auto"
 NORMALIZERS = (AUTO, "english", "basic", "letters", "none")
-# Written without spaces between words, or with spaces that mean something else, so that letters are compared.
+# Languages written without spaces between words, or with spaces that mean something else. Letters are compared.
 LETTER_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 Normalizer: TypeAlias = Callable[[str], str]
-# Python refuses to read more digits as a number, and only a decoder caught in a loop says them. The commas between
-# them are dropped by the normaliser before it counts.
+# Python refuses to read more digits as a number, and only a decoder caught in a loop produces them. The normaliser
+# drops the commas between them before it counts.
 _LONGEST_NUMBER = 4300
 _LONG_DIGITS = re.compile(rf"(?:\d,?){{{_LONGEST_NUMBER + 1},}}")
 
@@ -34,7 +34,7 @@ class EnglishTextNormalizer:
     """Whisper's English normaliser: contractions, numbers, currencies, British spellings, fillers.
 
     Args:
-        spellings: British to American spellings; None for the table that ships with this package.
+        spellings: British to American spellings. None for the table that ships with this package.
     """
 
     def __init__(self, spellings: Mapping[str, str] | None = None) -> None:
@@ -42,7 +42,7 @@ class EnglishTextNormalizer:
 
         table = dict(spellings if spellings is not None else default_spellings())
         if table.get("mm") == "hmm":
-            # Published checkpoints carry it, OpenAI's table has since dropped it; both spellings are fillers.
+            # Published checkpoints hold it, OpenAI's table has since dropped it. Both spellings are fillers.
             del table["mm"]
         self._normalize: Any = Original(table)
 
@@ -87,20 +87,9 @@ def read_spellings(path: Path) -> dict[str, str]:
     return _parse_spellings(path, str(path))
 
 
-def spellings_of(folder: Path | None) -> dict[str, str]:
-    """The table in a checkpoint's or bundle's folder, else the one that ships with this package.
-
-    Raises:
-        DatasetError: The folder's table is broken.
-    """
-    if folder is not None and (folder / SPELLINGS_FILE).is_file():
-        return read_spellings(folder / SPELLINGS_FILE)
-    return default_spellings()
-
-
 @cache
 def default_spellings() -> dict[str, str]:
-    """The table that ships with this package: that of the embedded demo checkpoint, which is OpenAI's."""
+    """Return the table that ships with this package in the embedded demo checkpoint, which is OpenAI's."""
     file = files("whisperkit_tools") / "demo" / "checkpoint" / SPELLINGS_FILE
     return _parse_spellings(file, str(file))
 
@@ -119,12 +108,15 @@ def _parse_spellings(file: Traversable, name: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """Which normaliser is used for which text; picklable.
+    """The choice of normalisers by language. Picklable.
 
     Attributes:
-        choice: One of `NORMALIZERS`. `auto` goes by language: English, letter by letter for `LETTER_LANGUAGES`,
+        choice: One of `NORMALIZERS`. `auto` chooses by language: English, letter by letter for `LETTER_LANGUAGES`,
             and basic for all others and for an unknown language.
-        spellings: For the English normaliser; None for the table that ships with this package.
+        spellings: Table of the English normaliser. None for the table that ships with this package.
+
+    Raises:
+        OptionsError: No such normaliser.
     """
 
     choice: str = AUTO
@@ -133,13 +125,13 @@ class Normalization:
 
     def __post_init__(self) -> None:
         if self.choice not in NORMALIZERS:
-            raise DatasetError(f"no normalizer {self.choice!r}; known: {', '.join(NORMALIZERS)}")
+            raise OptionsError(f"no {option('normalizer')} {self.choice!r}; known: {', '.join(NORMALIZERS)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.choice, self.spellings))
 
     def kind(self, language: str | None) -> str:
-        """Name of the normaliser for a language: what `auto` stands for."""
+        """Return the name of the normaliser for a language, to which `auto` resolves."""
         if self.choice != AUTO:
             return self.choice
         code = base_language(language)
@@ -155,10 +147,10 @@ class Normalization:
         return self._made[kind](text).strip()
 
     def pair(self, reference: str, hypothesis: str, language: str | None) -> tuple[str, str]:
-        """Normalise what is to be compared.
+        """Normalise a reference and a hypothesis for their comparison.
 
-        Where one side is written in Cyrillic and the other is not, the Cyrillic one is put into Latin letters: the
-        word was recognised. `none` leaves the scripts as they are.
+        Where only one side is written in Cyrillic, it is transliterated to Latin letters, because the word was
+        recognised. `none` keeps the scripts.
 
         Returns:
             Reference and hypothesis.
@@ -170,7 +162,7 @@ class Normalization:
 
 
 def base_language(language: str | None) -> str | None:
-    """The language without region or script: `zh` of `zh-CN`, `en` of `en_US`."""
+    """Return the language without region or script: `zh` of `zh-CN`, `en` of `en_US`."""
     return re.split(r"[-_]", language.lower())[0] if language else None
 
 

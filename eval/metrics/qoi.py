@@ -1,14 +1,14 @@
-"""Quality of inference: how often an optimised model is no worse than the one it was made from.
+"""Quality of inference: the share of examples on which an optimised model is no worse than its original.
 
-The word error rate of a corpus hides examples that became worse behind others that became better; users of the
-original model notice exactly those. Source: the definition published with WhisperKit's evaluation results.
+In the word error rate of a corpus, examples that became better hide others that became worse. Users of the original
+model notice exactly those. Source: the definition published with WhisperKit's evaluation results.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.intervals import Interval, no_worse, wilson_interval
 
 _SHOWN = 5
@@ -16,14 +16,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class QualityOfInference:
-    """One system judged by another, example by example, unweighted.
+    """A system compared with a reference system, example by example, unweighted.
 
     Attributes:
-        qoi: Fraction of examples with `wer <= wer of the reference run`; None without examples.
+        qoi: Fraction of examples with `wer <= wer of the reference run`. None without examples.
         interval: 95 % Wilson score interval.
-        examples: That were compared.
-        better: Ids with a lower WER than the reference run.
-        worse: Ids with a higher one, worst first.
+        examples: Number of compared examples.
+        better: Ids of examples with a lower WER than in the reference run.
+        worse: Ids of examples with a higher WER, the largest difference first.
     """
 
     qoi: float | None
@@ -34,7 +34,7 @@ class QualityOfInference:
 
     @property
     def equal(self) -> int:
-        """Examples with the same WER."""
+        """Number of examples with the same WER."""
         return self.examples - len(self.better) - len(self.worse)
 
 
@@ -42,11 +42,12 @@ def quality_of_inference(wer: Mapping[str, float], reference_wer: Mapping[str, f
     """Compare the examples' word error rates with those of a reference run.
 
     Args:
-        wer: Of each example, by id.
-        reference_wer: Of the same examples in the reference run.
+        wer: Word error rate of each example, by id.
+        reference_wer: Word error rate of the same examples in the reference run.
 
     Raises:
-        DatasetError: The two do not hold the same ids, or a rate is not a number.
+        OptionsError: The two do not hold the same ids.
+        DatasetError: A rate is not a number.
     """
     _check(wer, reference_wer)
     # Both rates have the same denominator, so equal error counts give bit-equal floats.
@@ -69,7 +70,7 @@ def _check(wer: Mapping[str, float], reference_wer: Mapping[str, float]) -> None
         if ids:
             problems.append(f"{len(ids)} only in the {where} run ({_listed(ids)})")
     if problems:
-        raise DatasetError(
+        raise OptionsError(
             f"the two runs do not hold the same examples: {'; '.join(problems)}; run both on the same dataset"
         )
     broken = [id for id in wer if not math.isfinite(wer[id]) or not math.isfinite(reference_wer[id])]

@@ -1,4 +1,4 @@
-"""Cyrillic to Latin letters, for languages that are written in both, such as Serbian, Uzbek or Azerbaijani."""
+"""Transliteration from Cyrillic to Latin letters, for languages with both, such as Serbian, Uzbek or Azerbaijani."""
 
 import unicodedata
 
@@ -7,13 +7,13 @@ def _letters(pairs: str) -> dict[str, str]:
     return dict(pair.split("=") for pair in pairs.split())
 
 
-# Serbian, Bosnian, Montenegrin, Croatian: the two alphabets stand for each other letter by letter.
-# Macedonian has its own letters beside them. Source: Gaj's and Karadžić's alphabets; Macedonian: BGN/PCGN.
+# Serbian, Bosnian, Montenegrin, Croatian: the two alphabets correspond letter by letter.
+# Macedonian has additional letters. Source: Gaj's and Karadžić's alphabets; Macedonian: BGN/PCGN.
 _SOUTH_SLAVIC = _letters(
     "а=a б=b в=v г=g д=d ђ=đ е=e ж=ž з=z и=i ј=j к=k л=l љ=lj м=m н=n њ=nj о=o п=p р=r с=s т=t ћ=ć у=u "
     "ф=f х=h ц=c ч=č џ=dž ш=š ѓ=ǵ ќ=ḱ ѕ=dz"
 )
-# All others; letters of Turkic and Iranian languages after those of Russian, Ukrainian and Belarusian.
+# All others. Letters of Turkic and Iranian languages follow those of Russian, Ukrainian and Belarusian.
 # Source: the BGN/PCGN romanisations, without apostrophes.
 _GENERAL = _letters(
     "а=a б=b в=v г=g д=d е=e ё=yo ж=zh з=z и=i й=y к=k л=l м=m н=n о=o п=p р=r с=s т=t у=u ф=f х=kh ц=ts "
@@ -33,12 +33,12 @@ _SOUTH_SLAVIC_LANGUAGES = frozenset({"sr", "bs", "hr", "sh", "cnr", "me", "mk"})
 
 
 def differ_in_script(first: str, second: str) -> bool:
-    """Tell whether one text is written mostly in Cyrillic letters and the other one mostly in others."""
+    """Return whether one text is mostly Cyrillic and the other one is not."""
     return {_mostly_cyrillic(first), _mostly_cyrillic(second)} == {True, False}
 
 
 def _mostly_cyrillic(text: str) -> bool | None:
-    """Whether most letters are Cyrillic; None for a text without letters."""
+    """Return whether most letters are Cyrillic. None for a text without letters."""
     letters = [character for character in text if character.isalpha()]
     return sum(map(_is_cyrillic, letters)) * 2 > len(letters) if letters else None
 
@@ -48,12 +48,12 @@ def _is_cyrillic(character: str) -> bool:
 
 
 def to_latin(text: str, language: str | None = None) -> str:
-    """Put Cyrillic letters into Latin ones; all others stay.
+    """Replace Cyrillic letters by Latin ones. All others stay.
 
     Args:
         text: Any text.
-        language: Code of the language, since one letter stands for different sounds; None or unknown for a
-            romanisation that suits Russian.
+        language: Code of the language, because one letter has different sounds. None or unknown for a romanisation
+            that suits Russian.
     """
     if not any(map(_is_cyrillic, text)):
         return text

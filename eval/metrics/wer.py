@@ -17,13 +17,13 @@ WER_DRAWS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Edits between references and hypotheses, in words or in characters; can be added up.
+    """Edits between references and hypotheses, in words or in characters. Counts add up.
 
     Attributes:
-        hits: Equal ones.
-        substitutions: Replaced ones.
-        deletions: Those only in the reference.
-        insertions: Those only in the hypothesis.
+        hits: Number of equal words or characters.
+        substitutions: Number of replaced ones.
+        deletions: Number of those only in the reference.
+        insertions: Number of those only in the hypothesis.
     """
 
     hits: int = 0
@@ -43,12 +43,12 @@ class Counts:
 
     @property
     def rate(self) -> float | None:
-        """Edits per reference word or character; None without any, where a rate has no meaning."""
+        """Edits per reference word or character. None without any, because a rate has no meaning there."""
         return self.errors / self.reference if self.reference else None
 
     @property
     def insertion_rate(self) -> float | None:
-        """Insertions per reference word: what was made up. None without reference words."""
+        """Insertions per reference word, which are made up. None without reference words."""
         return self.insertions / self.reference if self.reference else None
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -65,8 +65,8 @@ class Score:
     """One hypothesis against its reference.
 
     Attributes:
-        words: Word edits; `words.rate` is the WER.
-        characters: Character edits, spaces included; `characters.rate` is the CER.
+        words: Word edits. `words.rate` is the WER.
+        characters: Character edits, spaces included. `characters.rate` is the CER.
         alignment: The words' edits in order.
     """
 
@@ -113,11 +113,11 @@ def _counts(alignment: Iterable[AlignmentPiece]) -> Counts:
 
 
 def character_counts(reference: str, hypothesis: str) -> Counts:
-    """Character edits between two normalised texts, spaces included."""
+    """Return the character edits between two normalised texts, spaces included."""
     import jiwer
 
     if not reference.split() or not hypothesis.split():
-        # jiwer strips, so that a text of spaces would count as nothing on one side only
+        # jiwer strips, so a text of spaces would count as nothing on one side only
         reference, hypothesis = reference.strip(), hypothesis.strip()
         return Counts(deletions=len(reference), insertions=len(hypothesis))
     found = jiwer.process_characters(reference, hypothesis)
@@ -125,7 +125,7 @@ def character_counts(reference: str, hypothesis: str) -> Counts:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """Add up; the rate of the sum is the corpus' rate, in which every word weighs the same."""
+    """Return the sum. Its rate is the corpus' rate, in which every word weighs the same."""
     return sum(counts, Counts())
 
 
@@ -151,7 +151,7 @@ def wer_interval(
 
 
 def repeated_ngrams(text: str, n: int = 5) -> int:
-    """How many of a normalised text's n-grams have occurred in it before, as in a decoder caught in a loop.
+    """Return how many of a normalised text's n-grams have occurred in it before, as with a decoder caught in a loop.
 
     Source: Gandhi et al. 2023, "Distil-Whisper", section 5: repeated 5-gram word duplicates.
     """

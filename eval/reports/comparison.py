@@ -1,4 +1,4 @@
-"""Two runs over the same examples: is the difference of their word error rates more than chance, and where is it?
+"""Comparison of two runs over the same examples: the difference of their word error rates and its significance.
 
 Source: paired bootstrap over utterances: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
 performance evaluation", ICASSP 2004.
@@ -10,42 +10,46 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.reports.read import ReadRun
 from whisperkit_tools.eval.schema import ResultRow
 from whisperkit_tools.intervals import bootstrap_rates, no_worse, percentile_interval, wilson_interval
 
 IDS_SHOWN = 3
 COMPARISON_DRAWS = 10_000
+MIN_SAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
-class ComparisonConfig:
-    """How two runs are compared.
+class ComparisonOptions:
+    """Settings of a comparison.
 
     Attributes:
-        common_only: Compare the examples that both runs have; otherwise unequal ids are an error.
-        samples: Bootstrap samples.
-        seed: Of their drawing.
+        common: Compare the examples that both runs have. Otherwise different ids are an error.
+        samples: Number of bootstrap samples.
+        seed: Random seed of the bootstrap.
+
+    Raises:
+        OptionsError: Too few samples.
     """
 
-    common_only: bool = False
+    common: bool = False
     samples: int = COMPARISON_DRAWS
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for too few samples."""
-        if self.samples < 100:
-            raise ValueError(f"samples is {self.samples}, at least 100 are needed for an interval")
+        """Check the number of samples."""
+        if self.samples < MIN_SAMPLES:
+            raise OptionsError(f"{option('samples')} is {self.samples}; the minimum for an interval is {MIN_SAMPLES}")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """An example that one run did better than the other.
+class ExampleDifference:
+    """An example on which the two runs have different numbers of word errors.
 
     Attributes:
-        id: The example's.
-        errors: The candidate's word errors less the baseline's.
+        id: The example's id.
+        errors: The candidate's word errors minus the baseline's.
         baseline_wer: None where the reference has no words.
         candidate_wer: None where the reference has no words.
     """
@@ -61,26 +65,26 @@ class Comparison:
     """A candidate against a baseline, over the examples that both transcribed.
 
     Attributes:
-        baseline: Name of the run.
-        candidate: Name of the run.
-        baseline_key: Of the run.
-        candidate_key: Of the run.
-        examples: Compared.
-        left_out_failed: Examples that failed in one of the runs.
-        left_out_unpaired: Examples that only one of the runs has.
+        baseline: Name of the baseline's run.
+        candidate: Name of the candidate's run.
+        baseline_key: Key of the baseline's run.
+        candidate_key: Key of the candidate's run.
+        examples: Number of compared examples.
+        left_out_failed: Number of omitted examples that failed in one of the runs.
+        left_out_unpaired: Number of omitted examples that only one of the runs has.
         baseline_wer: Over the compared examples.
         candidate_wer: Over the compared examples.
-        wer_difference: Candidate less baseline; positive is worse.
+        wer_difference: Candidate minus baseline. Positive is worse.
         wer_difference_interval: 95 % paired bootstrap interval.
         worse_probability: Fraction of bootstrap samples in which the candidate has more errors, ties counted half.
-        samples: Bootstrap samples.
-        seed: Of their drawing.
+        samples: Number of bootstrap samples.
+        seed: Random seed of the bootstrap.
         qoi: Fraction of examples on which the candidate is no worse than the baseline.
         qoi_interval: 95 % Wilson interval.
         qoi_reverse: Fraction of examples on which the baseline is no worse than the candidate.
         qoi_reverse_interval: 95 % Wilson interval.
-        regressed: Examples with more errors than in the baseline, the most first.
-        improved: Examples with fewer errors, the most first.
+        regressed: Examples with more errors than in the baseline, the largest difference first.
+        improved: Examples with fewer errors, the largest difference first.
     """
 
     baseline: str
@@ -101,34 +105,35 @@ class Comparison:
     qoi_interval: tuple[float, float]
     qoi_reverse: float
     qoi_reverse_interval: tuple[float, float]
-    regressed: tuple[Change, ...] = ()
-    improved: tuple[Change, ...] = ()
+    regressed: tuple[ExampleDifference, ...] = ()
+    improved: tuple[ExampleDifference, ...] = ()
 
 
-def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonConfig | None = None) -> Comparison:
+def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonOptions | None = None) -> Comparison:
     """Compare two runs over the same examples.
 
     Args:
-        baseline: What is compared with.
-        candidate: What is judged.
-        config: Standard values when None.
+        baseline: The reference run.
+        candidate: The compared run.
+        config: Default settings when None.
 
     Raises:
-        DatasetError: The runs have other examples or other references, or none in common that both transcribed.
+        OptionsError: The runs have other examples or other references.
+        DatasetError: There is no example that both transcribed.
     """
-    config = config or ComparisonConfig()
-    pairs, unpaired = _pairs(baseline, candidate, common_only=config.common_only)
+    config = config or ComparisonOptions()
+    pairs, unpaired = _pairs(baseline, candidate, common=config.common)
     good = [(old, new) for old, new in pairs if old.error is None and new.error is None]
     if not good:
         raise DatasetError(f"{baseline.folder} and {candidate.folder} have no example that both transcribed")
     words = _array([old.reference_words for old, _ in good])
-    old_errors, new_errors = _array([errors(old) for old, _ in good]), _array([errors(new) for _, new in good])
+    old_errors, new_errors = _array([old.errors for old, _ in good]), _array([new.errors for _, new in good])
     rates = bootstrap_rates([new_errors - old_errors], words, draws=config.samples, seed=config.seed)
     drawn = None if rates is None else rates[0]
     total = int(words.sum())
     kept, kept_reverse = int(no_worse(new_errors, old_errors).sum()), int(no_worse(old_errors, new_errors).sum())
     changes = [
-        Change(new.id, int(more), old.wer, new.wer)
+        ExampleDifference(new.id, int(more), old.wer, new.wer)
         for (old, new), more in zip(good, new_errors - old_errors, strict=True)
     ]
     return Comparison(
@@ -155,34 +160,27 @@ def compare(baseline: ReadRun, candidate: ReadRun, config: ComparisonConfig | No
     )
 
 
-def errors(row: ResultRow) -> int:
-    """Word errors of an example."""
-    return row.substitutions + row.deletions + row.insertions
-
-
-def _pairs(
-    baseline: ReadRun, candidate: ReadRun, *, common_only: bool
-) -> tuple[list[tuple[ResultRow, ResultRow]], int]:
+def _pairs(baseline: ReadRun, candidate: ReadRun, *, common: bool) -> tuple[list[tuple[ResultRow, ResultRow]], int]:
     old = {row.id: row for row in baseline.rows}
     new = {row.id: row for row in candidate.rows}
-    common = [name for name in old if name in new]
-    unpaired = len(old) + len(new) - 2 * len(common)
-    if not common:
-        raise DatasetError(
+    shared = [name for name in old if name in new]
+    unpaired = len(old) + len(new) - 2 * len(shared)
+    if not shared:
+        raise OptionsError(
             f"{_of(baseline)} and {_of(candidate)} have no example in common; compare runs over one dataset"
         )
-    if unpaired and not common_only:
-        raise DatasetError(
-            f"{_of(baseline)} and {_of(candidate)} are not over the same examples: {len(common)} in common, "
+    if unpaired and not common:
+        raise OptionsError(
+            f"{_of(baseline)} and {_of(candidate)} are not over the same examples: {len(shared)} in common, "
             f"{_only(old, new)} only in the first, {_only(new, old)} only in the second; "
-            "compare those in common with --common, or evaluate both on the same selection"
+            f"compare those in common with {option('common')}, or evaluate both on the same selection"
         )
-    pairs = [(old[name], new[name]) for name in common]
+    pairs = [(old[name], new[name]) for name in shared]
     differ = [one.id for one, other in pairs if _scored_differently(one, other)]
     if differ:
-        raise DatasetError(
-            f"{_of(baseline)} and {_of(candidate)} have other references for {_named(differ)}; "
-            "they were made from other data or with another --normalizer, evaluate one of them again"
+        raise OptionsError(
+            f"{_of(baseline)} and {_of(candidate)} have other references for {_named(differ)}; they were made from "
+            f"other data or with another {option('normalizer')}, evaluate one of them again"
         )
     return pairs, unpaired
 

@@ -1,4 +1,4 @@
-"""The examples as the page's script reads them: JSON inside HTML, and audio either beside the page or in it."""
+"""The examples in the form that the page's script reads: JSON inside HTML, and audio beside the page or in it."""
 
 import base64
 import itertools
@@ -10,11 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from whisperkit_tools.eval.metrics.alignment import AlignmentPiece
-from whisperkit_tools.eval.reports.comparison import errors
 from whisperkit_tools.eval.reports.read import ReadRun, audio_file, relative_to_folder
 from whisperkit_tools.eval.schema import ResultRow
 
-# What browsers play; anything else is named and linked, not embedded.
+# Audio that browsers play. Anything else is named and linked, not embedded.
 MEDIA_TYPES = {
     ".flac": "audio/flac",
     ".m4a": "audio/mp4",
@@ -28,18 +27,18 @@ MEDIA_TYPES = {
 }
 LONG_WORDS = 120  # as in report.js, which shows longer examples as passages
 _PIECE = {"equal": "=", "substitute": "s", "delete": "d", "insert": "i"}
-# Inside a script element only these could end it, or begin a comment; the last two end a line in older JavaScript.
+# Only these can end a script element or begin a comment. The last two end a line in older JavaScript.
 _IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 @dataclass(frozen=True, slots=True)
 class PageExamples:
-    """What the page is given of the examples.
+    """The page's part of the examples.
 
     Attributes:
         data: JSON-ready.
-        total: Examples of the runs, of which the page may hold fewer.
-        shown: Examples in the page.
+        total: Number of examples of the runs.
+        shown: Number of examples in the page.
         sounds: `(key, media type, base64)` of embedded audio.
         without_room: Examples whose audio was not embedded because the page would have grown too large.
     """
@@ -53,7 +52,7 @@ class PageExamples:
 
 @dataclass(slots=True)
 class _Sounds:
-    """Audio by file: the same file is embedded once."""
+    """Audio by file. The same file is embedded once."""
 
     budget_bytes: int
     folder: Path
@@ -63,7 +62,7 @@ class _Sounds:
     parents: dict[Path, str] = field(default_factory=dict)
 
     def of(self, path: Path | None) -> dict[str, str]:
-        """How the page reaches a file: `{"k": key}` when embedded, else `{"u": address}`; empty without one."""
+        """Return how the page refers to a file: `{"k": key}` when embedded, else `{"u": address}`, else nothing."""
         if path is None:
             return {}
         media_type = MEDIA_TYPES.get(path.suffix.lower())
@@ -86,13 +85,13 @@ class _Sounds:
 
 
 def page_examples(runs: Sequence[ReadRun], folder: Path, *, limit: int, embed_bytes: int = 0) -> PageExamples:
-    """Put the runs' examples side by side, those with the most errors first.
+    """Put the runs' examples side by side, the largest number of errors first.
 
     Args:
         runs: Runs over the same examples.
-        folder: Where the page will be; audio is addressed from there.
-        limit: Examples that the page holds at most.
-        embed_bytes: Bytes of audio files that go into the page, of the worst examples first; 0 for none.
+        folder: Folder of the page, to which audio addresses are relative.
+        limit: Maximum number of examples in the page.
+        embed_bytes: Maximum number of bytes of embedded audio files, the worst examples first. 0 for none.
     """
     by_id: dict[str, list[ResultRow | None]] = {}
     for place, run in enumerate(runs):
@@ -108,10 +107,10 @@ def page_examples(runs: Sequence[ReadRun], folder: Path, *, limit: int, embed_by
 
 
 def _weight(row: ResultRow | None) -> float:
-    """Word errors; a failed example is worse than any."""
+    """Return the word errors. A failed example is worse than any."""
     if row is None:
         return -1
-    return float("inf") if row.error is not None else errors(row)
+    return float("inf") if row.error is not None else row.errors
 
 
 def _example(
@@ -144,13 +143,13 @@ def _result(row: ResultRow) -> dict[str, Any]:
 
 
 def _phrase_times(row: ResultRow) -> list[tuple[float, int]]:
-    """`(start in seconds, words up to its end)` of each phrase, by which the page finds a passage in the audio."""
+    """Return `(start in seconds, words up to its end)` of each phrase, by which the page finds a passage."""
     words = itertools.accumulate(len(segment.text.split()) for segment in row.segments)
     return [(round(segment.start_s, 2), n) for segment, n in zip(row.segments, words, strict=True)]
 
 
 def _operation(piece: AlignmentPiece) -> list[str]:
-    """`["=", words]`, `["d", words]`, `["i", words]`, or `["s", reference words, hypothesis words]`."""
+    """Return `["=", words]`, `["d", words]`, `["i", words]`, or `["s", reference words, hypothesis words]`."""
     reference, hypothesis = " ".join(piece.reference), " ".join(piece.hypothesis)
     if piece.type == "substitute":
         return ["s", reference, hypothesis]
@@ -158,7 +157,7 @@ def _operation(piece: AlignmentPiece) -> list[str]:
 
 
 def json_in_script(value: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a script element whatever its strings hold."""
+    """Return JSON that is safe inside a script element whatever its strings hold."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character, escape in _IN_SCRIPT.items():
         text = text.replace(character, escape)

@@ -1,6 +1,6 @@
-"""`report.html`: one file that opens anywhere, asks the network for nothing, and takes transcripts for hostile input.
+"""`report.html`: one file that opens anywhere, makes no network requests, and treats transcripts as hostile input.
 
-What Python knows is laid out by the template, escaped by Jinja. The examples are JSON in a script element that is not
+The template lays out the figures, escaped by Jinja. The examples are JSON in a script element that is not
 executed, put on the page by the script as text nodes only. A content security policy lets no other script run.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.eval.reports import format as formats
 from whisperkit_tools.eval.reports import page as report_page
 from whisperkit_tools.eval.reports.charts import linear_axis
@@ -31,14 +32,17 @@ LISTED = 200
 
 
 @dataclass(frozen=True, slots=True)
-class PageConfig:
-    """What goes into the page.
+class PageOptions:
+    """Content of the page.
 
     Attributes:
-        title: Heading; made from the runs when None.
-        embed_audio: Whether audio files go into the page, those of the worst examples first.
-        embed_bytes: Of them at most.
-        examples_limit: Examples that the page holds at most, the worst first.
+        title: Heading. Derived from the runs when None.
+        embed_audio: Whether audio files are embedded, the worst examples first.
+        embed_bytes: Maximum number of bytes of embedded audio files.
+        examples_limit: Maximum number of examples in the page, the worst first.
+
+    Raises:
+        OptionsError: A limit that leaves nothing.
     """
 
     title: str | None = None
@@ -47,26 +51,28 @@ class PageConfig:
     examples_limit: int = DEFAULT_EXAMPLES_LIMIT
 
     def __post_init__(self) -> None:
-        """Raise `ValueError` for a limit that leaves nothing."""
-        if self.embed_bytes < 1 or self.examples_limit < 1:
-            raise ValueError("embed_bytes and examples_limit must be positive")
+        """Check the limits."""
+        limits = {"embed_bytes": self.embed_bytes, "examples_limit": self.examples_limit}
+        problems = [f"{option(name)} is {value}, expected 1 or more" for name, value in limits.items() if value < 1]
+        if problems:
+            raise OptionsError("; ".join(problems))
 
 
 def render_html(
-    runs: Sequence[ReadRun], comparisons: Sequence[Comparison], folder: Path, config: PageConfig | None = None
+    runs: Sequence[ReadRun], comparisons: Sequence[Comparison], folder: Path, config: PageOptions | None = None
 ) -> str:
     """Write the page.
 
     Args:
-        runs: One run, or several over the same dataset; the first is the baseline.
-        comparisons: Of the others with it.
-        folder: Where the page will be, for the addresses of audio files.
-        config: Standard values when None.
+        runs: One run, or several over the same dataset. The first is the baseline.
+        comparisons: Comparisons of the others with it.
+        folder: Folder of the page, to which audio addresses are relative.
+        config: Default settings when None.
 
     Returns:
         The whole file. Half characters, which JSON can hold and UTF-8 cannot, are written as JavaScript's escapes.
     """
-    config = config or PageConfig()
+    config = config or PageOptions()
     environment = _environment()
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     examples = page_examples(
@@ -85,7 +91,7 @@ def render_html(
 
 
 def heading(runs: Sequence[ReadRun]) -> str:
-    """The report's heading, from its runs."""
+    """Return the report's heading, derived from its runs."""
     if len(runs) == 1:
         return runs[0].report.name
     if len(runs) == 2:
@@ -119,12 +125,12 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """All text on the page shows its direction overrides; what is marked as markup is ours."""
+    """Make direction overrides in all text visible, except in markup, which is made here."""
     return formats.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _breakable(name: str) -> Markup:
-    """A name, escaped, that may be broken after its marks on a narrow screen."""
+    """Return a name, escaped, that may break after its punctuation marks on a narrow screen."""
     parts = re.split(r"(?<=[_/.-])", formats.visible(name))
     return Markup("<wbr>").join(parts)  # joining escapes the parts
 
@@ -150,7 +156,7 @@ def _context(runs: Sequence[ReadRun], comparisons: Sequence[Comparison]) -> dict
 
 
 def _forest(comparisons: Sequence[Comparison]) -> dict[str, Any] | None:
-    """The scale on which the intervals of all differences stand, and their places; None without intervals."""
+    """Return the scale of the intervals of all differences, and their positions. None without intervals."""
     known = [it for it in comparisons if it.wer_difference_interval is not None]
     ends = [100 * end for it in known for end in it.wer_difference_interval or ()]
     if not ends:

@@ -1,4 +1,4 @@
-"""`report.md`: the figures for a model card, without transcripts: a card is public where a dataset may not be."""
+"""`report.md`: the figures for a model card. Without transcripts, because a dataset may not be public."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ from whisperkit_tools.eval.schema import RunReport
 
 
 def render_markdown(runs: Sequence[RunReport], comparisons: Sequence[Comparison], title: str | None = None) -> str:
-    """Write the figures as GitHub's Markdown; names are escaped.
+    """Return the figures as GitHub's Markdown. Names are escaped.
 
     Args:
-        runs: One run, or several over the same dataset; the first is the baseline.
-        comparisons: Of the others with it.
-        title: Heading; the dataset's name when None.
+        runs: One run, or several over the same dataset. The first is the baseline.
+        comparisons: Comparisons of the others with it.
+        title: Heading. The dataset's name when None.
     """
     dataset = runs[0].dataset
     parts = [
@@ -42,7 +42,7 @@ def render_markdown(runs: Sequence[RunReport], comparisons: Sequence[Comparison]
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is text and whose others are numbers."""
+    """Return a table whose first column is text and whose others are numbers."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -84,7 +84,7 @@ def _comparison(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def _breakdowns(runs: Sequence[RunReport]) -> list[str]:
-    """By duration only: speakers are many, and their names may not be the public's."""
+    """Return the table by duration only. There are many speakers, and their names may not be public."""
     made: list[str] = []
     for part in report_page.breakdowns(runs):
         if part.name == "duration":

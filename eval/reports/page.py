@@ -53,7 +53,7 @@ class TableRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class BundleTable:
     """The table of bundles; `headings` are `(text, unit, explanation)` of the cells, without the name's column."""
 
     headings: tuple[tuple[str, str, str], ...]
@@ -157,7 +157,7 @@ def _error_kinds(run: RunReport) -> str:
     return f"{metrics.substitutions:,} sub · {metrics.deletions:,} del · {metrics.insertions:,} ins"
 
 
-def table(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> Table:
+def table(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> BundleTable:
     """The table of bundles: size, word error rate, quality of inference and speed."""
     headings = [("Size", "MB", "All files of the bundle"), ("WER", "%", "Word error rate with its 95% interval")]
     headings += [("Sub", "", "Substituted words"), ("Del", "", "Deleted words"), ("Ins", "", "Inserted words")]
@@ -169,7 +169,7 @@ def table(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> Table
     headings += [("Tokens", "/s", "Decoded tokens per second"), ("First token", "ms", "Median")]
     by_key = {comparison.candidate_key: comparison for comparison in comparisons}
     rows = tuple(_table_row(place, run, by_key.get(run.key), has_qoi) for place, run in enumerate(runs))
-    return Table(tuple(headings), rows)
+    return BundleTable(tuple(headings), rows)
 
 
 def _table_row(series: int, run: RunReport, comparison: Comparison | None, has_qoi: bool) -> TableRow:

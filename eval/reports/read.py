@@ -1,29 +1,26 @@
-"""Reading what runs left in their folders, without changing anything there."""
+"""Reading the folders of finished runs, without changing them."""
 
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.metrics.alignment import AlignmentPiece
+from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.eval.reports.format import fact
 from whisperkit_tools.eval.schema import (
     REPORT_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    SHORT_KEY,
     ResultRow,
     RunReport,
-    from_json,
     read_report,
+    read_row,
 )
 
 NAMES_SHOWN = 6
-SHORT_KEY = 8
 NAMED_SETTINGS = 2
-_PIECE_TYPES = frozenset({"equal", "substitute", "delete", "insert"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +28,10 @@ class ReadRun:
     """A finished run.
 
     Attributes:
-        folder: Where it is.
+        folder: The run's folder.
         report: Its figures.
         rows: Its examples in the dataset's order.
-        notes: What was odd about the files, one line each.
+        notes: Oddities of the files, one line each.
     """
 
     folder: Path
@@ -44,17 +41,18 @@ class ReadRun:
 
 
 def read_runs(folders: Sequence[Path]) -> list[ReadRun]:
-    """Read several runs and make their names unique: by their settings, or the start of their keys.
+    """Read several runs and make their names unique by their settings or the start of their keys.
 
     Raises:
-        DatasetError: A folder is no finished run, or two are the same run.
+        DatasetError: A folder is not a finished run.
+        OptionsError: Two are the same run.
     """
     runs = [read_run(folder) for folder in folders]
     seen: dict[str, ReadRun] = {}
     for run in runs:
         if run.report.key in seen:
             other = seen[run.report.key].folder
-            raise DatasetError(
+            raise OptionsError(
                 f"{other} and {run.folder} are the same run (key {run.report.key[:SHORT_KEY]}); pass it once"
             )
         seen[run.report.key] = run
@@ -65,7 +63,7 @@ def read_run(folder: Path) -> ReadRun:
     """Read one run's folder.
 
     Raises:
-        DatasetError: It is not the folder of a finished run, or its files are damaged or do not fit each other.
+        DatasetError: It is not the folder of a finished run, or its files are damaged or inconsistent.
     """
     folder = folder.parent if folder.name in (REPORT_FILE, RESULTS_FILE, RUN_FILE) else folder
     _require_run(folder)
@@ -79,13 +77,13 @@ def read_run(folder: Path) -> ReadRun:
     if len(rows) != expected:
         notes.append(
             f"{folder}: {RESULTS_FILE} holds {len(rows)} of the run's {expected} examples; "
-            "the same `wkt evaluate` command does the others"
+            "the same `wkt evaluate` command adds the others"
         )
     return ReadRun(folder, report.runs[0], tuple(rows), tuple(notes))
 
 
 def read_rows(path: Path) -> tuple[list[ResultRow], list[str]]:
-    """Read a `results.jsonl`; of rows with one id the last counts.
+    """Read a `results.jsonl`. Of rows with the same id the last counts.
 
     Returns:
         The rows in the dataset's order, and a note when a killed run left its last line unfinished.
@@ -107,39 +105,17 @@ def read_rows(path: Path) -> tuple[list[ResultRow], list[str]]:
                     f"{path}: line {number} is not valid JSON; the same `wkt evaluate` command repairs the file"
                 ) from error
             notes.append(
-                f"{path}: the last line ({number}) was cut off and is left out; `wkt evaluate` repairs the file"
+                f"{path}: the last line ({number}) was cut off and is omitted; `wkt evaluate` repairs the file"
             )
             continue
-        row = _row(value, f"{path}: line {number}")
+        row = read_row(value, f"{path}: line {number}")
         rows[row.id] = row
     return sorted(rows.values(), key=lambda row: row.index), notes
 
 
-def _row(value: Any, where: str) -> ResultRow:
-    """A row from parsed JSON; the alignment is taken apart here because the general way takes seconds for it."""
-    if not isinstance(value, dict):
-        raise DatasetError(f"{where} holds a JSON {type(value).__name__}, expected an object")
-    pieces = value.get("alignment") or []
-    row = from_json(ResultRow, {**value, "alignment": []}, where)
-    return replace(row, alignment=tuple(_piece(piece, where) for piece in pieces))
-
-
-def _piece(value: Any, where: str) -> AlignmentPiece:
-    try:
-        kind, reference, hypothesis = value["type"], tuple(value["reference"]), tuple(value["hypothesis"])
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{where}: a piece of the alignment lacks type, reference or hypothesis") from error
-    if kind not in _PIECE_TYPES or not all(isinstance(word, str) for word in (*reference, *hypothesis)):
-        allowed = ", ".join(sorted(_PIECE_TYPES))
-        raise DatasetError(
-            f"{where}: a piece of the alignment has type {kind!r} (allowed: {allowed}) or a word that is no text"
-        )
-    return AlignmentPiece(kind, reference, hypothesis)
-
-
 def _require_run(folder: Path) -> None:
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is not there; pass the folder of a run that `wkt evaluate` made")
+        raise DatasetError(f"{folder} does not exist; pass the folder of a run that `wkt evaluate` made")
     if not (folder / RESULTS_FILE).is_file():
         inside = sorted(str(path.parent) for path in folder.glob(f"*/{RESULTS_FILE}"))
         inside = inside or sorted(str(path.parent) for path in folder.glob(f"*/*/{RESULTS_FILE}"))
@@ -158,7 +134,7 @@ def _with_unique_names(runs: list[ReadRun]) -> list[ReadRun]:
         name = run.report.name
         alike = [other.report for other in runs if other.report.name == name]
         if len(alike) > 1:
-            settings, key = _what_is_its_own(run.report, alike), run.report.key[:SHORT_KEY]
+            settings, key = _distinct_settings(run.report, alike), run.report.key[:SHORT_KEY]
             told_apart = settings if settings and len(alike) == len(runs) else f"{name} ({settings or key})"
             note = f"{run.folder}: another run is called {name} too; this one is shown as {told_apart}"
             notes = run.notes if settings else (*run.notes, note)
@@ -167,8 +143,8 @@ def _with_unique_names(runs: list[ReadRun]) -> list[ReadRun]:
     return unique
 
 
-def _what_is_its_own(run: RunReport, alike: Sequence[RunReport]) -> str:
-    """The settings in which runs of one name differ, such as `long form chunked`; empty where these tell too little."""
+def _distinct_settings(run: RunReport, alike: Sequence[RunReport]) -> str:
+    """Return the settings in which runs of one name differ, such as `long form chunked`. Empty when not distinctive."""
     settings = {it.key: {"backend": it.backend.name, **it.options, **it.backend.options} for it in alike}
     names = dict.fromkeys(name for values in settings.values() for name in values)
     differ = [name for name in names if len({repr(values.get(name)) for values in settings.values()}) > 1]
@@ -181,17 +157,17 @@ def _what_is_its_own(run: RunReport, alike: Sequence[RunReport]) -> str:
 
 
 def audio_file(run: ReadRun, row: ResultRow) -> Path | None:
-    """The example's audio file: as it was recorded, else beside the dataset; None when it is not there any more."""
+    """Return the example's audio file at its recorded place, else beside the dataset. None when it is gone."""
     if row.audio is None:
         return None
     recorded = Path(row.audio)
     places = [recorded] if recorded.is_absolute() else [recorded, Path(run.report.dataset.source) / recorded]
     try:
         return next((place for place in places if place.is_file()), None)
-    except (OSError, ValueError):  # a name that the file system refuses
+    except (OSError, ValueError):  # a name that the file system rejects
         return None
 
 
 def relative_to_folder(path: Path, folder: Path) -> str:
-    """A path as it is reached from a folder, with forward slashes."""
+    """Return a path relative to a folder, with forward slashes."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -26,7 +26,7 @@ seconds, sizes are bytes, and null is what was not measured. A reader ignores fi
     comparisons: one for each run but the first, as `comparison.Comparison`; each
         baseline, candidate     names; with _key, the runs' keys
         examples                compared; left_out_failed, left_out_unpaired: not compared
-        baseline_wer, candidate_wer, wer_difference (candidate less baseline: positive is worse)
+        baseline_wer, candidate_wer, wer_difference (candidate minus baseline: positive is worse)
         wer_difference_interval [low, high], 95 %, paired bootstrap of `samples` samples with `seed`
         worse_probability       fraction of the samples in which the candidate has more errors
         qoi, qoi_interval       fraction of examples on which the candidate is no worse, Wilson interval
@@ -42,13 +42,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.reports.comparison import Comparison, ComparisonConfig, compare
-from whisperkit_tools.eval.reports.html import PageConfig, render_html
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.eval.reports.comparison import Comparison, ComparisonOptions, compare
+from whisperkit_tools.eval.reports.html import PageOptions, render_html
 from whisperkit_tools.eval.reports.markdown import render_markdown
 from whisperkit_tools.eval.reports.read import ReadRun, read_run, read_runs
-from whisperkit_tools.eval.runs.store import write_json, write_text
 from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, RUN_FILE, Report, to_json
+from whisperkit_tools.files import write_json, write_whole
 
 MARKDOWN_FILE = "report.md"
 PAGE_FILE = "report.html"
@@ -56,12 +56,12 @@ PAGE_FILE = "report.html"
 
 @dataclass(frozen=True, slots=True)
 class WrittenReport:
-    """A report and where it is.
+    """A written report.
 
     Attributes:
-        folder: With `report.md` and `report.html`, and of a comparison `report.json`.
-        runs: As they were read, with names that are unique among them.
-        comparisons: Of all runs but the first with the first.
+        folder: Folder with `report.md` and `report.html`, and of a comparison `report.json`.
+        runs: The runs, with unique names.
+        comparisons: Comparisons of all other runs with the first.
     """
 
     folder: Path
@@ -70,19 +70,19 @@ class WrittenReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was odd about the runs' files."""
+        """Oddities of the runs' files, one line each."""
         return tuple(note for run in self.runs for note in run.notes)
 
 
-def write_run_pages(folder: Path, page: PageConfig | None = None) -> WrittenReport:
+def write_run_pages(folder: Path, page: PageOptions | None = None) -> WrittenReport:
     """Write `report.md` and `report.html` of one run into its own folder, from its `report.json` and `results.jsonl`.
 
     Args:
-        folder: Of a finished run; pages that are there are replaced.
-        page: Standard values when None.
+        folder: Folder of a finished run. Existing pages are replaced.
+        page: Default settings when None.
 
     Raises:
-        DatasetError: The folder is no finished run, or its files are damaged.
+        DatasetError: The folder is not a finished run, or its files are damaged.
     """
     run = read_run(folder)
     _write_pages(run.folder, run.folder, [run], [], page)
@@ -93,25 +93,26 @@ def write_report(
     folders: Sequence[Path],
     target: Path,
     *,
-    page: PageConfig | None = None,
-    comparison: ComparisonConfig | None = None,
+    page: PageOptions | None = None,
+    comparison: ComparisonOptions | None = None,
     force: bool = False,
 ) -> WrittenReport:
     """Write the report of runs into a folder of its own.
 
     Args:
-        folders: Of finished runs over the same examples; the first is the baseline.
-        target: The folder to write; its parents are made.
-        page: Standard values when None.
-        comparison: Standard values when None.
-        force: Replace the report that is there; other files are left alone.
+        folders: Folders of finished runs over the same examples. The first is the baseline.
+        target: The folder to write. Its parents are created.
+        page: Default settings when None.
+        comparison: Default settings when None.
+        force: Replace an existing report. Other files stay.
 
     Raises:
-        DatasetError: The target exists and `force` is not given, or it is no folder for a report; a run cannot be
-            read; two runs cannot be compared.
+        OptionsError: The target exists and `force` is not given, or it is not a folder for a report, or two runs
+            cannot be compared.
+        DatasetError: A run cannot be read.
     """
     if not folders:
-        raise DatasetError("no run to report; pass the folders of runs that `wkt evaluate` made")
+        raise OptionsError("no run to report; pass the folders of runs that `wkt evaluate` made")
     _require_target(target, force=force)
     runs = read_runs(folders)
     comparisons = [compare(runs[0], run, comparison) for run in runs[1:]]
@@ -122,7 +123,7 @@ def write_report(
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         _write_all(partial, target, runs, comparisons, page)
-        partial.chmod(0o755)  # a temporary folder is the user's alone, a report is like any other folder
+        partial.chmod(0o755)  # a temporary folder is private, a report is like any other folder
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -131,42 +132,47 @@ def write_report(
 
 def _require_target(target: Path, *, force: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise DatasetError(f"{target} exists and is not a folder; choose another place with -o")
+        raise OptionsError(f"{target} exists and is not a folder; choose another place with {option('output')}")
     if not target.exists():
         return
     if (target / RESULTS_FILE).exists() or (target / RUN_FILE).exists():
-        raise DatasetError(f"{target} is the folder of a run, whose report would be lost; choose another place with -o")
+        raise OptionsError(
+            f"{target} is the folder of a run, whose report would be lost; choose another place with {option('output')}"
+        )
     if not any(target.iterdir()):
         return
     if not force:
-        raise DatasetError(f"{target} already exists; replace its report with --force, or choose another place with -o")
+        raise OptionsError(
+            f"{target} already exists; replace its report with {option('force')}, or choose another place with "
+            f"{option('output')}"
+        )
     if not (target / REPORT_FILE).is_file():
-        raise DatasetError(
-            f"{target} holds files but no report, so --force does not write into it; choose another place"
+        raise OptionsError(
+            f"{target} holds files but no report, so {option('force')} does not write into it; choose another place"
         )
 
 
 def _write_all(
-    place: Path, target: Path, runs: Sequence[ReadRun], comparisons: Sequence[Comparison], page: PageConfig | None
+    place: Path, target: Path, runs: Sequence[ReadRun], comparisons: Sequence[Comparison], page: PageOptions | None
 ) -> None:
-    """Write the three files into `place`, which is the target or will be."""
+    """Write the three files into `place`, which is the target or becomes it."""
     _write_pages(place, target, runs, comparisons, page)
     report = Report(tuple(run.report for run in runs), tuple(to_json(comparison) for comparison in comparisons))
     write_json(place / REPORT_FILE, to_json(report))
 
 
 def _write_pages(
-    place: Path, target: Path, runs: Sequence[ReadRun], comparisons: Sequence[Comparison], page: PageConfig | None
+    place: Path, target: Path, runs: Sequence[ReadRun], comparisons: Sequence[Comparison], page: PageOptions | None
 ) -> None:
     html = render_html(runs, comparisons, target, page)
     title = page.title if page else None
     markdown = render_markdown([run.report for run in runs], comparisons, title)
-    write_text(place / PAGE_FILE, html)
-    write_text(place / MARKDOWN_FILE, markdown.encode("utf-8", errors="backslashreplace").decode("utf-8"))
+    write_whole(place / PAGE_FILE, html)
+    write_whole(place / MARKDOWN_FILE, markdown.encode("utf-8", errors="backslashreplace").decode("utf-8"))
 
 
 def in_baseline_order(folders: Sequence[Path], baseline: Path | None) -> list[Path]:
-    """The runs with the baseline first; the first one given is it when None."""
+    """Return the runs with the baseline first. It is the first one given when None."""
     if baseline is None:
         return list(folders)
     chosen = baseline.resolve()

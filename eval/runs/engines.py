@@ -1,4 +1,4 @@
-"""Who performs the tasks: this process, or worker processes that are replaced when they die."""
+"""Engines that perform the tasks: this process, or worker processes that are replaced when they die."""
 
 import contextlib
 import os
@@ -11,16 +11,16 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Protocol, cast
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.runs.worker import Outcome, SetupError, Task, WorkerSpec, describe
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.eval.runs.worker import SetupError, Task, TaskResult, WorkerFactory, describe
 
-ATTEMPTS = 2  # a task whose worker died is tried once more, for the death may not have been its fault
+ATTEMPTS = 2  # a task whose worker died is tried once more, because it may not have caused the death
 
 
 class Engine(Protocol):
-    """Performs tasks; outcomes come in any order."""
+    """Performs tasks. Results come in any order."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """Perform all tasks, each once.
 
         Raises:
@@ -33,11 +33,11 @@ class Engine(Protocol):
 class SerialEngine:
     """Performs one task after another in this process."""
 
-    spec: WorkerSpec
+    factory: WorkerFactory
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """Perform all tasks in their order."""
-        worker = self.spec.start()
+        worker = self.factory.start()
         for task in tasks:
             yield worker.perform(task)
 
@@ -47,23 +47,23 @@ class ProcessEngine:
     """Performs tasks in worker processes, each with its own model.
 
     Attributes:
-        spec: What each worker starts with.
+        factory: Starts a worker.
         workers: Number of processes.
     """
 
-    spec: WorkerSpec
+    factory: WorkerFactory
     workers: int
 
     def __post_init__(self) -> None:
         """Check the number."""
         if self.workers < 1:
-            raise DatasetError(f"{self.workers} workers cannot do anything; give 1 or more")
+            raise OptionsError(f"{option('workers')} is {self.workers}; expected 1 or more")
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Perform all tasks; the workers end with the iteration, however it ends."""
-        pool = _Pool(self.spec, min(self.workers, len(tasks)), deque(tasks))
+    def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        """Perform all tasks. The workers end with the iteration, however it ends."""
+        pool = _Pool(self.factory, min(self.workers, len(tasks)), deque(tasks))
         try:
-            yield from pool.outcomes()
+            yield from pool.results()
         finally:
             pool.end()
 
@@ -81,26 +81,26 @@ class _Process:
 class _Pool:
     """Hands one task at a time to each worker, and replaces workers that die."""
 
-    def __init__(self, spec: WorkerSpec, workers: int, tasks: deque[Task]) -> None:
-        self._spec = spec
+    def __init__(self, factory: WorkerFactory, workers: int, tasks: deque[Task]) -> None:
+        self._factory = factory
         self._tasks = tasks
         self._attempts: dict[int, int] = {}
-        # Two workers share the cores; each with all threads would only be in the other's way.
+        # The workers share the cores. Each with all threads would slow the others down.
         self._threads = max(1, (os.cpu_count() or 1) // max(1, workers))
         self._alive: dict[Connection, _Process] = {}
         for _ in range(workers):
             self._start()
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Wait for the workers until every task has its outcome."""
+    def results(self) -> Iterator[TaskResult]:
+        """Wait for the workers until every task has its result."""
         while self._tasks or any(worker.task for worker in self._alive.values()):
             for pipe in wait(list(self._alive)):
-                outcome = self._hear(self._alive[cast(Connection, pipe)])
-                if outcome is not None:
-                    yield outcome
+                result = self._receive(self._alive[cast(Connection, pipe)])
+                if result is not None:
+                    yield result
 
     def end(self) -> None:
-        """Stop all workers; whatever they are doing is lost."""
+        """Stop all workers. Their unfinished tasks are lost."""
         for worker in self._alive.values():
             worker.pipe.close()
             worker.process.terminate()
@@ -109,36 +109,36 @@ class _Pool:
         self._alive = {}
 
     def _start(self) -> None:
-        context = get_context("spawn")  # a fork would copy the threads' locks of whatever is loaded
+        context = get_context("spawn")  # a fork would copy the locks of loaded libraries' threads
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._spec, self._threads), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._factory, self._threads), daemon=True)
         process.start()
         theirs.close()
         self._alive[ours] = _Process(process, ours)
 
-    def _hear(self, worker: _Process) -> Outcome | None:
-        """Take in what a worker says, and give it its next task."""
+    def _receive(self, worker: _Process) -> TaskResult | None:
+        """Receive a worker's message, and give it its next task."""
         try:
-            said = worker.pipe.recv()
+            message = worker.pipe.recv()
         except (EOFError, OSError):
-            return self._bury(worker)
-        if isinstance(said, str):
-            raise SetupError(said)
+            return self._replace(worker)
+        if isinstance(message, str):
+            raise SetupError(message)
         worker.is_ready, worker.task = True, None
         if self._tasks:
             worker.task = self._tasks.popleft()
-            with contextlib.suppress(OSError):  # it died since: its pipe ends, and that is heard next
+            with contextlib.suppress(OSError):  # it has died: its pipe ends, which is received next
                 worker.pipe.send(worker.task)
-        return said if isinstance(said, Outcome) else None
+        return message if isinstance(message, TaskResult) else None
 
-    def _bury(self, worker: _Process) -> Outcome | None:
-        """Replace a dead worker; its task is tried again, or has failed."""
+    def _replace(self, worker: _Process) -> TaskResult | None:
+        """Replace a dead worker. Its task is tried again, or has failed."""
         del self._alive[worker.pipe]
         worker.pipe.close()
         worker.process.join()
         how = _death(worker.process.exitcode)
         if not worker.is_ready:
-            raise SetupError(f"a worker process died while it loaded the model: {how}; try fewer --workers")
+            raise SetupError(f"a worker process died while it loaded the model: {how}; try fewer {option('workers')}")
         task = worker.task
         failed = None
         if task is not None:
@@ -146,7 +146,7 @@ class _Pool:
             if self._attempts[task.number] < ATTEMPTS:
                 self._tasks.appendleft(task)
             else:
-                failed = Outcome(task.number, error=f"its worker process died {ATTEMPTS} times: {how}")
+                failed = TaskResult(task.number, error=f"its worker process died {ATTEMPTS} times: {how}")
         if self._tasks:
             self._start()
         return failed
@@ -158,15 +158,15 @@ def _death(exitcode: int | None) -> str:
     return f"exit code {exitcode}"
 
 
-def _serve(pipe: Connection, spec: WorkerSpec, threads: int) -> None:
-    """The worker process: says that it is ready, or why it cannot be, then performs tasks until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+def _serve(pipe: Connection, factory: WorkerFactory, threads: int) -> None:
+    """Run a worker process: report that it is ready or why it cannot be, then perform tasks until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, and the parent ends this process
     # Read when the libraries are first imported, which is in `start`.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, str(threads))
     try:
-        worker = spec.start()
-    except Exception as error:  # the parent says it and ends
+        worker = factory.start()
+    except Exception as error:  # the parent reports it and ends
         pipe.send(describe(error))
         return
     pipe.send(None)

@@ -1,4 +1,4 @@
-"""What stands beside every figure: the machine and the versions it was measured with."""
+"""The machine and the versions with which figures were measured."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ _LIBRARIES = ("torch", "coremltools", "transformers", "numpy", "jiwer", "soundfi
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system of this machine."""
+    """Return processor, cores, memory and system of this machine."""
     return {
         "system": platform.platform(),
         "architecture": platform.machine(),
@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python, and the libraries that results depend on."""
+    """Return the versions of this package, Python, and the libraries that influence results."""
     from whisperkit_tools import __version__
 
     found = {"whisperkit-tools": __version__, "python": platform.python_version()}
@@ -37,9 +37,9 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Name of the processor as its maker writes it, as far as the system tells."""
+    """Return the name of the processor as its maker writes it, as far as the system reports it."""
     if sys.platform == "darwin":
-        return _said_by("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     table = Path("/proc/cpuinfo")
     if table.is_file():
         for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -56,13 +56,13 @@ def _memory_bytes() -> int:
 
 
 def _accelerator() -> str:
-    """Name of the first CUDA device, Apple's chip, or nothing; asks no library that takes seconds to import."""
+    """Return the first CUDA device, Apple's chip, or nothing, without importing a slow library."""
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return _processor()
-    return _said_by("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0]
+    return _output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0]
 
 
-def _said_by(*command: str) -> str:
+def _output_of(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):

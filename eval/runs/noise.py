@@ -1,6 +1,6 @@
-"""Audio that is harder than the dataset's: noise mixed in at a given level, and clips in which nobody speaks.
+"""Harder audio: noise mixed in at a given level, and clips without speech.
 
-Everything is drawn from a seed and the example's id, so that two models hear the same noise, in any process and order.
+Everything is drawn from a seed and the example's id, so that two models get the same noise, in any process and order.
 """
 
 import hashlib
@@ -11,17 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.datasets.examples import AudioReader, Example, FloatArray
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.eval.schema import NoSpeech, NoSpeechClip
 from whisperkit_tools.signals import coloured_noise
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, AudioReader, Recording, Samples
 
 WHITE, BABBLE = "white", "babble"
 NOISE_KINDS = (WHITE, BABBLE)
 SNR_LIMITS_DB = (-30.0, 60.0)
 _TALKERS = 6
-_LEAST_TALKERS = 3
+_MIN_TALKERS = 3
 _BABBLE_S = 30
 _EXPONENTS = {"white_noise": 0.0, "pink_noise": 1.0, "brown_noise": 2.0}
 
@@ -32,13 +31,13 @@ class WhiteNoise:
 
     Attributes:
         snr_db: Mean power of the example over mean power of the noise.
-        seed: Of the noise.
+        seed: Random seed of the noise.
     """
 
     snr_db: float
     seed: int
 
-    def __call__(self, samples: FloatArray) -> FloatArray:
+    def __call__(self, samples: Samples) -> Samples:
         """Add the noise; see `mix`."""
         noise = np.random.default_rng(self.seed).standard_normal(len(samples), dtype=np.float32)
         return mix(samples, noise, self.snr_db)
@@ -46,13 +45,13 @@ class WhiteNoise:
 
 @dataclass(frozen=True, slots=True)
 class BabbleNoise:
-    """An alteration: several people speaking at once, taken from other recordings of the dataset.
+    """An alteration: several speakers at once, taken from other recordings of the dataset.
 
     Attributes:
         snr_db: Mean power of the example over mean power of the noise.
-        seed: Where in the babble this example starts.
-        talkers: Their recordings.
-        read: Decodes them; picklable.
+        seed: Random seed of the place at which this example starts in the babble.
+        talkers: Recordings of the speakers.
+        read: Decodes them. Picklable.
     """
 
     snr_db: float
@@ -60,7 +59,7 @@ class BabbleNoise:
     talkers: tuple[Path, ...]
     read: AudioReader
 
-    def __call__(self, samples: FloatArray) -> FloatArray:
+    def __call__(self, samples: Samples) -> Samples:
         """Add the noise; see `mix`."""
         track = babble(self.talkers, self.read)
         start = np.random.default_rng(self.seed).integers(len(track))
@@ -68,11 +67,11 @@ class BabbleNoise:
         return mix(samples, noise, self.snr_db)
 
 
-def mix(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArray:
-    """Add noise at a signal-to-noise ratio, both powers taken over the whole clip, its pauses included.
+def mix(samples: Samples, noise: Samples, snr_db: float) -> Samples:
+    """Add noise at a signal-to-noise ratio. Both powers are taken over the whole clip, including its pauses.
 
-    A mixture beyond full scale is turned down as a whole, which keeps the ratio; clipping would not. A clip of pure
-    silence has no ratio and stays as it is.
+    A mixture beyond full scale is scaled down as a whole, which keeps the ratio where clipping would not. A silent
+    clip has no ratio and stays unchanged.
 
     Args:
         samples: `[samples]`, 16 kHz.
@@ -92,8 +91,8 @@ def mix(samples: FloatArray, noise: FloatArray, snr_db: float) -> FloatArray:
 
 
 @lru_cache(maxsize=16)
-def babble(talkers: tuple[Path, ...], read: AudioReader) -> FloatArray:
-    """All talkers at once, equally loud, each repeating what they say: `[30 s]`, float32."""
+def babble(talkers: tuple[Path, ...], read: AudioReader) -> Samples:
+    """Return all talkers at once, equally loud, each recording repeated: `[30 s]`, float32."""
     count = _BABBLE_S * SAMPLE_RATE_HZ
     track = np.zeros(count, dtype=np.float32)
     for path in talkers:
@@ -105,9 +104,9 @@ def babble(talkers: tuple[Path, ...], read: AudioReader) -> FloatArray:
 
 
 def with_noise(
-    examples: Sequence[Example], kind: str, snr_db: float, read: AudioReader, seed: int = 0
-) -> tuple[Example, ...]:
-    """The same examples with noise in them.
+    examples: Sequence[Recording], kind: str, snr_db: float, read: AudioReader, seed: int = 0
+) -> tuple[Recording, ...]:
+    """Return the same examples with noise in them.
 
     An example's noise is the same at all ratios, only louder or softer.
 
@@ -115,17 +114,19 @@ def with_noise(
         examples: At least four for babble, which consists of other examples' audio.
         kind: One of `NOISE_KINDS`.
         snr_db: Signal-to-noise ratio in decibels.
-        read: Decodes audio files; a function of a module, since the examples go to worker processes.
+        read: Decodes audio files. A function of a module, because the examples go to worker processes.
         seed: The same seed gives the same noise.
 
     Raises:
-        DatasetError: Unknown kind, a ratio that makes no sense, or too few recordings for babble.
+        OptionsError: Unknown kind, a ratio out of range, or too few recordings for babble.
     """
     low, high = SNR_LIMITS_DB
     if kind not in NOISE_KINDS:
-        raise DatasetError(f"no noise {kind!r}; known: {', '.join(NOISE_KINDS)}")
+        raise OptionsError(f"{option('noise_kinds')}: no noise {kind!r}; known: {', '.join(NOISE_KINDS)}")
     if not low <= snr_db <= high:
-        raise DatasetError(f"a signal-to-noise ratio of {snr_db:g} dB; expected {low:g} to {high:g}")
+        raise OptionsError(
+            f"{option('noise_snr_db')}: a signal-to-noise ratio of {snr_db:g} dB; expected {low:g} to {high:g}"
+        )
     seeds = [_seed(seed, kind, example.id) for example in examples]
     if kind == WHITE:
         return tuple(item.altered(WhiteNoise(snr_db, own)) for item, own in zip(examples, seeds, strict=True))
@@ -141,13 +142,13 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-def _talkers(examples: Sequence[Example], seed: int) -> list[tuple[str, Path]]:
-    """Speakers and recordings in a drawn order, every speaker once before any comes again."""
-    found = [(item.speaker or item.id, item.audio) for item in examples if item.audio is not None]
-    if len({path for _, path in found}) <= _LEAST_TALKERS:
-        raise DatasetError(
-            f"babble is made of {_LEAST_TALKERS} or more other recordings, and the dataset has {len(found)} in all; "
-            "take more examples, or white noise"
+def _talkers(examples: Sequence[Recording], seed: int) -> list[tuple[str, Path]]:
+    """Return speakers and recordings in a random order, every speaker once before any repeats."""
+    found = [(item.speaker or item.id, item.path) for item in examples if item.path is not None]
+    if len({path for _, path in found}) <= _MIN_TALKERS:
+        raise OptionsError(
+            f"babble is made of {_MIN_TALKERS} or more other recordings, and the dataset has {len(found)} in all; "
+            f"take more examples, or {option('noise_kinds', WHITE)}"
         )
     order = np.random.default_rng(_seed(seed, BABBLE)).permutation(len(found))
     rounds: dict[str, int] = {}
@@ -160,23 +161,23 @@ def _talkers(examples: Sequence[Example], seed: int) -> list[tuple[str, Path]]:
     return [(speaker, path) for _, speaker, path in ranked]
 
 
-def _others(example: Example, order: Sequence[tuple[str, Path]]) -> tuple[Path, ...]:
-    """The first talkers that are not this example's own, their own speaker only when there are too few others."""
+def _others(example: Recording, order: Sequence[tuple[str, Path]]) -> tuple[Path, ...]:
+    """Return the first talkers other than this example's speaker, who is used only when there are too few others."""
     paths = [path for speaker, path in order if speaker != (example.speaker or example.id)]
-    if len(paths) < _LEAST_TALKERS:
-        paths = [path for _, path in order if path != example.audio]
+    if len(paths) < _MIN_TALKERS:
+        paths = [path for _, path in order if path != example.path]
     return tuple(paths[:_TALKERS])
 
 
 @dataclass(frozen=True, slots=True)
 class QuietClip:
-    """Makes a clip without speech; picklable.
+    """Makes a clip without speech. Picklable.
 
     Attributes:
         kind: `silence`, `white_noise`, `pink_noise` or `brown_noise`.
         duration_s: Length.
-        level: Root mean square, of full scale 1.
-        seed: Of the noise.
+        level: Root mean square, relative to full scale 1.
+        seed: Random seed of the noise.
     """
 
     kind: str
@@ -184,8 +185,8 @@ class QuietClip:
     level: float
     seed: int
 
-    def __call__(self) -> FloatArray:
-        """`[samples]`, float32, 16 kHz."""
+    def __call__(self) -> Samples:
+        """Return `[samples]`, float32, 16 kHz."""
         count = round(self.duration_s * SAMPLE_RATE_HZ)
         if self.kind == "silence":
             return np.zeros(count, dtype=np.float32)
@@ -193,31 +194,31 @@ class QuietClip:
         return coloured_noise(count, _EXPONENTS[self.kind], generator) * np.float32(self.level)
 
 
-def no_speech_examples(seed: int = 0) -> tuple[Example, ...]:
-    """Silence and noise of several colours and levels, short and a whole window long; nothing is said in them."""
+def no_speech_examples(seed: int = 0) -> tuple[Recording, ...]:
+    """Return silence and noise of several colours and levels, short and a whole window long, without speech."""
     conditions = [("silence", 0.0), *((kind, level) for kind in _EXPONENTS for level in (0.001, 0.01, 0.1))]
     made = []
     for kind, level in conditions:
         for duration_s in (3.0, 30.0):
             id = f"{kind}-{level:g}-{duration_s:g}s" if level else f"{kind}-{duration_s:g}s"
             clip = QuietClip(kind, duration_s, level, _seed(seed, id))
-            made.append(Example(id, "", audio=None, duration_s=duration_s, generate=clip))
+            made.append(Recording(id, "", duration_s=duration_s, generate=clip))
     return tuple(made)
 
 
-def no_speech_behaviour(results: Iterable[tuple[Example, str]]) -> NoSpeech:
-    """Sum up what was heard in clips without speech.
+def no_speech_behaviour(results: Iterable[tuple[Recording, str]]) -> NoSpeech:
+    """Summarise the texts of clips without speech.
 
     Args:
-        results: Clips of `no_speech_examples` with the normalised hypothesis: brackets and punctuation are no words.
+        results: Clips of `no_speech_examples` with the normalised hypothesis, where punctuation is not a word.
 
     Raises:
-        DatasetError: An example that is no such clip.
+        ValueError: An example that is not such a clip.
     """
     details = []
     for example, hypothesis in results:
         if not isinstance(example.generate, QuietClip):
-            raise DatasetError(f"{example.id} is not a clip without speech")
+            raise ValueError(f"{example.id} is not a clip without speech")
         clip = example.generate
         details.append(NoSpeechClip(clip.kind, clip.duration_s, hypothesis, len(hypothesis.split())))
     heard = [clip.words for clip in details if clip.words]

@@ -1,6 +1,6 @@
-"""The same tasks on a Ray cluster: Ray hands them out, and hands them out again when a worker or a machine dies.
+"""An engine on a Ray cluster, which hands out tasks, again when a worker or a machine dies.
 
-Every machine reads bundle and audio itself, at the same paths as here: a shared file system, or copies.
+Every machine reads bundle and audio itself, at the same paths as here: from a shared file system, or from copies.
 """
 
 import pickle
@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whisperkit_tools.eval.runs.worker import Outcome, SetupError, Task, Worker, WorkerSpec, describe
+from whisperkit_tools.eval.runs.worker import SetupError, Task, TaskResult, Worker, WorkerFactory, describe
 
 RETRIES = 3  # of a task whose worker died
 _AHEAD = 2  # tasks in flight for each slot, so that no worker waits for this process
-_loaded: dict[bytes, Worker] = {}  # in a Ray worker: it lives on between tasks, and its model with it
+_loaded: dict[bytes, Worker] = {}  # in a Ray worker, which keeps its model between tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +20,17 @@ class RayEngine:
     """Performs tasks on a Ray cluster.
 
     Attributes:
-        spec: What each worker starts with.
-        address: Of a running cluster, such as `auto` or `ray://host:10001`; None starts one on this machine.
-        workers: Most tasks at once; None for as many as the cluster has CPUs.
+        factory: Starts a worker.
+        address: Address of a running cluster, such as `auto` or `ray://host:10001`. None starts one on this machine.
+        workers: Maximum number of simultaneous tasks. None for the cluster's number of CPUs.
     """
 
-    spec: WorkerSpec
+    factory: WorkerFactory
     address: str | None = None
     workers: int | None = None
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Perform all tasks; what was started here is shut down with the iteration.
+    def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        """Perform all tasks. A cluster that was started here is shut down with the iteration.
 
         Raises:
             SetupError: Ray is not installed, the cluster cannot be reached, or no worker can load the model.
@@ -38,13 +38,13 @@ class RayEngine:
         ray = _import_ray()
         started_here = self._connect(ray)
         try:
-            yield from self._outcomes(ray, tasks)
+            yield from self._results(ray, tasks)
         finally:
             if started_here:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> bool:
-        """Join the cluster; says whether it is ours to leave."""
+        """Join the cluster. Return whether it was started here."""
         if ray.is_initialized():
             return False
         settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
@@ -59,40 +59,40 @@ class RayEngine:
             raise SetupError(f"no Ray cluster {where}: {describe(error)}; start one with `ray start --head`") from error
         return True
 
-    def _outcomes(self, ray: Any, tasks: Sequence[Task]) -> Iterator[Outcome]:
-        """Keep the cluster busy, and give out what is done."""
+    def _results(self, ray: Any, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        """Keep the cluster busy, and yield results."""
         remote = ray.remote(num_cpus=1, max_retries=RETRIES)(_perform)
-        spec = ray.put(pickle.dumps(self.spec))
+        factory = ray.put(pickle.dumps(self.factory))
         waiting = list(reversed(tasks))
         running: dict[Any, Task] = {}
         while waiting or running:
             slots = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             while waiting and len(running) < slots * _AHEAD:
                 task = waiting.pop()
-                running[remote.remote(spec, task)] = task
+                running[remote.remote(factory, task)] = task
             done, _ = ray.wait(list(running), num_returns=1, timeout=5)
             for reference in done:
-                yield _outcome(ray, reference, running.pop(reference))
+                yield _result(ray, reference, running.pop(reference))
 
 
-def _perform(spec: bytes, task: Task) -> Outcome | str:
-    """Runs in a Ray worker; a string says why the model cannot be loaded."""
-    if spec not in _loaded:
+def _perform(factory: bytes, task: Task) -> TaskResult | str:
+    """Perform a task in a Ray worker. Return a string when the model cannot be loaded."""
+    if factory not in _loaded:
         try:
-            loaded: WorkerSpec = pickle.loads(spec)  # noqa: S301 - made by this run's own process
+            loaded: WorkerFactory = pickle.loads(factory)  # noqa: S301 - made by this run's own process
             worker = loaded.start()
-        except Exception as error:  # said by the process that started the run
+        except Exception as error:  # reported by the process that started the run
             return describe(error)
         _loaded.clear()
-        _loaded[spec] = worker
-    return _loaded[spec].perform(task)
+        _loaded[factory] = worker
+    return _loaded[factory].perform(task)
 
 
-def _outcome(ray: Any, reference: Any, task: Task) -> Outcome:
+def _result(ray: Any, reference: Any, task: Task) -> TaskResult:
     try:
-        result: Outcome | str = ray.get(reference)
+        result: TaskResult | str = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Outcome(task.number, error=f"its Ray worker died {RETRIES + 1} times: {describe(error)}")
+        return TaskResult(task.number, error=f"its Ray worker died {RETRIES + 1} times: {describe(error)}")
     if isinstance(result, str):
         raise SetupError(f"a Ray worker cannot load the model: {result}")
     return result

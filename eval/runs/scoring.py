@@ -1,76 +1,72 @@
-"""An outcome to the row that is stored: normalised, aligned, counted."""
+"""Scoring: from the result of a task to the stored row, normalised, aligned and counted."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import fields, replace
 
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import score
-from whisperkit_tools.eval.runs.worker import Outcome, Task
-from whisperkit_tools.eval.schema import ResultRow
-
-# Without these a stored row is damaged.
-REQUIRED = frozenset(
-    {"id", "index", "error", "hypothesis", "substitutions", "deletions", "insertions", "reference_words"}
-)
+from whisperkit_tools.eval.runs.worker import Task, TaskResult
+from whisperkit_tools.eval.schema import Phrase, ResultRow, RowTimings, StreamRow
 
 
 class Scorer:
-    """Makes rows; one for a run, for its normalisers are made once."""
+    """Makes rows. One for a run, because its normalisers are built once."""
 
     def __init__(self, normalizer: str, spellings: Mapping[str, str] | None = None) -> None:
         """Choose the normaliser.
 
         Args:
             normalizer: One of `normalize.NORMALIZERS`.
-            spellings: Of the English one; None for the table that ships with this package.
+            spellings: Table of the English normaliser. None for the table that ships with this package.
 
         Raises:
-            DatasetError: No such normaliser.
+            OptionsError: No such normaliser.
         """
         self._normalization = Normalization(normalizer, None if spellings is None else dict(spellings))
 
-    def row(self, task: Task, outcome: Outcome) -> dict[str, Any]:
-        """The row of `results.jsonl` for an outcome; that of a stream also holds its words and times."""
+    def row(self, task: Task, result: TaskResult) -> ResultRow:
+        """Return the row of a result. That of a stream also holds its words and times."""
         example = task.example
         plain = ResultRow(
             id=task.key,
             index=task.number,
-            audio=str(example.audio) if example.audio is not None else None,
-            duration_s=outcome.duration_s if outcome.duration_s is not None else example.duration_s,
+            audio=str(example.path) if example.path is not None else None,
+            duration_s=result.duration_s if result.duration_s is not None else example.duration_s,
             language=example.language,
             speaker=example.speaker,
-            reference=example.reference,
-            error=outcome.error,
+            reference=example.text or "",
+            error=result.error,
         )
-        row = asdict(plain)
-        if outcome.hypothesis is not None:
-            heard = outcome.hypothesis
-            row |= self._scored(example.reference, heard.text, example.language or heard.language)
-            row |= {"language": example.language or heard.language, "timings": asdict(heard.timings)}
-            row["segments"] = [asdict(segment) for segment in heard.segments]
-            row["words"] = [asdict(word) for word in heard.words]
-        elif outcome.stream is not None:
-            row |= self._scored(example.reference, outcome.stream.text, example.language)
-            row["stream"] = asdict(outcome.stream)
-        return row
+        if result.transcription is not None:
+            heard = result.transcription
+            row = self._scored(plain, heard.text, example.language or heard.language)
+            return replace(
+                row,
+                timings=RowTimings.of(heard),
+                segments=tuple(Phrase(part.text, part.start_s, part.end_s) for part in heard.segments),
+                words=heard.words,
+            )
+        if result.stream is not None:
+            row = self._scored(plain, result.stream.text, example.language)
+            values = {field.name: getattr(row, field.name) for field in fields(row)}
+            return StreamRow(**values, stream=result.stream)
+        return plain
 
-    def _scored(self, reference: str, hypothesis: str, language: str | None) -> dict[str, Any]:
-        expected, heard = self._normalization.pair(reference, hypothesis, language)
+    def _scored(self, row: ResultRow, hypothesis: str, language: str | None) -> ResultRow:
+        expected, heard = self._normalization.pair(row.reference, hypothesis, language)
         found = score(expected, heard)
-        return {
-            "hypothesis": hypothesis,
-            "reference_normalized": expected,
-            "hypothesis_normalized": heard,
-            "wer": found.words.rate,
-            "cer": found.characters.rate,
-            "hits": found.words.hits,
-            "substitutions": found.words.substitutions,
-            "deletions": found.words.deletions,
-            "insertions": found.words.insertions,
-            "reference_words": found.words.reference,
-            "alignment": [
-                {"type": piece.type, "reference": list(piece.reference), "hypothesis": list(piece.hypothesis)}
-                for piece in found.alignment
-            ],
-        }
+        return replace(
+            row,
+            language=language,
+            hypothesis=hypothesis,
+            reference_normalized=expected,
+            hypothesis_normalized=heard,
+            wer=found.words.rate,
+            cer=found.characters.rate,
+            hits=found.words.hits,
+            substitutions=found.words.substitutions,
+            deletions=found.words.deletions,
+            insertions=found.words.insertions,
+            reference_words=found.words.reference,
+            alignment=found.alignment,
+        )

@@ -1,17 +1,17 @@
-"""The rows of a run to its report. Failed examples are left out of every figure, and listed."""
+"""The report of a run from its rows. Failed examples are omitted from every figure, and listed."""
 
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import Candidate, TimedText
-from whisperkit_tools.eval.datasets.examples import Dataset, Example
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.eval.backends.base import EvaluationTarget
+from whisperkit_tools.eval.datasets.dataset import Dataset
 from whisperkit_tools.eval.metrics.alignment import word_start_distances, word_timestamp_error
 from whisperkit_tools.eval.metrics.qoi import quality_of_inference
-from whisperkit_tools.eval.metrics.wer import Counts, repeated_ngrams, total, wer_interval
+from whisperkit_tools.eval.metrics.wer import repeated_ngrams, total, wer_interval
 from whisperkit_tools.eval.runs.noise import no_speech_behaviour
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
 from whisperkit_tools.eval.runs.worker import CLEAN, NO_SPEECH, NOISE, STREAMING, Task
@@ -23,41 +23,43 @@ from whisperkit_tools.eval.schema import (
     NoisePoint,
     NoSpeech,
     ProblemInfo,
+    ResultRow,
     RunReport,
     Speed,
     Streaming,
+    StreamRow,
 )
+from whisperkit_tools.speech import Recording
 
-Row: TypeAlias = Mapping[str, Any]
 _DURATION_EDGES_S = (0, 5, 10, 20, 30, 60, 300, 1800)
 _REPEATED = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All rows of a run in its order, those that failed apart.
+    """All rows of a run in its order, the failed ones separately.
 
     Attributes:
-        clean: Of the examples as they are.
-        noise: By condition, such as `white@10`.
-        no_speech: Of clips without speech.
-        streams: Of the streaming simulation.
-        failed: Of any part.
+        clean: Rows of the examples as they are.
+        noise: Rows by condition, such as `white@10`.
+        no_speech: Clips without speech with their rows.
+        streams: Rows of the streaming simulation.
+        failed: Failed rows of any part.
     """
 
-    clean: tuple[Row, ...]
-    noise: Mapping[str, tuple[Row, ...]]
-    no_speech: tuple[tuple[Example, Row], ...]
-    streams: tuple[Row, ...]
-    failed: tuple[Row, ...]
+    clean: tuple[ResultRow, ...]
+    noise: Mapping[str, tuple[ResultRow, ...]]
+    no_speech: tuple[tuple[Recording, ResultRow], ...]
+    streams: tuple[StreamRow, ...]
+    failed: tuple[ResultRow, ...]
 
     @classmethod
-    def read(cls, parts: Mapping[str, Sequence[Row]], planned: Sequence[Task]) -> "Results":
-        """Sort the parts' rows by the tasks that they answer."""
-        by_key = {(part, row["id"]): row for part, rows in parts.items() for row in rows}
+    def read(cls, parts: Mapping[str, Sequence[ResultRow]], planned: Sequence[Task]) -> "Results":
+        """Assign the parts' rows to their tasks."""
+        by_key = {(part, row.id): row for part, rows in parts.items() for row in rows}
         found = [(task, by_key[task.part, task.key]) for task in planned]
-        good = [(task, row) for task, row in found if row["error"] is None]
-        noise: dict[str, list[Row]] = {}
+        good = [(task, row) for task, row in found if row.error is None]
+        noise: dict[str, list[ResultRow]] = {}
         for task, row in good:
             if task.part == NOISE:
                 noise.setdefault(task.condition, []).append(row)
@@ -65,28 +67,28 @@ class Results:
             clean=tuple(row for task, row in good if task.part == CLEAN),
             noise={condition: tuple(rows) for condition, rows in noise.items()},
             no_speech=tuple((task.example, row) for task, row in good if task.part == NO_SPEECH),
-            streams=tuple(row for task, row in good if task.part == STREAMING),
-            failed=tuple(row for _, row in found if row["error"] is not None),
+            streams=tuple(row for task, row in good if task.part == STREAMING and isinstance(row, StreamRow)),
+            failed=tuple(row for _, row in found if row.error is not None),
         )
 
 
 def summarise(
-    candidate: Candidate, dataset: Dataset, config: EvaluateConfig, description: Mapping[str, Any], results: Results
+    target: EvaluationTarget, dataset: Dataset, config: EvaluateConfig, description: Mapping[str, Any], results: Results
 ) -> RunReport:
-    """Make the report of a run.
+    """Return the report of a run.
 
     Args:
-        candidate: What was evaluated.
-        dataset: What on.
-        config: What was asked.
+        target: The evaluated model.
+        dataset: The examples.
+        config: The measurements.
         description: Content of `run.json`.
-        results: What came out.
+        results: All rows.
     """
     return RunReport(
         key=description["key"],
-        name=candidate.name,
-        bundle=candidate.bundle,
-        backend=candidate.backend,
+        name=target.name,
+        bundle=target.bundle,
+        backend=target.backend,
         dataset=_dataset_info(dataset, results),
         options={**config.keyed, **{f"dataset_{name}": value for name, value in dataset.options.items()}},
         machine=description["machine"],
@@ -100,12 +102,12 @@ def summarise(
         by_duration=_by_duration(results.clean),
         by_speaker=_by_speaker(results.clean),
         problems=tuple(ProblemInfo(problem.id, problem.kind, problem.message) for problem in dataset.problems),
-        failures=tuple(Failure(row["id"], row["error"]) for row in results.failed),
+        failures=tuple(Failure(row.id, row.error or "") for row in results.failed),
     )
 
 
 def _dataset_info(dataset: Dataset, results: Results) -> DatasetInfo:
-    heard_s = sum(row["duration_s"] or 0.0 for row in results.clean)
+    heard_s = sum(row.duration_s or 0.0 for row in results.clean)
     return DatasetInfo(
         name=dataset.name,
         fingerprint=dataset.fingerprint,
@@ -117,26 +119,16 @@ def _dataset_info(dataset: Dataset, results: Results) -> DatasetInfo:
     )
 
 
-def _word_counts(row: Row) -> Counts:
-    return Counts(row["hits"], row["substitutions"], row["deletions"], row["insertions"])
-
-
-def _wer(rows: Iterable[Row]) -> float | None:
-    return total(_word_counts(row) for row in rows).rate
-
-
-def _errors(row: Row) -> int:
-    return int(row["substitutions"] + row["deletions"] + row["insertions"])
+def _wer(rows: Iterable[ResultRow]) -> float | None:
+    return total(row.counts for row in rows).rate
 
 
 def _metrics(dataset: Dataset, config: EvaluateConfig, results: Results) -> Metrics:
     rows = results.clean
-    words = total(_word_counts(row) for row in rows)
+    words = total(row.counts for row in rows)
     interval = None
     if rows:
-        interval = wer_interval(
-            [_errors(row) for row in rows], [row["reference_words"] for row in rows], seed=config.seed
-        )
+        interval = wer_interval([row.errors for row in rows], [row.reference_words for row in rows], seed=config.seed)
     return Metrics(
         wer=words.rate,
         cer=_cer(rows),
@@ -146,44 +138,43 @@ def _metrics(dataset: Dataset, config: EvaluateConfig, results: Results) -> Metr
         reference_words=words.reference,
         wer_interval=interval,
         insertion_error_rate=words.insertion_rate,
-        repeated_5grams=sum(repeated_ngrams(row["hypothesis_normalized"], _REPEATED) for row in rows),
+        repeated_5grams=sum(repeated_ngrams(row.hypothesis_normalized, _REPEATED) for row in rows),
         no_speech=_no_speech(results.no_speech),
         word_timestamp_error=word_timestamp_error(_word_distances(dataset, rows)),
     )
 
 
-def _cer(rows: Iterable[Row]) -> float | None:
-    """Character errors of all rows; a row's rate times its length gives its count back."""
-    lengths = [(row["cer"], len(row["reference_normalized"].strip())) for row in rows if row["cer"] is not None]
+def _cer(rows: Iterable[ResultRow]) -> float | None:
+    """Return the character error rate of all rows. A row's rate times its length restores its count."""
+    lengths = [(row.cer, len(row.reference_normalized.strip())) for row in rows if row.cer is not None]
     length = sum(count for _, count in lengths)
     return sum(round(rate * count) for rate, count in lengths) / length if length else None
 
 
-def _word_distances(dataset: Dataset, rows: Iterable[Row]) -> list[float]:
+def _word_distances(dataset: Dataset, rows: Iterable[ResultRow]) -> list[float]:
     references = {example.id: example.words for example in dataset.examples if example.words}
     distances: list[float] = []
     for row in rows:
-        words = [TimedText(word["text"], word["start_s"], word["end_s"]) for word in row["words"]]
-        if words and row["id"] in references:
-            distances += word_start_distances(references[row["id"]], words)
+        if row.words and row.id in references:
+            distances += word_start_distances(references[row.id], row.words)
     return distances
 
 
-def _no_speech(rows: Sequence[tuple[Example, Row]]) -> NoSpeech | None:
-    return no_speech_behaviour((clip, row["hypothesis_normalized"]) for clip, row in rows) if rows else None
+def _no_speech(rows: Sequence[tuple[Recording, ResultRow]]) -> NoSpeech | None:
+    return no_speech_behaviour((clip, row.hypothesis_normalized) for clip, row in rows) if rows else None
 
 
-def _speed(rows: Sequence[Row]) -> Speed:
-    """Figures of those times that the backend tells."""
-    timings = [row["timings"] for row in rows]
-    total_s = sum(timing["total_s"] for timing in timings)
-    audio_s = sum(timing["audio_s"] for timing in timings)
-    ratios = [timing["audio_s"] / timing["total_s"] for timing in timings if timing["total_s"] > 0]
-    firsts = [timing["first_token_s"] for timing in timings if timing["first_token_s"] is not None]
-    fallbacks = [timing["fallbacks"] for timing in timings if timing["fallbacks"] is not None]
-    token_s = _per(timings, "decoder_s", "tokens")
+def _speed(rows: Sequence[ResultRow]) -> Speed:
+    """Return the figures of the times that the backend reports."""
+    timings = [row.timings for row in rows if row.timings is not None]
+    total_s = sum(timing.total_s for timing in timings)
+    audio_s = sum(timing.audio_s for timing in timings)
+    ratios = [timing.audio_s / timing.total_s for timing in timings if timing.total_s > 0]
+    firsts = [timing.first_token_s for timing in timings if timing.first_token_s is not None]
+    fallbacks = [timing.fallbacks for timing in timings if timing.fallbacks is not None]
+    token_s = _per((it.decoder_s, it.tokens) for it in timings)
     return Speed(
-        encoder_s=_per(timings, "encoder_s", "windows"),
+        encoder_s=_per((it.encoder_s, it.windows) for it in timings),
         token_s=token_s,
         tokens_per_s=1 / token_s if token_s else None,
         first_token_s=statistics.median(firsts) if firsts else None,
@@ -194,25 +185,25 @@ def _speed(rows: Sequence[Row]) -> Speed:
     )
 
 
-def _per(timings: Iterable[Mapping[str, Any]], time: str, count: str) -> float | None:
-    """Time of one unit, over all rows that tell both."""
-    told = [(timing[time], timing[count]) for timing in timings if timing[time] is not None and timing[count]]
-    units = sum(number for _, number in told)
-    return sum(seconds for seconds, _ in told) / units if units else None
+def _per(measured: Iterable[tuple[float | None, int | None]]) -> float | None:
+    """Return the time of one unit, over all pairs that have both time and count."""
+    known = [(seconds, units) for seconds, units in measured if seconds is not None and units]
+    units = sum(number for _, number in known)
+    return sum(seconds for seconds, _ in known) / units if units else None
 
 
-def _noise_point(condition: str, rows: Sequence[Row]) -> NoisePoint:
+def _noise_point(condition: str, rows: Sequence[ResultRow]) -> NoisePoint:
     kind, _, snr_db = condition.partition("@")
     return NoisePoint(kind, float(snr_db), _wer(rows))
 
 
-def _streaming(rows: Sequence[Row], hop_s: float) -> Streaming | None:
+def _streaming(rows: Sequence[StreamRow], hop_s: float) -> Streaming | None:
     if not rows:
         return None
-    streams = [row["stream"] for row in rows]
-    shown = [word["hypothesis_latency_s"] for stream in streams for word in stream["words"]]
-    confirmed = [word["confirmed_latency_s"] for stream in streams for word in stream["words"]]
-    compute = [seconds for stream in streams for seconds in stream["compute_s"]]
+    streams = [row.stream for row in rows]
+    shown = [word.hypothesis_latency_s for stream in streams for word in stream.words]
+    confirmed = [word.confirmed_latency_s for stream in streams for word in stream.words]
+    compute = [seconds for stream in streams for seconds in stream.compute_s]
     return Streaming(
         hop_s=hop_s,
         hypothesis_latency_s=_quantile(shown, 0.5),
@@ -221,7 +212,7 @@ def _streaming(rows: Sequence[Row], hop_s: float) -> Streaming | None:
         confirmed_latency_p95_s=_quantile(confirmed, 0.95),
         compute_s=statistics.fmean(compute) if compute else None,
         compute_p95_s=_quantile(compute, 0.95),
-        is_real_time=all(stream["end_lag_s"] <= hop_s for stream in streams),
+        is_real_time=all(stream.end_lag_s <= hop_s for stream in streams),
         wer=_wer(rows),
         hops=len(compute),
         examples=len(rows),
@@ -229,34 +220,34 @@ def _streaming(rows: Sequence[Row], hop_s: float) -> Streaming | None:
 
 
 def _quantile(values: Iterable[float], share: float) -> float | None:
-    """The nearest rank: a value that was measured."""
+    """Return the nearest rank, which is a measured value."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
-def _by_duration(rows: Sequence[Row]) -> tuple[Bucket, ...]:
+def _by_duration(rows: Sequence[ResultRow]) -> tuple[Bucket, ...]:
     buckets = []
     for low, high in zip(_DURATION_EDGES_S, (*_DURATION_EDGES_S[1:], math.inf), strict=True):
-        inside = [row for row in rows if row["duration_s"] is not None and low <= row["duration_s"] < high]
+        inside = [row for row in rows if row.duration_s is not None and low <= row.duration_s < high]
         label = f"{low}-{high:g} s" if high < math.inf else f"{low} s and more"
         buckets += [_bucket(label, inside)] if inside else []
     return tuple(buckets)
 
 
-def _by_speaker(rows: Sequence[Row]) -> tuple[Bucket, ...]:
-    speakers: dict[str, list[Row]] = {}
+def _by_speaker(rows: Sequence[ResultRow]) -> tuple[Bucket, ...]:
+    speakers: dict[str, list[ResultRow]] = {}
     for row in rows:
-        if row["speaker"] is not None:
-            speakers.setdefault(row["speaker"], []).append(row)
+        if row.speaker is not None:
+            speakers.setdefault(row.speaker, []).append(row)
     return tuple(_bucket(speaker, speakers[speaker]) for speaker in sorted(speakers))
 
 
-def _bucket(label: str, rows: Sequence[Row]) -> Bucket:
+def _bucket(label: str, rows: Sequence[ResultRow]) -> Bucket:
     return Bucket(
         label=label,
         examples=len(rows),
-        audio_s=round(sum(row["duration_s"] or 0.0 for row in rows), 3),
-        reference_words=sum(row["reference_words"] for row in rows),
+        audio_s=round(sum(row.duration_s or 0.0 for row in rows), 3),
+        reference_words=sum(row.reference_words for row in rows),
         wer=_wer(rows),
     )
 
@@ -267,26 +258,26 @@ def with_qoi(
     reference: RunReport,
     reference_rates: Mapping[str, float | None],
 ) -> RunReport:
-    """Add the quality of inference against a reference run to a report.
+    """Return a report with the quality of inference against a reference run.
 
     Args:
-        report: Of the run.
-        rates: Word error rate of each of its examples; None for one that failed or has no words.
+        report: Report of the run.
+        rates: Word error rate of each of its examples. None for one that failed or has no words.
         reference: Report of the reference run.
-        reference_rates: Likewise of that run.
+        reference_rates: Word error rates of that run.
 
     Raises:
-        EvaluationError: The two ran on different datasets, or have no example in common.
+        OptionsError: The two ran on different datasets, or have no example in common.
     """
     if report.dataset.fingerprint != reference.dataset.fingerprint:
-        raise EvaluationError(
-            f"--reference {reference.name} ran on another dataset ({reference.dataset.name}, "
+        raise OptionsError(
+            f"{option('reference')} {reference.name} ran on another dataset ({reference.dataset.name}, "
             f"{reference.dataset.examples} examples, not {report.dataset.name}, {report.dataset.examples}); "
             "run it on the same one with the same choice of examples"
         )
     both = [id for id, rate in rates.items() if rate is not None and reference_rates.get(id) is not None]
     if not both:
-        raise EvaluationError(f"no example was scored both in {report.name} and in the reference run {reference.name}")
+        raise OptionsError(f"no example was scored both in {report.name} and in the reference run {reference.name}")
     found = quality_of_inference({id: rates[id] or 0.0 for id in both}, {id: reference_rates[id] or 0.0 for id in both})
     metrics = replace(report.metrics, qoi=found.qoi, qoi_interval=found.interval, qoi_reference=reference.name)
     return replace(report, metrics=metrics)

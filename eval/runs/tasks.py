@@ -1,4 +1,4 @@
-"""What a run consists of: which question is asked of which example, and what names the run."""
+"""The tasks of a run, and the key that identifies the run."""
 
 import hashlib
 import json
@@ -7,33 +7,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from whisperkit_tools.errors import EvaluationError
-from whisperkit_tools.eval.backends.base import Candidate
-from whisperkit_tools.eval.datasets.examples import AudioReader, Dataset, Example
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.eval.backends.base import EvaluationTarget
+from whisperkit_tools.eval.datasets.dataset import Dataset
 from whisperkit_tools.eval.runs.noise import NOISE_KINDS, SNR_LIMITS_DB, no_speech_examples, with_noise
 from whisperkit_tools.eval.runs.worker import CLEAN, NO_SPEECH, NOISE, STREAMING, Task
-
-SHORT_KEY = 8
+from whisperkit_tools.speech import AudioReader, Recording
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What is asked of every example, and how it is scored.
+    """Settings of an evaluation: the measurements of every example, and the scoring.
 
     Attributes:
-        normalizer: Put before scoring; `auto` goes by language.
-        gives_language: Whether the transcriber is told the language that the dataset declares.
-        words: Whether word times are wanted.
-        noise_snr_db: Signal-to-noise ratios of the robustness curve; empty for none.
-        noise_kinds: Of noise, one curve each.
+        normalizer: Applied before scoring. `auto` chooses by language.
+        gives_language: Whether the backend gets the language that the dataset declares.
+        words: Whether word times are requested.
+        noise_snr_db: Signal-to-noise ratios of the robustness curve. Empty for none.
+        noise_kinds: Kinds of noise, one curve each.
         checks_no_speech: Whether clips without speech are transcribed.
         streaming: Whether live transcription is simulated.
-        hop_s: Of the simulation.
+        hop_s: Hop of the simulation.
         max_failures: The run stops when more examples than this have failed.
-        seed: Of the noise and the bootstrap.
+        seed: Random seed of the noise and the bootstrap.
 
     Raises:
-        EvaluationError: Naming all values that are out of range.
+        OptionsError: Naming all values that are out of range.
     """
 
     normalizer: str = "auto"
@@ -53,39 +52,39 @@ class EvaluateConfig:
         low, high = SNR_LIMITS_DB
         wrong = [value for value in self.noise_snr_db if not low <= value <= high]
         if wrong:
-            problems.append(f"noise_snr_db {wrong} are not ratios between {low:g} and {high:g} dB")
+            problems.append(f"{option('noise_snr_db')} {wrong} are not ratios between {low:g} and {high:g} dB")
         if len(set(self.noise_snr_db)) != len(self.noise_snr_db):
-            problems.append(f"noise_snr_db {list(self.noise_snr_db)} names a ratio twice")
+            problems.append(f"{option('noise_snr_db')} {list(self.noise_snr_db)} names a ratio twice")
         unknown = sorted(set(self.noise_kinds) - set(NOISE_KINDS))
         if unknown:
-            problems.append(f"noise_kinds {unknown} are unknown, allowed are {', '.join(NOISE_KINDS)}")
+            problems.append(f"{option('noise_kinds')} {unknown} are unknown, allowed are {', '.join(NOISE_KINDS)}")
         if not (math.isfinite(self.hop_s) and 0 < self.hop_s <= 15):
-            problems.append(f"hop_s is {self.hop_s}, expected more than 0 and at most 15")
+            problems.append(f"{option('hop_s')} is {self.hop_s}, expected more than 0 and at most 15")
         if self.max_failures < 0:
-            problems.append(f"max_failures is {self.max_failures}, expected 0 or more")
+            problems.append(f"{option('max_failures')} is {self.max_failures}, expected 0 or more")
         if problems:
-            raise EvaluationError("the evaluation cannot be run: " + "; ".join(problems))
+            raise OptionsError("the evaluation cannot run: " + "; ".join(problems))
 
     @property
     def keyed(self) -> dict[str, Any]:
-        """What changes the result, JSON-ready."""
+        """The values that change the result, JSON-ready."""
         values = asdict(self)
         del values["max_failures"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def tasks(dataset: Dataset, config: EvaluateConfig, read: AudioReader) -> list[Task]:
-    """Everything that a run does, in its order: the examples as they are, then in noise, then silence, then live.
+    """Return the tasks of a run in order: the examples as they are, in noise, clips without speech, live.
 
     Args:
         dataset: Its examples.
-        config: What is asked of them.
+        config: The measurements.
         read: Decodes the recordings that babble is made of.
 
     Raises:
-        DatasetError: There are too few recordings for babble.
+        OptionsError: There are too few recordings for babble.
     """
-    planned: list[tuple[str, str, Example]] = [(CLEAN, "", example) for example in dataset.examples]
+    planned: list[tuple[str, str, Recording]] = [(CLEAN, "", example) for example in dataset.examples]
     for kind in config.noise_kinds:
         for snr_db in config.noise_snr_db:
             altered = with_noise(dataset.examples, kind, snr_db, read, config.seed)
@@ -108,15 +107,15 @@ def tasks(dataset: Dataset, config: EvaluateConfig, read: AudioReader) -> list[T
     ]
 
 
-def run_key(candidate: Candidate, dataset: Dataset, config: EvaluateConfig) -> str:
-    """Digest of all that decides on the results: equal keys are the same run.
+def run_key(target: EvaluationTarget, dataset: Dataset, config: EvaluateConfig) -> str:
+    """Return the digest of everything that determines the results. Equal keys are the same run.
 
-    A bundle counts by its content, not by its name or place; this package's version counts, for another one may
+    A bundle counts by its content, not by its name or place. This package's version counts, because another one may
     decode or score differently.
     """
     from whisperkit_tools import __version__
 
-    backend = candidate.backend
+    backend = target.backend
     content: Mapping[str, Any] = {
         "backend": backend.name,
         "model": backend.identity or backend.model,

@@ -1,13 +1,14 @@
-"""What is done to one example, in this process, in another, or on another machine."""
+"""Tasks and the worker that performs them, in this process, in another, or on another machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whisperkit_tools.errors import WktError
-from whisperkit_tools.eval.backends.base import Hypothesis, Transcriber, TranscriberFactory
-from whisperkit_tools.eval.datasets.examples import AudioReader, Example
-from whisperkit_tools.eval.runs.streaming import Stream, simulate
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.backends.base import BackendLoader, TranscriptionBackend
+from whisperkit_tools.eval.runs.streaming import simulate
+from whisperkit_tools.eval.schema import Stream
+from whisperkit_tools.files import first_line
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, AudioReader, Recording, Transcription
 
 CLEAN, NOISE, NO_SPEECH, STREAMING = "results", "noise", "no_speech", "streaming"
 PARTS = (CLEAN, NOISE, NO_SPEECH, STREAMING)
@@ -15,22 +16,22 @@ PARTS = (CLEAN, NOISE, NO_SPEECH, STREAMING)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One example to be transcribed in one way; picklable.
+    """One example to be transcribed in one way. Picklable.
 
     Attributes:
         number: Place among all tasks of the run.
-        part: Which question it answers: one of `PARTS`, and the stem of the file its row goes to.
-        condition: What was done to the audio, such as `white@10`; empty when nothing was.
-        example: With its alteration, if any.
-        language: Handed to the transcriber; None to let it find out.
-        words: Whether word times are wanted.
-        hop_s: Of the streaming simulation.
+        part: One of `PARTS`, the stem of the file of its row.
+        condition: The alteration of the audio, such as `white@10`. Empty for the audio as it is.
+        example: The recording, with its alteration if any.
+        language: Given to the backend. None to detect it.
+        words: Whether word times are requested.
+        hop_s: Hop of the streaming simulation.
     """
 
     number: int
     part: str
     condition: str
-    example: Example
+    example: Recording
     language: str | None
     words: bool = False
     hop_s: float = 1.0
@@ -42,71 +43,69 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a task: a hypothesis, a stream, or an error."""
+class TaskResult:
+    """The result of a task: a transcription, a stream, or an error."""
 
     number: int
     duration_s: float | None = None
-    hypothesis: Hypothesis | None = None
+    transcription: Transcription | None = None
     stream: Stream | None = None
     error: str | None = None
 
 
 class SetupError(WktError):
-    """A worker cannot start: no example can be transcribed."""
+    """A worker cannot start, so no example can be transcribed."""
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerSpec:
-    """Everything a worker needs to start; picklable.
+class WorkerFactory:
+    """Starts workers. Picklable.
 
     Attributes:
-        load: Loads the transcriber.
+        load: Loads the backend.
         read: Decodes audio files.
-        languages: Of all examples, checked once at the start.
+        languages: Languages of all examples, checked once at the start.
     """
 
-    load: TranscriberFactory
+    load: BackendLoader
     read: AudioReader
     languages: Sequence[str] = ()
 
     def start(self) -> "Worker":
-        """Load the transcriber.
+        """Load the backend.
 
         Raises:
-            WktError: It cannot be loaded, or cannot do what is asked for.
+            WktError: It cannot be loaded, or cannot transcribe these languages.
         """
-        transcriber = self.load()
-        transcriber.check(self.languages)
-        return Worker(transcriber, self.read)
+        backend = self.load()
+        backend.check(self.languages)
+        return Worker(backend, self.read)
 
 
 class Worker:
-    """A loaded transcriber that performs tasks; an example's failure is an outcome, not an exception."""
+    """A loaded backend that performs tasks. An example's failure is a result, not an exception."""
 
-    def __init__(self, transcriber: Transcriber, read: AudioReader) -> None:
-        self._transcriber = transcriber
+    def __init__(self, backend: TranscriptionBackend, read: AudioReader) -> None:
+        self._backend = backend
         self._read = read
 
-    def perform(self, task: Task) -> Outcome:
+    def perform(self, task: Task) -> TaskResult:
         """Read the audio and transcribe it."""
         try:
             return self._perform(task)
-        except Exception as error:  # whatever a backend raises, the other examples go on
-            return Outcome(task.number, error=describe(error))
+        except Exception as error:  # whatever a backend raises, the other examples continue
+            return TaskResult(task.number, error=describe(error))
 
-    def _perform(self, task: Task) -> Outcome:
-        audio = task.example.samples(self._read)
+    def _perform(self, task: Task) -> TaskResult:
+        audio = task.example.audio(self._read)
         duration_s = round(len(audio) / SAMPLE_RATE_HZ, 6)
         if task.part == STREAMING:
-            stream = simulate(self._transcriber, audio, language=task.language, hop_s=task.hop_s)
-            return Outcome(task.number, duration_s, stream=stream)
-        hypothesis = self._transcriber.transcribe(audio, language=task.language, words=task.words)
-        return Outcome(task.number, duration_s, hypothesis)
+            stream = simulate(self._backend, audio, language=task.language, hop_s=task.hop_s)
+            return TaskResult(task.number, duration_s, stream=stream)
+        found = self._backend.transcribe(audio, language=task.language, words=task.words)
+        return TaskResult(task.number, duration_s, found)
 
 
 def describe(error: BaseException) -> str:
-    """One line on an error; ours speak for themselves."""
-    lines = str(error).strip().splitlines()
-    text = lines[0][:500] if lines else "no message"
-    return text if isinstance(error, WktError) else f"{type(error).__name__}: {text}"
+    """Return one line on an error. Errors of this package speak for themselves."""
+    return first_line(error) if isinstance(error, WktError) else f"{type(error).__name__}: {first_line(error)}"

@@ -19,13 +19,15 @@ import soundfile
 
 from tests.benchmarks.harness import Figure, Result, Stopwatch, benchmark
 from whisperkit_tools.demo import demo_utterances
-from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Hypothesis, Timings
+from whisperkit_tools.eval.backends.base import BackendInfo, EvaluationTarget, transcription
 from whisperkit_tools.eval.datasets.open import open_dataset
 from whisperkit_tools.eval.reports.write import write_run_pages
 from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
 from whisperkit_tools.eval.runs.runner import evaluate
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
 from whisperkit_tools.pipeline.bundle_backend import read_audio
+from whisperkit_tools.progress import SilentProgress
+from whisperkit_tools.speech import Timings, Transcription
 
 RATE_HZ = 16_000
 SECONDS = (1.3, 35.0, 7.4)  # shortest, longest and mean of test-clean
@@ -45,11 +47,11 @@ class AtOnce:
     def check(self, languages: object) -> None:
         """Know every language."""
 
-    def transcribe(self, audio: np.ndarray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: np.ndarray, *, language: str | None = None, words: bool = False) -> Transcription:
         """Answer; every tenth word is another than the reference's."""
         count = words_of(len(audio) / RATE_HZ)
         text = " ".join("whatever" if at % 10 == 9 else TEXT[at % len(TEXT)] for at in range(count))
-        return Hypothesis(text, Timings(len(audio) / RATE_HZ, 1e-6, tokens=count), language="en")
+        return transcription(text, audio, Timings(1e-6, tokens=count), language="en")
 
 
 def words_of(seconds: float) -> int:
@@ -76,15 +78,12 @@ def make_librispeech(folder: Path, count: int) -> None:
         (place / f"{1000 + chapter // 60}-{chapter}.trans.txt").write_text("".join(lines))
 
 
-class Quiet:
-    """Listens to nothing."""
+class Notes(SilentProgress):
+    """Shows notes alone."""
 
     def note(self, message: str) -> None:
-        """Show notes."""
+        """Show a note."""
         print(f"note: {message}", file=sys.stderr)
-
-    def advanced(self, status: object) -> None:
-        """Show no progress."""
 
 
 def measure(folder: Path, workers: int) -> tuple[dict[str, float], float]:
@@ -95,13 +94,13 @@ def measure(folder: Path, workers: int) -> tuple[dict[str, float], float]:
     times["open and fingerprint the dataset"] = watch.wall_s
     watch = Stopwatch()
     done = evaluate(
-        Candidate("at-once", AtOnce(), BackendInfo("at-once", "none")),
+        EvaluationTarget("at-once", AtOnce(), BackendInfo("at-once", "none")),
         dataset,
         EvaluateConfig(checks_no_speech=False),
         root=folder / "out",
         engine=partial(ProcessEngine, workers=workers) if workers > 1 else SerialEngine,
         read=read_audio,
-        listener=Quiet(),
+        progress=Notes(),
     )
     times["decode, score, store, sum up"] = watch.wall_s
     watch = Stopwatch()

@@ -74,18 +74,18 @@ def test_no_run_is_wrong_usage(wkt):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "exit_code", "message"),
     [
-        (["{tmp}/nowhere"], "is not there"),
-        (["{a}", "{a}", "-o", "{tmp}/out"], "the same run"),
-        (["{a}", "{b}", "-o", "{a}"], "whose report would be lost"),
-        (["{tmp}/runs"], "it holds runs, pass them"),
+        (["{tmp}/nowhere"], 1, "does not exist"),
+        (["{a}", "{a}", "-o", "{tmp}/out"], 2, "the same run"),
+        (["{a}", "{b}", "-o", "{a}"], 2, "whose report would be lost; choose another place with --output"),
+        (["{tmp}/runs"], 1, "it holds runs, pass them"),
     ],
 )
-def test_mistakes_are_one_line(wkt, two, tmp_path, arguments, message):
+def test_mistakes_are_one_line(wkt, two, tmp_path, arguments, exit_code, message):
     places = {"tmp": tmp_path, "a": two[0], "b": two[1]}
     code, out, err = wkt("report", *(argument.format(**places) for argument in arguments))
-    assert (code, out) == (1, "")
+    assert (code, out) == (exit_code, "")
     assert message in err
     assert len(err.splitlines()) == 1
 
@@ -94,7 +94,7 @@ def test_a_folder_that_exists_needs_force(wkt, two, tmp_path):
     arguments = ("report", *two, "-o", tmp_path / "out")
     assert wkt(*arguments)[0] == 0
     code, _, err = wkt(*arguments)
-    assert (code, "--force" in err) == (1, True)
+    assert (code, "--force" in err) == (2, True)
     assert wkt(*arguments, "--force")[0] == 0
 
 
@@ -105,7 +105,7 @@ def test_notes_go_to_stderr(wkt, write_run, tmp_path):
     code, out, err = wkt("report", *runs, "-o", tmp_path / "out")
     assert code == 0
     assert "another run is called org_base too" in err
-    assert "was cut off and is left out" in err
+    assert "was cut off and is omitted" in err
     assert "note:" not in out
 
 
@@ -115,7 +115,7 @@ def test_unequal_examples_need_common(wkt, write_run, tmp_path):
         write_run("org_small", [(TEXT, TEXT)] * 3, key="bbbbbbbb"),
     ]
     code, _, err = wkt("report", *runs, "-o", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert "2 in common, 0 only in the first, 1 (utt-0002) only in the second" in err
     assert not (tmp_path / "out").exists()
     assert wkt("report", *runs, "-o", tmp_path / "out", "--common")[0] == 0

@@ -9,7 +9,7 @@ import soundfile
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import calibration_clips, gate_clips, tuning_clips
 from whisperkit_tools.compress.gate_measurement import Examination, Listener, tuning_windows
-from whisperkit_tools.errors import AudioError, BundleError, DatasetError
+from whisperkit_tools.errors import AudioError, BundleError, OptionsError
 
 WINDOW = 480_000
 
@@ -87,7 +87,7 @@ def test_a_long_recording_is_judged_by_its_words(demo_bundle):
 
 
 def test_what_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="no dataset 'demp': did you mean demo"):
+    with pytest.raises(OptionsError, match="no dataset 'demp': did you mean demo"):
         calibration_clips("demp", 3, WINDOW)
     soundfile.write(tmp_path / "a.wav", np.zeros(1000, np.float32), 16_000)
     with pytest.raises(AudioError, match="shorter than 1 s"):

@@ -15,11 +15,13 @@ import numpy as np
 import soundfile
 
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.eval.backends.base import BackendInfo, Candidate, Hypothesis, TimedText, Timings
-from whisperkit_tools.eval.datasets.examples import Dataset, Example, fingerprint
+from whisperkit_tools.eval.backends.base import BackendInfo, EvaluationTarget, transcription
+from whisperkit_tools.eval.datasets.dataset import Dataset, fingerprint
 from whisperkit_tools.eval.runs.engines import SerialEngine
 from whisperkit_tools.eval.runs.runner import evaluate
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
+from whisperkit_tools.progress import SilentProgress
+from whisperkit_tools.speech import Recording, Segment, Timings
 
 WORDS = ["red", "orange", "yellow", "green", "blue", "indigo", "violet", "black", "white", "brown", "pink", "gold"]
 RATE_HZ = 16_000
@@ -53,7 +55,9 @@ def make_dataset(folder: Path, count: int, *, broken=(), seconds: float = 0.5, l
         samples[0] = (number + 1) / 1000
         soundfile.write(path, samples, RATE_HZ, subtype="PCM_16")  # a float file holds the time of its writing
         examples.append(
-            Example(name, reference(number), path, language, duration_s=seconds, speaker=f"speaker {number % 2}")
+            Recording(
+                name, reference(number), path, language=language, duration_s=seconds, speaker=f"speaker {number % 2}"
+            )
         )
     found = tuple(examples)
     return Dataset("clips", str(folder), found, fingerprint=fingerprint(found))
@@ -99,39 +103,39 @@ class Fake:
             raise RuntimeError(f"clip {number} is\ntoo hard")
         text = heard(number) if number >= 0 else ""
         audio_s = len(audio) / RATE_HZ
-        timings = Timings(audio_s, 0.01, 0.001, 0.004, 0.005, 0.006, 2 * len(text.split()), 1, 0)
-        return Hypothesis(text, timings, (TimedText(text, 0.0, audio_s),) if text else (), language="en")
+        timings = Timings(0.01, 0.001, 0.004, 0.005, 0.006, windows=1, tokens=2 * len(text.split()), fallbacks=0)
+        return transcription(text, audio, timings, [Segment(0.0, audio_s, text)] if text else [], "en")
 
 
-class Notes:
-    """Remembers the notes and states that a run reports."""
+class Notes(SilentProgress):
+    """Remembers the notes and counts that a run reports."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.statuses: list = []
+        self.counts: list[tuple[float, float, str]] = []
 
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def advanced(self, status) -> None:
-        self.statuses.append(status)
+    def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
+        self.counts.append((done, total, detail))
 
 
-def fake_candidate(load: LoadFake | None = None, name: str = "fake", identity: str = "one") -> Candidate:
-    return Candidate(name, load or LoadFake(), BackendInfo("fake", "fake", identity))
+def fake_target(load: LoadFake | None = None, name: str = "fake", identity: str = "one") -> EvaluationTarget:
+    return EvaluationTarget(name, load or LoadFake(), BackendInfo("fake", "fake", identity))
 
 
 def run(
     root: Path, dataset: Dataset, load: LoadFake | None = None, config=None, *, engine=SerialEngine, notes=None, **of
 ):
     return evaluate(
-        fake_candidate(load, **of),
+        fake_target(load, **of),
         dataset,
         config or EvaluateConfig(checks_no_speech=False),
         root=root,
         engine=engine,
         read=read,
-        listener=notes or Notes(),
+        progress=notes or Notes(),
     )
 
 

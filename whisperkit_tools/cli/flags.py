@@ -17,6 +17,8 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "bundles": ("bundles", "bundle"),
     "checks_no_speech": ("check_silence",),
     "chunk_length_s": ("chunk_length",),
+    "embed_bytes": ("embed_limit",),
+    "examples_limit": ("examples",),
     "gives_language": ("detect_language",),
     "hop_s": ("hop",),
     "max_duration_s": ("max_duration",),

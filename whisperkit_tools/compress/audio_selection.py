@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.errors import AudioError
-from whisperkit_tools.eval.datasets.examples import Example as DatasetExample
-from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.eval.datasets.open import open_dataset
+from whisperkit_tools.eval.datasets.options import DatasetOptions
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Recording
 from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 
@@ -110,10 +110,10 @@ def _recordings(source: str | Path | None, windows: int) -> Iterator[tuple[str, 
         paths = [item.path for item in demo_longform() if item.path] if source is None else _audio_files(Path(source))
         yield from ((path.name, _load(path)) for path in paths)
     else:
-        yield from ((item.id, item.samples(_load)) for item in _examples(source, windows))
+        yield from ((item.id, item.audio(_load)) for item in _examples(source, windows))
 
 
-def _examples(source: str | Path, limit: int | None) -> Sequence[DatasetExample]:
+def _examples(source: str | Path, limit: int | None) -> Sequence[Recording]:
     return open_dataset(str(source), DatasetOptions(limit=limit, skip_bad=True)).examples
 
 
@@ -144,7 +144,7 @@ def gate_clips(
         paths = _audio_files(Path(source))
         clips = [clip for path in paths for clip in _with_text(path, window_samples)]
     else:
-        clips = [Clip(i.id, i.samples(_load), i.reference, i.language) for i in _examples(source, limit)]
+        clips = [Clip(i.id, i.audio(_load), i.text, i.language) for i in _examples(source, limit)]
     if not clips:
         raise AudioError(f"{source or 'the demo'} holds no example for the gate; name a folder with --gate-audio")
     return [clips[at] for at in _evenly(len(clips), limit or len(clips))]

@@ -11,15 +11,11 @@ from whisperkit_tools.errors import EvaluationError, OptionsError, option
 from whisperkit_tools.eval.backends.base import (
     BackendInfo,
     BundleInfo,
-    Candidate,
-    FloatArray,
-    Hypothesis,
-    TimedText,
-    Timings,
+    EvaluationTarget,
 )
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.mil.tensor_spec import Precision
-from whisperkit_tools.speech import Transcription
+from whisperkit_tools.speech import Samples, Transcription
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -87,37 +83,15 @@ class BundleTranscriber:
             )
         self._transcriber.check(self._options)
 
-    def transcribe(self, audio: FloatArray, *, language: str | None = None, words: bool = False) -> Hypothesis:
+    def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio."""
         given = language if self._transcriber.special.is_multilingual else None
         timed = self._options.word_timestamps or (words and self._transcriber.sizes.has_alignment)
         options = replace(self._options, language=given, word_timestamps=timed)
-        return hypothesis(self._transcriber.transcribe(audio, options))
+        return self._transcriber.transcribe(audio, options)
 
 
-def hypothesis(result: Transcription) -> Hypothesis:
-    """Return a transcription as the evaluation sees it."""
-    timings = Timings(
-        audio_s=result.audio_duration_s,
-        total_s=result.timings.total_s,
-        mel_s=result.timings.mel_s,
-        encoder_s=result.timings.encoder_s,
-        decoder_s=result.timings.decoder_s,
-        first_token_s=result.timings.time_to_first_token_s,
-        tokens=result.timings.tokens,
-        windows=result.timings.windows,
-        fallbacks=result.timings.fallbacks,
-    )
-    return Hypothesis(
-        result.text,
-        timings,
-        tuple(TimedText(part.text, part.start_s, part.end_s) for part in result.segments),
-        tuple(TimedText(word.text, word.start_s, word.end_s) for part in result.segments for word in part.words),
-        result.language,
-    )
-
-
-def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
+def bundle_target(bundle: Bundle, load: LoadBundle, name: str) -> EvaluationTarget:
     """Return a bundle that is ready to be evaluated. It is hashed, not loaded."""
     options = asdict(load.options)
     del options["language"]  # each example's own
@@ -130,7 +104,7 @@ def bundle_candidate(bundle: Bundle, load: LoadBundle, name: str) -> Candidate:
         identity=info.sha256,
         options=json.loads(json.dumps({**ran, **precision, **options})),
     )
-    return Candidate(name, load, backend, info)
+    return EvaluationTarget(name, load, backend, info)
 
 
 def bundle_info(bundle: Bundle) -> BundleInfo:
@@ -169,6 +143,6 @@ def hugging_face_folder(source: str) -> tuple[str, str]:
     return str(folder), checkpoint.revision or ""
 
 
-def read_audio(path: Path) -> FloatArray:
+def read_audio(path: Path) -> Samples:
     """Decode an audio file to 16 kHz mono, as `wkt transcribe` does."""
     return load_audio(AudioInput(str(path), path))

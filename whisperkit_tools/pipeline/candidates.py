@@ -7,12 +7,12 @@ from typing import Any
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.errors import OptionsError, option
-from whisperkit_tools.eval.backends.base import Candidate
+from whisperkit_tools.eval.backends.base import EvaluationTarget
 from whisperkit_tools.eval.backends.registry import (
     BUILT_IN,
     DEFAULT_TEMPERATURES,
-    BackendSpec,
-    candidate,
+    BackendOptions,
+    backend_target,
     check_available,
 )
 from whisperkit_tools.mil.tensor_spec import Precision
@@ -22,7 +22,7 @@ from whisperkit_tools.pipeline.bundle_backend import (
     CORE_ML,
     EXECUTOR,
     LoadBundle,
-    bundle_candidate,
+    bundle_target,
     hugging_face_folder,
 )
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -134,7 +134,7 @@ class CandidateOptions:
 
 def candidates(
     bundles: Sequence[Bundle], backends: Sequence[BackendChoice], options: CandidateOptions
-) -> list[Candidate]:
+) -> list[EvaluationTarget]:
     """Return all bundles under all backends that run bundles, then the models of the other backends.
 
     Raises:
@@ -158,7 +158,7 @@ def candidates(
     return found
 
 
-def _of_bundle(bundle: Bundle, backend: str, name: str, options: CandidateOptions) -> Candidate:
+def _of_bundle(bundle: Bundle, backend: str, name: str, options: CandidateOptions) -> EvaluationTarget:
     load = LoadBundle(
         path=str(bundle.path.resolve()),
         options=TranscribeOptions(**options.decoding),
@@ -167,10 +167,10 @@ def _of_bundle(bundle: Bundle, backend: str, name: str, options: CandidateOption
         compute_units=options.compute_units,
         device=options.device or "cpu",
     )
-    return bundle_candidate(bundle, load, name)
+    return bundle_target(bundle, load, name)
 
 
-def _of_model(choice: BackendChoice, bundles: Sequence[Bundle], options: CandidateOptions) -> list[Candidate]:
+def _of_model(choice: BackendChoice, bundles: Sequence[Bundle], options: CandidateOptions) -> list[EvaluationTarget]:
     """Return a backend with its model, or with the PyTorch original of each bundle where no model is named."""
     check_available(choice.name)
     models = [choice.model] if choice.model else _sources(bundles) if choice.name == TRANSFORMERS else []
@@ -181,15 +181,15 @@ def _of_model(choice: BackendChoice, bundles: Sequence[Bundle], options: Candida
     found = []
     for model in models:
         place, identity = hugging_face_folder(model) if choice.name == TRANSFORMERS else (model, "")
-        spec = BackendSpec(
+        spec = BackendOptions(
             name=choice.name,
             model=place,
             device=options.device,
             endpoint=options.endpoint,
             temperatures=tuple(options.decoding.get("temperatures", DEFAULT_TEMPERATURES)),
-            options=_own_options(choice.name, options.backend_options),
+            extra=_own_options(choice.name, options.backend_options),
         )
-        found.append(candidate(spec, identity=identity, name=f"{choice.name}-{Path(model).name}"))
+        found.append(backend_target(spec, identity=identity, name=f"{choice.name}-{Path(model).name}"))
     return found
 
 

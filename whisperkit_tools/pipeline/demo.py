@@ -6,7 +6,7 @@ from pathlib import Path
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.demo import demo_longform, demo_utterances
-from whisperkit_tools.eval.datasets.examples import Dataset, fingerprint
+from whisperkit_tools.eval.datasets.dataset import Dataset, fingerprint
 from whisperkit_tools.eval.datasets.open import open_dataset
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
 from whisperkit_tools.eval.metrics.wer import word_error_rate

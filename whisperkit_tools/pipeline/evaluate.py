@@ -9,20 +9,21 @@ from typing import Any, overload
 
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle, find_bundle
 from whisperkit_tools.errors import EvaluationError, OptionsError, WktError, option
-from whisperkit_tools.eval.backends.base import Candidate
-from whisperkit_tools.eval.datasets.examples import Dataset
-from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
+from whisperkit_tools.eval.backends.base import EvaluationTarget
+from whisperkit_tools.eval.datasets.dataset import Dataset
+from whisperkit_tools.eval.datasets.open import open_dataset
+from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.metrics.normalize import NORMALIZERS
-from whisperkit_tools.eval.reports.html import PageConfig
+from whisperkit_tools.eval.reports.html import PageOptions
 from whisperkit_tools.eval.reports.read import read_run
 from whisperkit_tools.eval.reports.write import write_report, write_run_pages
 from whisperkit_tools.eval.runs import runner
 from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
-from whisperkit_tools.eval.runs.runner import EngineFactory, FinishedRun, Status
-from whisperkit_tools.eval.runs.store import write_json
+from whisperkit_tools.eval.runs.runner import EngineFactory, FinishedRun
 from whisperkit_tools.eval.runs.summary import with_qoi
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
 from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, Report, to_json
+from whisperkit_tools.files import write_json
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.pipeline.arguments import as_bundles, as_numbers, as_tuple
 from whisperkit_tools.pipeline.bundle_backend import EXECUTOR, read_audio
@@ -246,7 +247,7 @@ def evaluate(
         )
         dataset = _opened(str(dataset), wanted, progress)
     work = _Evaluation(dataset, config, Path(output_dir), _engine(engine, address, workers), progress)
-    return work.finished(chosen, base, PageConfig(embed_audio=embed_audio))
+    return work.finished(chosen, base, PageOptions(embed_audio=embed_audio))
 
 
 def _config(**values: Any) -> EvaluateConfig:
@@ -268,7 +269,7 @@ def _candidates(
     backends: Sequence[BackendChoice],
     options: CandidateOptions,
     progress: Progress,
-) -> tuple[list[Candidate], Path | None]:
+) -> tuple[list[EvaluationTarget], Path | None]:
     """Return what is evaluated, a reference bundle first, and the folder of a reference that is a run already."""
     options.check_used(backends)
     others = [choice.name for choice in backends if not choice.runs_bundles]
@@ -317,7 +318,7 @@ class _Evaluation:
     runs: list[FinishedRun] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
 
-    def finished(self, chosen: Sequence[Candidate], reference: Path | None, page: PageConfig) -> Evaluation:
+    def finished(self, chosen: Sequence[EvaluationTarget], reference: Path | None, page: PageOptions) -> Evaluation:
         """Run all candidates, judge them against the reference, and write their pages.
 
         Args:
@@ -339,8 +340,7 @@ class _Evaluation:
             write_run_pages(run.folder, page)
         return Evaluation(tuple(self.runs), self._compared(page), tuple(self.stopped))
 
-    def _run(self, candidate: Candidate, *, alone: bool) -> None:
-        listener = _Listener(candidate.name, self.progress)
+    def _run(self, candidate: EvaluationTarget, *, alone: bool) -> None:
         try:
             run = runner.evaluate(
                 candidate,
@@ -349,7 +349,7 @@ class _Evaluation:
                 root=self.root,
                 engine=self.engine,
                 read=read_audio,
-                listener=listener,
+                progress=self.progress,
             )
         except WktError as error:
             if alone:
@@ -358,7 +358,7 @@ class _Evaluation:
         else:
             self.runs.append(run)
 
-    def _compared(self, page: PageConfig) -> Path | None:
+    def _compared(self, page: PageOptions) -> Path | None:
         """Write the report that compares several runs, and return its folder."""
         if len(self.runs) < 2:
             return None
@@ -378,7 +378,7 @@ def judged(runs: Sequence[FinishedRun], reference: Path) -> list[FinishedRun]:
 
     Raises:
         DatasetError: The reference cannot be read.
-        EvaluationError: A run has other examples than the reference.
+        OptionsError: A run has other examples than the reference.
     """
     base = read_run(reference)
     base_rates = {row.id: row.wer for row in base.rows}
@@ -393,27 +393,3 @@ def _with_qoi(run: FinishedRun, base: Any, base_rates: dict[str, float | None]) 
     report = with_qoi(run.report, rates, base, base_rates)
     write_json(run.folder / REPORT_FILE, to_json(Report(runs=(report,))))
     return replace(run, report=report)
-
-
-@dataclass(frozen=True, slots=True)
-class _Listener:
-    """Hands what a run reports on to a progress."""
-
-    name: str
-    progress: Progress
-
-    def note(self, message: str) -> None:
-        self.progress.note(message)
-
-    def advanced(self, status: Status) -> None:
-        self.progress.advance(self.name, status.done, status.total, running_figures(status))
-
-
-def running_figures(status: Status) -> str:
-    """Return the running figures of a run in one line."""
-    parts = [] if status.wer is None else [f"WER {100 * status.wer:.2f} %"]
-    if status.rtfx is not None:
-        parts.append(f"{status.rtfx:.1f}x real time")
-    if status.failures:
-        parts.append(f"{status.failures} failed")
-    return ", ".join(parts)

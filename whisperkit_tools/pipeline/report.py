@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from whisperkit_tools.errors import OptionsError, option
-from whisperkit_tools.eval.reports.comparison import ComparisonConfig
-from whisperkit_tools.eval.reports.html import PageConfig
+from whisperkit_tools.eval.reports.comparison import ComparisonOptions
+from whisperkit_tools.eval.reports.html import PageOptions
 from whisperkit_tools.eval.reports.write import WrittenReport, in_baseline_order, write_report, write_run_pages
 from whisperkit_tools.eval.runs.runner import FinishedRun
 
@@ -56,11 +56,11 @@ def report(
     folders = [_folder(run) for run in given]
     if output is None and (len(folders) > 1 or baseline is not None):
         raise OptionsError(f"several runs are compared in a folder of their own: name it with {option('output')}")
-    page = PageConfig(title, embed_audio, embed_limit * 1_000_000, examples)
+    page = PageOptions(title, embed_audio, embed_limit * 1_000_000, examples)
     if output is None:
         return write_run_pages(folders[0], page)
     ordered = in_baseline_order(folders, None if baseline is None else _folder(baseline))
-    comparison = ComparisonConfig(common, samples, seed)
+    comparison = ComparisonOptions(common, samples, seed)
     return write_report(ordered, Path(output), page=page, comparison=comparison, force=force)
 
 

@@ -9,9 +9,9 @@ import soundfile
 from helpers.evaluation_service import Service, running_service
 
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
-from whisperkit_tools.errors import EvaluationError
+from whisperkit_tools.errors import EvaluationError, OptionsError
 from whisperkit_tools.eval.backends import registry
-from whisperkit_tools.eval.backends.registry import BUILT_IN, BackendSpec, LoadBackend, candidate
+from whisperkit_tools.eval.backends.registry import BUILT_IN, BackendOptions, LoadBackend, backend_target
 from whisperkit_tools.pipeline.bundle_backend import LoadBundle, read_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
@@ -23,7 +23,7 @@ def service():
 
 
 def _endpoint(service: Service, **options: str):
-    return LoadBackend(BackendSpec("openai", "whisper-1", endpoint=service.address, options=options))()
+    return LoadBackend(BackendOptions("openai", "whisper-1", endpoint=service.address, extra=options))()
 
 
 def _tone(seconds: float = 1.5) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_a_service_gets_the_audio_and_its_answer_is_read(service, monkeypatch):
     assert (heard.text, heard.language) == ("Hello there.", "en")
     assert [(word.text, word.start_s) for word in heard.words] == [("Hello", 0.1), ("there.", 0.6)]
     assert heard.segments[0].end_s == 1.5
-    assert heard.timings.audio_s == 1.5
+    assert heard.audio_duration_s == 1.5
     assert heard.timings.total_s > 0
 
 
@@ -58,8 +58,8 @@ def test_a_service_without_a_key_gets_none(service, monkeypatch):
     _, headers, fields = service.requests[0]
     assert "Authorization" not in headers
     assert "timestamp_granularities[]" not in fields
-    with pytest.raises(EvaluationError, match="needs a key: set OPENAI_API_KEY"):
-        LoadBackend(BackendSpec("openai", "whisper-1"))()
+    with pytest.raises(OptionsError, match="needs a key: set OPENAI_API_KEY"):
+        LoadBackend(BackendOptions("openai", "whisper-1"))()
 
 
 def test_what_passes_is_sent_again(service):
@@ -91,19 +91,19 @@ def test_a_refusal_is_told_in_the_services_words(service, answer, message):
 
 
 def test_a_service_that_is_not_there():
-    spec = BackendSpec("openai", "m", endpoint="http://127.0.0.1:9/v1", options={"retries": "0"})
+    spec = BackendOptions("openai", "m", endpoint="http://127.0.0.1:9/v1", extra={"retries": "0"})
     with pytest.raises(EvaluationError, match=r"127\.0\.0\.1:9.*cannot be reached.*is the service running"):
         LoadBackend(spec)().transcribe(_tone())
-    with pytest.raises(EvaluationError, match="'localhost' is no address"):
-        LoadBackend(BackendSpec("openai", "m", endpoint="localhost"))()
+    with pytest.raises(OptionsError, match="'localhost' is not an address"):
+        LoadBackend(BackendOptions("openai", "m", endpoint="localhost"))()
     for secret in ("http://me:secret@localhost/v1", "http://localhost/v1?key=secret"):
-        with pytest.raises(EvaluationError, match="key is read from OPENAI_API_KEY") as error:
-            LoadBackend(BackendSpec("openai", "m", endpoint=secret))()
+        with pytest.raises(OptionsError, match="key is read from OPENAI_API_KEY") as error:
+            LoadBackend(BackendOptions("openai", "m", endpoint=secret))()
         assert "secret" not in str(error.value)
 
 
 def test_wrong_options_are_all_named(service):
-    with pytest.raises(EvaluationError, match=r"unknown option 'beam'.*retries is 'x', expected int.*options are"):
+    with pytest.raises(OptionsError, match=r"unknown option 'beam'.*retries is 'x', expected int.*options are"):
         _endpoint(service, beam="1", retries="x")
 
 
@@ -116,13 +116,13 @@ def test_the_key_is_in_no_file_of_a_run(service, monkeypatch, tmp_path):
 
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-test")
     done = evaluate(
-        candidate(BackendSpec("openai", "whisper-1", endpoint=service.address)),
+        backend_target(BackendOptions("openai", "whisper-1", endpoint=service.address)),
         make_dataset(tmp_path / "audio", 2),
         EvaluateConfig(checks_no_speech=False),
         root=tmp_path / "out",
         engine=SerialEngine,
         read=read_audio,
-        listener=Notes(),
+        progress=Notes(),
     )
     assert done.report.failures == ()
     files = [path for path in done.folder.rglob("*") if path.is_file()]
@@ -135,7 +135,7 @@ def test_the_key_is_in_no_file_of_a_run(service, monkeypatch, tmp_path):
 def test_a_missing_library_is_one_line_on_what_to_install(name, monkeypatch):
     monkeypatch.setattr(registry.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(EvaluationError, match=rf"pip install 'whisperkit-tools\[{BUILT_IN[name].extra}\]'"):
-        candidate(BackendSpec(name, "tiny"))
+        backend_target(BackendOptions(name, "tiny"))
 
 
 def test_a_library_that_is_broken_is_one_line_too(monkeypatch, tmp_path):
@@ -145,7 +145,7 @@ def test_a_library_that_is_broken_is_one_line_too(monkeypatch, tmp_path):
     with pytest.raises(
         EvaluationError, match="faster-whisper needs a library that cannot be imported: No module named"
     ):
-        candidate(BackendSpec("faster-whisper", "tiny")).load()
+        backend_target(BackendOptions("faster-whisper", "tiny")).load()
 
 
 def test_the_extras_that_are_named_exist():
@@ -158,18 +158,19 @@ def test_the_extras_that_are_named_exist():
 
 
 ECHO = """
-from whisperkit_tools.eval.backends.base import Hypothesis, Timings
+from whisperkit_tools.eval.backends.base import transcription
+from whisperkit_tools.speech import Timings
 
 
 class Echo:
-    def __init__(self, spec):
-        self.spec = spec
+    def __init__(self, options):
+        self.options = options
 
     def check(self, languages):
         pass
 
     def transcribe(self, audio, *, language=None, words=False):
-        return Hypothesis(f"{self.spec.model} {len(audio)}", Timings(len(audio) / 16_000, 0.0))
+        return transcription(f"{self.options.model} {len(audio)}", audio, Timings(0.0))
 """
 
 
@@ -181,28 +182,28 @@ def test_others_register_theirs_by_entry_point(monkeypatch, tmp_path):
     (package / "entry_points.txt").write_text(points)
     (tmp_path / "echo_backend.py").write_text(ECHO)
     monkeypatch.syspath_prepend(tmp_path)
-    found = candidate(BackendSpec("echo", "m"))
+    found = backend_target(BackendOptions("echo", "m"))
     assert found.load().transcribe(_tone(1)).text == "m 16000"
     assert found.backend.versions == {"echo-backend": "2.5"}
     with pytest.raises(EvaluationError, match=r"broken is registered as no\.such\.module:load, which cannot be"):
-        candidate(BackendSpec("broken", "m")).load()
-    with pytest.raises(EvaluationError, match=r"unknown backend 'ecko'; did you mean echo\? there are .*broken, echo"):
-        candidate(BackendSpec("ecko", "m"))
+        backend_target(BackendOptions("broken", "m")).load()
+    with pytest.raises(OptionsError, match=r"unknown backend 'ecko'; did you mean echo\? there are .*broken, echo"):
+        backend_target(BackendOptions("ecko", "m"))
 
 
 def test_a_local_model_is_known_by_its_content(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"one")
-    first = candidate(BackendSpec("openai", str(path)))
+    first = backend_target(BackendOptions("openai", str(path)))
     path.write_bytes(b"two")
-    second = candidate(BackendSpec("openai", str(path)))
+    second = backend_target(BackendOptions("openai", str(path)))
     assert first.backend.identity != second.backend.identity
-    assert candidate(BackendSpec("openai", "whisper-1")).backend.identity == ""
+    assert backend_target(BackendOptions("openai", "whisper-1")).backend.identity == ""
 
 
 @pytest.fixture(scope="module")
 def original():
-    return LoadBackend(BackendSpec("transformers", str(demo_checkpoint_dir())))()
+    return LoadBackend(BackendOptions("transformers", str(demo_checkpoint_dir())))()
 
 
 def test_the_original_hears_what_its_bundle_hears(original, demo_bundle):
@@ -216,7 +217,7 @@ def test_the_original_hears_what_its_bundle_hears(original, demo_bundle):
         assert [(s.text, s.start_s) for s in theirs.segments] == [(s.text, s.start_s) for s in ours.segments]
         assert theirs.timings.tokens == ours.timings.tokens
         assert 0 < theirs.timings.encoder_s < theirs.timings.total_s
-        assert 0 < theirs.timings.first_token_s < theirs.timings.total_s
+        assert 0 < theirs.timings.time_to_first_token_s < theirs.timings.total_s
 
 
 def test_the_original_transcribes_long_audio(original):
@@ -230,12 +231,12 @@ def test_the_original_transcribes_long_audio(original):
 def test_the_original_says_which_languages_it_lacks(original, demo_bundle):
     for transcriber in (original, LoadBundle(str(demo_bundle), TranscribeOptions())()):
         transcriber.check(["en", "es"])
-        with pytest.raises(EvaluationError, match=r"does not know the languages xx, yy.*it knows .*en"):
+        with pytest.raises(OptionsError, match=r"does not know the languages xx, yy.*it knows .*en"):
             transcriber.check(["en", "yy", "xx"])
 
 
 def test_a_checkpoint_that_is_not_there(tmp_path):
     with pytest.raises(EvaluationError, match="transformers cannot load"):
-        LoadBackend(BackendSpec("transformers", str(tmp_path)))()
-    with pytest.raises(EvaluationError, match="dtype is 'int8', allowed are float32"):
-        LoadBackend(BackendSpec("transformers", str(demo_checkpoint_dir()), options={"dtype": "int8"}))()
+        LoadBackend(BackendOptions("transformers", str(tmp_path)))()
+    with pytest.raises(OptionsError, match="dtype is 'int8', allowed are float32"):
+        LoadBackend(BackendOptions("transformers", str(demo_checkpoint_dir()), extra={"dtype": "int8"}))()

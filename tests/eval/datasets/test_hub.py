@@ -15,8 +15,9 @@ import pytest
 import soundfile
 from helpers.serving import serving
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.datasets.open import DatasetOptions, open_dataset
+from whisperkit_tools.errors import DatasetError, OptionsError
+from whisperkit_tools.eval.datasets.open import open_dataset
+from whisperkit_tools.eval.datasets.options import DatasetOptions
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -168,10 +169,10 @@ def use_endpoint(url, tmp_path, monkeypatch):
 def test_a_named_set_is_downloaded_once(hub):
     found = open_dataset("librispeech-200")
     assert (found.name, found.source, found.language) == ("librispeech-200", "argmaxinc/librispeech-200", "en")
-    assert [(example.id, example.reference) for example in found.examples] == [
+    assert [(example.id, example.text) for example in found.examples] == [
         (f"clips/{i}", f"words {i}") for i in range(3)
     ]
-    assert found.examples[2].audio.read_bytes() == flac(2)
+    assert found.examples[2].path.read_bytes() == flac(2)
     assert len([path for path in hub.requests if path.endswith(".flac")]) >= 3
     hub.requests.clear()
     assert open_dataset("librispeech-200").fingerprint == found.fingerprint
@@ -180,11 +181,11 @@ def test_a_named_set_is_downloaded_once(hub):
 
 def test_zipped_audio_is_unpacked_once(hub, tmp_path):
     found = open_dataset("common_voice", DatasetOptions(language="es"))
-    assert [example.reference for example in found.examples] == ["palabras 0", "palabras 1", "palabras 2"]
+    assert [example.text for example in found.examples] == ["palabras 0", "palabras 1", "palabras 2"]
     kept = tmp_path / "home" / "whisperkit-tools" / "datasets"
-    assert found.examples[0].audio.is_relative_to(kept)
-    before = found.examples[0].audio.stat().st_ino
-    assert open_dataset("common_voice").examples[0].audio.stat().st_ino == before
+    assert found.examples[0].path.is_relative_to(kept)
+    before = found.examples[0].path.stat().st_ino
+    assert open_dataset("common_voice").examples[0].path.stat().st_ino == before
     assert [path.name for path in kept.iterdir()] == [f"argmaxinc-common_voice_17_0-argmax_subset-400-{COMMIT[:12]}"]
 
 
@@ -215,7 +216,7 @@ def test_without_a_connection_a_local_copy_is_pointed_at(tmp_path, monkeypatch, 
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     use_endpoint(url, tmp_path, monkeypatch)
-    with pytest.raises(DatasetError, match=r"cannot reach http.*`hf download --repo-type dataset .* --dataset DIR"):
+    with pytest.raises(DatasetError, match=r"cannot reach http.*`hf download --repo-type dataset .* pass dataset=DIR"):
         open_dataset(spec)
 
 
@@ -224,10 +225,11 @@ def test_rows_are_streamed_once_and_kept(tmp_path):
     """In a process of its own, since `datasets` reads the endpoint when it is imported."""
     server = Hub({"someone/set": {(path := parquet_file(tmp_path)).name: path.read_bytes()}})
     code = (
-        "from whisperkit_tools.eval.datasets.open import *\n"
+        "from whisperkit_tools.eval.datasets.open import open_dataset\n"
+        "from whisperkit_tools.eval.datasets.options import DatasetOptions\n"
         "for limit in (2, None, 3):\n"
         "    found = open_dataset('someone/set', DatasetOptions(limit=limit))\n"
-        "    print(found.name, [(e.id, e.reference, e.speaker, e.audio.read_bytes()[:4]) for e in found.examples])\n"
+        "    print(found.name, [(e.id, e.text, e.speaker, e.path.read_bytes()[:4]) for e in found.examples])\n"
     )
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -250,14 +252,12 @@ def test_parquet_files(tmp_path):
     parquet_file(tmp_path / "copy")
     options = DatasetOptions(cache_dir=tmp_path / "cache")
     found = open_dataset(str(tmp_path / "copy"), options)
-    assert [(e.id, e.reference, e.speaker) for e in found.examples] == [
-        (f"utt{i}", f"words {i}", str(i)) for i in range(4)
-    ]
-    assert found.examples[1].audio.read_bytes() == flac(1)
+    assert [(e.id, e.text, e.speaker) for e in found.examples] == [(f"utt{i}", f"words {i}", str(i)) for i in range(4)]
+    assert found.examples[1].path.read_bytes() == flac(1)
     assert open_dataset(str(tmp_path / "copy"), options).fingerprint == found.fingerprint
-    with pytest.raises(DatasetError, match=r"no column of transcripts: looked for gold, found id, text"):
+    with pytest.raises(OptionsError, match=r"no column of transcripts: looked for gold, found id, text"):
         open_dataset(str(tmp_path / "copy"), DatasetOptions(cache_dir=tmp_path / "cache", text_column="gold"))
-    with pytest.raises(DatasetError, match=r"no split 'dev' in .*: found test; choose with --split"):
+    with pytest.raises(OptionsError, match=r"no split 'dev' in .*: found test; choose one with split"):
         open_dataset(str(tmp_path / "copy"), DatasetOptions(cache_dir=tmp_path / "cache", split="dev"))
     assert len(list((tmp_path / "cache").iterdir())) == 1  # nothing half made
 
@@ -268,7 +268,7 @@ def test_a_set_that_was_saved_to_disk(tmp_path):
     made = datasets.Dataset.from_dict({"sentence": ["one"], "audio": [{"bytes": flac(1), "path": None}]})
     datasets.DatasetDict(validation=made).save_to_disk(str(tmp_path / "saved"))
     found = open_dataset(str(tmp_path / "saved"), DatasetOptions(cache_dir=tmp_path / "cache"))
-    assert [(example.id, example.reference) for example in found.examples] == [("0000001", "one")]
+    assert [(example.id, example.text) for example in found.examples] == [("0000001", "one")]
 
 
 def test_broken_parquet(tmp_path):

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from whisperkit_tools.errors import AudioError, DatasetError
+from whisperkit_tools.errors import AudioError, DatasetError, OptionsError
 from whisperkit_tools.eval.datasets import open as eval_datasets
-from whisperkit_tools.eval.datasets.examples import Example, fingerprint
-from whisperkit_tools.eval.datasets.open import DatasetOptions, NamedDataset, open_dataset
+from whisperkit_tools.eval.datasets.dataset import fingerprint
+from whisperkit_tools.eval.datasets.open import NamedDataset, open_dataset
+from whisperkit_tools.eval.datasets.options import DatasetOptions
+from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 
 
@@ -50,8 +52,8 @@ def test_librispeech_in_its_original_layout(shared):
     first = found.examples[0]
     assert first.id == "1688-142285-0000"
     assert first.speaker == "1688"
-    assert first.reference.startswith("THERE'S IRON THEY SAY IN ALL OUR BLOOD")
-    assert len(first.samples(read)) == pytest.approx(first.duration_s * 16_000, abs=1)
+    assert first.text.startswith("THERE'S IRON THEY SAY IN ALL OUR BLOOD")
+    assert len(first.audio(read)) == pytest.approx(first.duration_s * 16_000, abs=1)
 
 
 def test_librispeech_of_one_chapter_and_of_several_splits(tmp_path):
@@ -59,12 +61,12 @@ def test_librispeech_of_one_chapter_and_of_several_splits(tmp_path):
         chapter = tmp_path / split / "19" / "198"
         tone(chapter / "19-198-0000.flac")
         (chapter / "19-198.trans.txt").write_text("19-198-0000 NORTHANGER ABBEY\n")
-    with pytest.raises(DatasetError, match="several splits of LibriSpeech: dev-clean, test-clean; choose one with"):
+    with pytest.raises(OptionsError, match="several splits of LibriSpeech: dev-clean, test-clean; choose one with"):
         open_dataset(str(tmp_path))
-    with pytest.raises(DatasetError, match="no split 'test-other' there: found dev-clean, test-clean"):
+    with pytest.raises(OptionsError, match="no split 'test-other' there: found dev-clean, test-clean"):
         open_dataset(str(tmp_path), DatasetOptions(split="test-other"))
     one = open_dataset(str(tmp_path), DatasetOptions(split="test-clean"))
-    assert [example.reference for example in one.examples] == ["NORTHANGER ABBEY"]
+    assert [example.text for example in one.examples] == ["NORTHANGER ABBEY"]
     assert open_dataset(str(tmp_path / "dev-clean" / "19" / "198")).examples[0].id == "19-198-0000"
 
 
@@ -91,10 +93,10 @@ def test_earnings_transcripts_lose_what_is_not_to_be_scored(earnings):
     (call,) = found.examples
     assert call.id == "4330115"
     assert call.duration_s == 2458.904  # from the table
-    assert call.reference.startswith("Good day and welcome to Culp's third quarter 2020 earnings conference call.")
-    assert "<crosstalk>" not in call.reference
+    assert call.text.startswith("Good day and welcome to Culp's third quarter 2020 earnings conference call.")
+    assert "<crosstalk>" not in call.text
     assert found.ignored_segments == 2
-    assert len(call.reference.split()) == 6602 - 2
+    assert len(call.text.split()) == 6602 - 2
     assert call.words == ()
 
 
@@ -108,7 +110,7 @@ def test_earnings_22_table_and_times(tmp_path):
     )
     (tmp_path / "metadata.csv").write_text("File ID,File Length (seconds),Sampling Rate (Hz)\n7,3300,16000\n")
     (call,) = open_dataset(str(tmp_path)).examples
-    assert call.reference == "Good day."
+    assert call.text == "Good day."
     assert call.duration_s == 3300
     assert [(word.text, word.start_s, word.end_s) for word in call.words] == [("Good", 0.0, 0.31), ("day", 0.5, 0.8)]
 
@@ -136,7 +138,7 @@ def common_voice(tmp_path) -> Path:
 
 def test_common_voice_by_language(common_voice):
     found = open_dataset(str(common_voice), DatasetOptions(language="es"))
-    assert [example.reference for example in found.examples] == ["Hola «mundo»", '"¿Qué?']
+    assert [example.text for example in found.examples] == ["Hola «mundo»", '"¿Qué?']
     assert found.examples[1].speaker == "speaker1"
     swedish = open_dataset(str(common_voice), DatasetOptions(language="sv"))
     assert swedish.examples[0].language == "sv"
@@ -144,11 +146,11 @@ def test_common_voice_by_language(common_voice):
 
 
 def test_common_voice_asks_which_language_and_split(common_voice):
-    with pytest.raises(DatasetError, match="several languages of Common Voice: es, sv-SE; choose one with --language"):
+    with pytest.raises(OptionsError, match="several languages of Common Voice: es, sv-SE; choose one with language"):
         open_dataset(str(common_voice))
-    with pytest.raises(DatasetError, match=r"no split 'dev' in .*: found test"):
+    with pytest.raises(OptionsError, match=r"no split 'dev' in .*: found test"):
         open_dataset(str(common_voice / "es"), DatasetOptions(split="dev"))
-    with pytest.raises(DatasetError, match=r"test\.tsv has no column 'text': found client_id, path, sentence"):
+    with pytest.raises(OptionsError, match=r"test\.tsv has no column 'text': found client_id, path, sentence"):
         open_dataset(str(common_voice / "es"), DatasetOptions(text_column="text"))
 
 
@@ -178,8 +180,8 @@ def test_tables_and_field_names_of_the_field(tmp_path, name, content):
     tone(tmp_path / "sub" / "a.wav")
     (tmp_path / name).write_text(content, encoding="utf-8")
     (example,) = open_dataset(str(tmp_path)).examples
-    assert example.reference == "hello"
-    assert example.audio == tmp_path / "sub" / "a.wav"
+    assert example.text == "hello"
+    assert example.path == tmp_path / "sub" / "a.wav"
     assert example.duration_s in (0.5, 3.0)
 
 
@@ -187,31 +189,31 @@ def test_audiofolder_splits_are_folders(tmp_path):
     for split in ("train", "test"):
         tone(tmp_path / split / "a.wav")
         (tmp_path / split / "metadata.csv").write_text(f"file_name,text\na.wav,in {split}\n")
-    assert [e.reference for e in open_dataset(str(tmp_path), DatasetOptions(split="test")).examples] == ["in test"]
-    with pytest.raises(DatasetError, match=r"no split 'dev' in .*: found test, train"):
+    assert [e.text for e in open_dataset(str(tmp_path), DatasetOptions(split="test")).examples] == ["in test"]
+    with pytest.raises(OptionsError, match=r"no split 'dev' in .*: found test, train"):
         open_dataset(str(tmp_path), DatasetOptions(split="dev"))
 
 
 def test_text_column_and_what_is_said_without_one(tmp_path):
     folder_with(tmp_path, [{"file_name": "a.wav", "gold": "the reference", "text_en": "x"}])
     with pytest.raises(
-        DatasetError, match=r"no transcripts: looked for any of text, .*, found file_name, gold, text_en"
+        OptionsError, match=r"no transcripts: looked for any of text, .*, found file_name, gold, text_en"
     ):
         open_dataset(str(tmp_path))
     found = open_dataset(str(tmp_path), DatasetOptions(text_column="gold"))
-    assert found.examples[0].reference == "the reference"
+    assert found.examples[0].text == "the reference"
 
 
 def test_a_line_separator_inside_a_transcript_is_no_new_line(tmp_path):
     tone(tmp_path / "a.wav")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.wav", "text": "one\u2028two"}\n', encoding="utf-8")
-    assert open_dataset(str(tmp_path)).examples[0].reference == "one\u2028two"
+    assert open_dataset(str(tmp_path)).examples[0].text == "one\u2028two"
 
 
 def test_transcripts_of_two_hours_fit_into_a_table(tmp_path):
     tone(tmp_path / "a.wav")
     (tmp_path / "metadata.csv").write_text(f"file_name,text\na.wav,{'word ' * 40_000}\n")
-    assert len(open_dataset(str(tmp_path)).examples[0].reference.split()) == 40_000
+    assert len(open_dataset(str(tmp_path)).examples[0].text.split()) == 40_000
 
 
 def test_word_times_of_a_table(tmp_path):
@@ -250,12 +252,12 @@ def test_the_demo_with_word_times():
     from whisperkit_tools.demo import demo_longform, demo_utterances
 
     found = open_dataset("demo", DatasetOptions(split="utterances"))
-    assert [(e.id, e.reference, e.language) for e in found.examples] == [
+    assert [(e.id, e.text, e.language) for e in found.examples] == [
         (item.id, item.text, item.language) for item in demo_utterances()
     ]
     assert [word.start_s for word in found.examples[0].words] == [word.start_s for word in demo_utterances()[0].words]
     long = open_dataset("demo", DatasetOptions(split="longform"))
-    assert [example.audio for example in long.examples] == [item.path for item in demo_longform()]
+    assert [example.path for example in long.examples] == [item.path for item in demo_longform()]
 
 
 # Problems
@@ -271,12 +273,12 @@ def test_all_problems_are_listed_and_can_be_skipped(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_dataset(str(tmp_path))
     message = str(caught.value)
-    assert "5 examples cannot be evaluated; pass --skip-bad" in message
+    assert "5 examples cannot be evaluated; add skip_bad to continue without" in message
     for line in (
         "missing_audio: b: no audio file b.wav",
         "empty_reference: d: the reference is empty",
         "unreadable_audio: e: e.wav is not audio that can be decoded",
-        "duplicate_id: c: there are 2 examples of this id; the first one counts",
+        "duplicate_id: c: 2 examples have this id; the first one counts",
         "missing_audio: row 8: no audio file (none of the fields file_name, audio",
     ):
         assert line in message
@@ -325,7 +327,7 @@ def test_limit_sample_and_filters(tmp_path):
     assert drawn == ids(sample=3, seed=1)
     assert len({tuple(ids(sample=3, seed=seed)) for seed in range(8)}) > 1
     assert ids(sample=100) == ["a", "b", "c", "d", "e", "f"]
-    with pytest.raises(DatasetError, match="none of its 6 examples has min_duration_s 100"):
+    with pytest.raises(OptionsError, match="none of its 6 examples has min_duration_s 100"):
         ids(min_duration_s=100)
 
 
@@ -339,7 +341,7 @@ def test_limit_sample_and_filters(tmp_path):
     ],
 )
 def test_options_are_checked(options, message):
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(OptionsError, match=message):
         DatasetOptions(**options)
 
 
@@ -347,7 +349,7 @@ def test_options_are_checked(options, message):
 
 
 def test_unknown_names_list_the_known_and_the_nearest():
-    with pytest.raises(DatasetError, match=r"no dataset 'librispech': did you mean librispeech.* earnings22-12hours"):
+    with pytest.raises(OptionsError, match=r"no dataset 'librispech': did you mean librispeech.* earnings22-12hours"):
         open_dataset("librispech")
 
 
@@ -355,7 +357,7 @@ def test_folders_that_are_no_dataset(tmp_path):
     tone(tmp_path / "a.wav")
     with pytest.raises(DatasetError, match=r"holds no dataset that is understood; expected LibriSpeech \(\*.trans.txt"):
         open_dataset(str(tmp_path))
-    with pytest.raises(DatasetError, match="is a file; pass the folder of a dataset"):
+    with pytest.raises(OptionsError, match="is a file; pass the folder of a dataset"):
         open_dataset(str(tmp_path / "a.wav"))
 
 
@@ -384,21 +386,21 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
     assert open_dataset(str(here)).fingerprint != whole
 
 
-@pytest.mark.parametrize("change", [{"id": "z"}, {"reference": "z"}, {"language": "es"}])
+@pytest.mark.parametrize("change", [{"id": "z"}, {"text": "z"}, {"language": "es"}])
 def test_the_fingerprint_sees_every_part(tmp_path, change):
-    example = Example("a", "text", tone(tmp_path / "a.wav"), "en")
+    example = Recording("a", "text", tone(tmp_path / "a.wav"), language="en")
     assert fingerprint((example,)) != fingerprint((replace(example, **change),))
     assert fingerprint((example,)) == fingerprint((replace(example, duration_s=3.0),))
 
 
 def test_the_fingerprint_needs_the_audio(tmp_path):
     with pytest.raises(DatasetError, match=r"a: cannot read .*gone\.wav: No such file"):
-        fingerprint((Example("a", "text", tmp_path / "gone.wav"),))
+        fingerprint((Recording("a", "text", tmp_path / "gone.wav"),))
 
 
 def test_examples_travel_and_are_heard_through_their_alteration(tmp_path):
-    example = Example("a", "text", tone(tmp_path / "a.wav"))
+    example = Recording("a", "text", tone(tmp_path / "a.wav"))
     loud = pickle.loads(pickle.dumps(example)).altered(lambda samples: samples * 2)
-    np.testing.assert_allclose(loud.samples(read), 2 * example.samples(read))
-    with pytest.raises(AudioError, match="the dataset names no audio"):
-        Example("a", "text", None).samples(read)
+    np.testing.assert_allclose(loud.audio(read), 2 * example.audio(read))
+    with pytest.raises(AudioError, match="no audio file is known"):
+        Recording("a", "text", None).audio(read)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.eval.metrics.normalize import (
     LETTER_LANGUAGES,
     NORMALIZERS,
@@ -22,7 +22,6 @@ from whisperkit_tools.eval.metrics.normalize import (
     Normalization,
     default_spellings,
     read_spellings,
-    spellings_of,
 )
 from whisperkit_tools.eval.metrics.transliterate import to_latin
 from whisperkit_tools.eval.metrics.wer import score
@@ -139,14 +138,12 @@ def test_the_spellings_are_those_of_the_published_checkpoints(shared):
 
 
 def test_a_folders_own_spellings(tmp_path):
-    assert spellings_of(None) is default_spellings()
-    assert spellings_of(tmp_path) is default_spellings()
     (tmp_path / "normalizer.json").write_text('{"foo": "bar"}')
-    assert EnglishTextNormalizer(spellings_of(tmp_path))("foo colour") == "bar colour"
+    assert EnglishTextNormalizer(read_spellings(tmp_path / "normalizer.json"))("foo colour") == "bar colour"
     for content, message in (("[1", "is not JSON"), ('{"a": 1}', "is not a table of spellings")):
         (tmp_path / "normalizer.json").write_text(content)
         with pytest.raises(DatasetError, match=message):
-            spellings_of(tmp_path)
+            read_spellings(tmp_path / "normalizer.json")
     with pytest.raises(DatasetError, match="No such file"):
         read_spellings(tmp_path / "gone.json")
 
@@ -185,7 +182,7 @@ def test_letters_are_counted_where_words_have_no_spaces(language):
 
 
 def test_unknown_choice_and_none():
-    with pytest.raises(DatasetError, match="no normalizer 'foo'; known: auto, english, basic, letters, none"):
+    with pytest.raises(OptionsError, match="no normalizer 'foo'; known: auto, english, basic, letters, none"):
         Normalization("foo")
     assert Normalization("none").pair(" It's  $5. ", "Да", "sr") == ("It's $5.", "Да")
 

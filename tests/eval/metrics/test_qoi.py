@@ -2,7 +2,7 @@
 
 import pytest
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.eval.metrics.qoi import quality_of_inference
 
 # id: optimised, original. By hand: b and e are worse; a, c, d, f are not; c and f are better; 4 of 6.
@@ -40,7 +40,7 @@ def test_no_examples():
 
 
 def test_runs_of_different_examples_are_refused():
-    with pytest.raises(DatasetError, match=r"1 only in the reference run \(b\); 1 only in the other run \(z\)"):
+    with pytest.raises(OptionsError, match=r"1 only in the reference run \(b\); 1 only in the other run \(z\)"):
         quality_of_inference({"a": 0.0, "z": 0.0}, {"a": 0.0, "b": 0.0})
     with pytest.raises(DatasetError, match="rates that are not numbers: a"):
         quality_of_inference({"a": float("nan")}, {"a": 0.0})

@@ -7,8 +7,6 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.eval.backends.base import TimedText
-from whisperkit_tools.eval.datasets.examples import ReferenceWord
 from whisperkit_tools.eval.metrics.alignment import align, word_start_distances, word_timestamp_error
 from whisperkit_tools.eval.metrics.wer import (
     Counts,
@@ -20,6 +18,7 @@ from whisperkit_tools.eval.metrics.wer import (
     word_counts,
     word_error_rate,
 )
+from whisperkit_tools.speech import ReferenceWord, Word
 
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "ee", "十", "naïve"]), max_size=12).map(" ".join)
 
@@ -144,7 +143,7 @@ def words(*timed):
 
 
 def heard(*timed):
-    return [TimedText(text, start, start + 0.1) for text, start in timed]
+    return [Word(text, start, start + 0.1) for text, start in timed]
 
 
 def test_only_recognised_words_are_measured():

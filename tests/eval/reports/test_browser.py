@@ -6,10 +6,9 @@ import wave
 
 import pytest
 
-from whisperkit_tools.eval.backends.base import TimedText
-from whisperkit_tools.eval.reports.html import PageConfig
+from whisperkit_tools.eval.reports.html import PageOptions
 from whisperkit_tools.eval.reports.write import write_report
-from whisperkit_tools.eval.schema import Bucket
+from whisperkit_tools.eval.schema import Bucket, Phrase
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 LONG = " ".join(f"word{i}" for i in range(400))
@@ -53,7 +52,7 @@ def folder(write_run, sound, tmp_path):
         (LONG, LONG.replace("word200", "wort").replace("word350 ", "")),
         (TEXT, ""),
     ]
-    phrases = tuple(TimedText(f"word{i} word{i + 1}", i / 2, i / 2 + 1) for i in range(0, 400, 2))
+    phrases = tuple(Phrase(f"word{i} word{i + 1}", i / 2, i / 2 + 1) for i in range(0, 400, 2))
     rows = {0: {"audio": str(sound)}, 4: {"audio": str(sound), "segments": phrases}}
     failed = {5: {"error": "the audio ends early", "alignment": (), "wer": None}}
     parts = {"by_speaker": tuple(Bucket(f"s{i}", 2, 9.0, 9, i / 10) for i in range(3))}
@@ -205,7 +204,7 @@ def test_a_long_text_is_shown_as_passages_that_lead_into_the_audio(show, folder)
 def test_audio_plays(show, write_run, sound, tmp_path, embed):
     pairs = [(TEXT, TEXT.replace("fox", "box")), (TEXT, "dog")]
     run = write_run("org_base", pairs, rows={i: {"audio": str(sound)} for i in range(2)})
-    write_report([run], tmp_path / "one", page=PageConfig(embed_audio=embed))
+    write_report([run], tmp_path / "one", page=PageOptions(embed_audio=embed))
     if embed:
         sound.unlink()
     page = show(tmp_path / "one")

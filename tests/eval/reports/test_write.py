@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from whisperkit_tools.errors import DatasetError
+from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.eval.backends.base import BackendInfo
 from whisperkit_tools.eval.reports import format as report_format
 from whisperkit_tools.eval.reports.examples import json_in_script
-from whisperkit_tools.eval.reports.html import PageConfig
+from whisperkit_tools.eval.reports.html import PageOptions
 from whisperkit_tools.eval.reports.markdown import _within_a_line
 from whisperkit_tools.eval.reports.read import read_run
 from whisperkit_tools.eval.reports.write import write_report, write_run_pages
@@ -132,7 +132,7 @@ def test_the_page_has_the_alignment_of_each_run(runs, tmp_path):
 
 
 def test_the_worst_come_first_and_the_limit_keeps_them(runs, tmp_path):
-    write_report(runs, tmp_path / "out", page=PageConfig(examples_limit=2))
+    write_report(runs, tmp_path / "out", page=PageOptions(examples_limit=2))
     page = _page(tmp_path / "out")
     assert [it["id"] for it in page.data["examples"]] == ["utt-0002", "utt-0001"]
     assert "The page holds the 2 worst of 3 examples." in page.text
@@ -165,7 +165,7 @@ def test_everything_that_was_measured_is_said(write_run):
         streaming=Streaming(1.0, 0.91, 1.6, 2.12, 3.4, 0.12, 0.2, False, 0.0512, 300, 1),
         by_speaker=(Bucket("anna", 1, 2.0, 9, 0.0777), Bucket("bob", 1, 2.0, 9, 0.0333)),
         by_duration=(Bucket("0-5 s", 1, 2.0, 9, 0.0421),),
-        problems=(ProblemInfo("utt-77", "missing_audio", "77.flac is not there"),),
+        problems=(ProblemInfo("utt-77", "missing_audio", "77.flac does not exist"),),
         failures=(Failure("utt-78", "the audio ends early"),),
     )  # fmt: skip
     write_run_pages(folder)
@@ -174,7 +174,7 @@ def test_everything_that_was_measured_is_said(write_run):
     for text in both:
         assert text in page, text
         assert text in markdown.replace("\\", ""), text
-    for text in ("anna", "7.77", "utt-77", "77.flac is not there", "the audio ends early", "executor"):
+    for text in ("anna", "7.77", "utt-77", "77.flac does not exist", "the audio ends early", "executor"):
         assert text in page, text
     for line in ("1 example failed and is not in the figures", "1 example of the dataset was passed over"):
         assert line in page
@@ -206,7 +206,7 @@ def test_hostile_text_stays_text(write_run, text):
         by_duration=(Bucket(text, 1, 1.0, 1, 0.5),), failures=(Failure(text, text),),
         machine={text: text}, options={"x": {text: text}}, problems=(ProblemInfo(text, text, text),),
     )  # fmt: skip
-    write_run_pages(folder, PageConfig(title=text))
+    write_run_pages(folder, PageOptions(title=text))
     page = _page(folder)
     example = page.data["examples"][0]
     assert [example["id"], example["t"], example["p"], example["r"][0]["t"]] == [text] * 4
@@ -279,7 +279,7 @@ def test_embedded_audio_is_the_file_once_and_within_the_limit(write_run, tmp_pat
     odd.write_bytes(b"NIST")
     files = {0: small, 1: small, 2: large, 3: odd}
     folder = write_run("org_base", [(TEXT, TEXT)] * 4, rows={i: {"audio": str(path)} for i, path in files.items()})
-    write_run_pages(folder, PageConfig(embed_audio=True, embed_bytes=1000))
+    write_run_pages(folder, PageOptions(embed_audio=True, embed_bytes=1000))
     page = _page(folder)
     audio = [it["a"] for it in sorted(page.data["examples"], key=lambda it: it["n"])]
     assert [it.get("k") for it in audio] == ["0", "0", None, None]
@@ -318,7 +318,7 @@ def test_a_damaged_line_before_the_last_is_an_error(runs):
     [
         ({"reference": 7}, "reference is 7, expected str"),
         ({"alignment": [{"type": "swap", "reference": [], "hypothesis": []}]}, "type 'swap'"),
-        ({"alignment": [{"type": "equal", "reference": [1], "hypothesis": []}]}, "a word that is no text"),
+        ({"alignment": [{"type": "equal", "reference": [1], "hypothesis": []}]}, "a word that is not text"),
         ({"alignment": ["equal"]}, "lacks type"),
     ],
 )
@@ -340,7 +340,7 @@ def test_of_rows_with_one_id_the_last_counts(runs):
 
 
 def test_what_is_no_run_says_what_to_pass(runs, tmp_path):
-    with pytest.raises(DatasetError, match="is not there"):
+    with pytest.raises(DatasetError, match="does not exist"):
         read_run(tmp_path / "nothing")
     with pytest.raises(DatasetError, match=r"it holds runs, pass them: .*org_base-aaaaaaaa"):
         read_run(tmp_path / "runs")
@@ -353,7 +353,7 @@ def test_what_is_no_run_says_what_to_pass(runs, tmp_path):
 
 
 def test_the_same_run_twice_is_refused(runs, tmp_path):
-    with pytest.raises(DatasetError, match=r"are the same run \(key aaaaaaaa\)"):
+    with pytest.raises(OptionsError, match=r"are the same run \(key aaaaaaaa\)"):
         write_report([runs[0], runs[0]], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -395,11 +395,11 @@ def test_what_was_heard_where_nobody_speaks_is_shown(write_run, tmp_path):
 
 def test_a_report_that_exists_is_kept_unless_forced(runs, tmp_path):
     target = tmp_path / "out"
-    write_report(runs, target, page=PageConfig(title="first"))
-    with pytest.raises(DatasetError, match="already exists; replace its report with --force"):
+    write_report(runs, target, page=PageOptions(title="first"))
+    with pytest.raises(OptionsError, match="already exists; replace its report with force"):
         write_report(runs, target)
     (target / "notes.txt").write_text("mine")
-    write_report(runs, target, page=PageConfig(title="second"), force=True)
+    write_report(runs, target, page=PageOptions(title="second"), force=True)
     assert "second" in _page(target).text
     assert (target / "notes.txt").read_text() == "mine"
 
@@ -415,7 +415,7 @@ def test_a_report_that_exists_is_kept_unless_forced(runs, tmp_path):
 def test_force_replaces_nothing_but_a_report(runs, tmp_path, make, message):
     target = tmp_path / "out"
     make(target)
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(OptionsError, match=message):
         write_report(runs, target, force=True)
 
 

@@ -7,8 +7,7 @@ import pytest
 import scipy.signal
 import soundfile
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.datasets.examples import Example
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.eval.runs.noise import (
     NOISE_KINDS,
     mix,
@@ -16,6 +15,7 @@ from whisperkit_tools.eval.runs.noise import (
     no_speech_examples,
     with_noise,
 )
+from whisperkit_tools.speech import Recording
 
 RATE = 16_000
 
@@ -32,7 +32,7 @@ def examples(tmp_path):
         path = tmp_path / f"{index}.wav"
         at = np.arange(RATE * (1 + index % 3)) / RATE
         soundfile.write(path, 0.2 * np.sin(2 * np.pi * generator.uniform(100, 900) * at), RATE, subtype="FLOAT")
-        found.append(Example(str(index), "text", path, speaker=f"speaker {index // 2}"))
+        found.append(Recording(str(index), "text", path, speaker=f"speaker {index // 2}"))
     return found
 
 
@@ -47,19 +47,19 @@ def snr_db(clean, noisy):
 @pytest.mark.parametrize("level", [20, 5, 0, -5])
 def test_the_ratio_is_the_one_asked_for(examples, kind, level):
     for example, noisy in zip(examples, with_noise(examples, kind, level, read), strict=True):
-        heard = noisy.samples(read)
+        heard = noisy.audio(read)
         assert heard.dtype == np.float32
         assert np.abs(heard).max() <= 1
         # Noise and signal are not quite orthogonal, which the fit above takes for signal.
-        assert snr_db(example.samples(read), heard) == pytest.approx(level, abs=0.8)
+        assert snr_db(example.audio(read), heard) == pytest.approx(level, abs=0.8)
 
 
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 def test_noise_is_the_same_in_any_process_and_only_louder(examples, kind):
     def noise(level, seed=0):
         noisy = with_noise(examples, kind, level, read, seed)[3]
-        heard = pickle.loads(pickle.dumps(noisy)).samples(read) if level > 15 else noisy.samples(read)
-        return heard - examples[3].samples(read)
+        heard = pickle.loads(pickle.dumps(noisy)).audio(read) if level > 15 else noisy.audio(read)
+        return heard - examples[3].audio(read)
 
     np.testing.assert_array_equal(noise(20), noise(20))
     np.testing.assert_allclose(noise(20) * 10 ** (5 / 20), noise(15), atol=1e-6)
@@ -67,9 +67,9 @@ def test_noise_is_the_same_in_any_process_and_only_louder(examples, kind):
 
 
 def test_examples_hear_different_noise(examples):
-    same = [Example(str(i), "text", examples[0].audio) for i in range(2)]
+    same = [Recording(str(i), "text", examples[0].path) for i in range(2)]
     first, second = with_noise(same, "white", 10, read)
-    assert not np.allclose(first.samples(read), second.samples(read))
+    assert not np.allclose(first.audio(read), second.audio(read))
 
 
 def test_white_noise_is_white(examples):
@@ -82,25 +82,25 @@ def test_white_noise_is_white(examples):
 
 def test_babble_is_of_other_speakers_than_the_examples_own(examples):
     for example, noisy in zip(examples, with_noise(examples, "babble", 10, read), strict=True):
-        own = {item.audio for item in examples if item.speaker == example.speaker}
+        own = {item.path for item in examples if item.speaker == example.speaker}
         talkers = set(noisy.alteration.talkers)
         assert len(talkers) == 6
         assert not talkers & own
 
 
 def test_babble_of_one_speaker_leaves_out_the_examples_own_audio(examples):
-    alone = [Example(item.id, "text", item.audio, speaker="one") for item in examples[:4]]
+    alone = [Recording(item.id, "text", item.path, speaker="one") for item in examples[:4]]
     for noisy in with_noise(alone, "babble", 10, read):
-        assert noisy.audio not in noisy.alteration.talkers
+        assert noisy.path not in noisy.alteration.talkers
         assert len(noisy.alteration.talkers) == 3
 
 
 def test_what_cannot_be_made(examples):
-    with pytest.raises(DatasetError, match="babble is made of 3 or more other recordings, and the dataset has 3"):
+    with pytest.raises(OptionsError, match="babble is made of 3 or more other recordings, and the dataset has 3"):
         with_noise(examples[:3], "babble", 10, read)
-    with pytest.raises(DatasetError, match="no noise 'pub'; known: white, babble"):
+    with pytest.raises(OptionsError, match="no noise 'pub'; known: white, babble"):
         with_noise(examples, "pub", 10, read)
-    with pytest.raises(DatasetError, match="a signal-to-noise ratio of 100 dB; expected -30 to 60"):
+    with pytest.raises(OptionsError, match="a signal-to-noise ratio of 100 dB; expected -30 to 60"):
         with_noise(examples, "white", 100, read)
 
 
@@ -115,9 +115,9 @@ def test_clips_without_speech():
     clips = no_speech_examples()
     assert len({clip.id for clip in clips}) == len(clips) == 20
     for clip in clips:
-        samples = pickle.loads(pickle.dumps(clip)).samples(read)
+        samples = pickle.loads(pickle.dumps(clip)).audio(read)
         assert len(samples) == clip.duration_s * RATE
-        assert clip.reference == ""
+        assert clip.text == ""
         level = float(np.sqrt(np.mean(samples**2)))
         assert level == (0 if "silence" in clip.id else pytest.approx(float(clip.id.split("-")[1]), rel=1e-3))
 
@@ -131,5 +131,5 @@ def test_what_was_heard_in_them():
         ("silence", 30.0, 2),
         ("white_noise", 3.0, 1),
     ]
-    with pytest.raises(DatasetError, match="x is not a clip without speech"):
-        no_speech_behaviour([(Example("x", "", None), "")])
+    with pytest.raises(ValueError, match="x is not a clip without speech"):
+        no_speech_behaviour([(Recording("x", ""), "")])

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import jiwer
 import pytest
-from helpers.evaluation_runs import LoadFake, Notes, content, fake_candidate, heard, make_dataset, reference, run
+from helpers.evaluation_runs import LoadFake, Notes, content, fake_target, heard, make_dataset, reference, run
 
-from whisperkit_tools.errors import DatasetError, EvaluationError, WktError
+from whisperkit_tools.errors import EvaluationError, OptionsError, WktError
 from whisperkit_tools.eval.runs.engines import ProcessEngine
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig, run_key
 from whisperkit_tools.eval.schema import ResultRow, from_json, read_report
@@ -95,9 +96,9 @@ def test_a_changed_input_starts_a_new_run(tmp_path):
 def test_the_key_goes_by_content_not_by_name_or_place(tmp_path):
     here, there = make_dataset(tmp_path / "a", 3), make_dataset(tmp_path / "b", 3)
     config = EvaluateConfig()
-    assert run_key(fake_candidate(), here, config) == run_key(fake_candidate(name="other"), there, config)
-    assert run_key(fake_candidate(), here, config) == run_key(fake_candidate(), here, EvaluateConfig(max_failures=0))
-    assert run_key(fake_candidate(), here, config) != run_key(fake_candidate(), here, EvaluateConfig(seed=1))
+    assert run_key(fake_target(), here, config) == run_key(fake_target(name="other"), there, config)
+    assert run_key(fake_target(), here, config) == run_key(fake_target(), here, EvaluateConfig(max_failures=0))
+    assert run_key(fake_target(), here, config) != run_key(fake_target(), here, EvaluateConfig(seed=1))
 
 
 def test_a_failed_example_is_recorded_and_tried_again(tmp_path):
@@ -116,21 +117,27 @@ def test_a_failed_example_is_recorded_and_tried_again(tmp_path):
 def test_too_many_failures_stop_the_run_and_keep_what_is_done(tmp_path):
     dataset, log = make_dataset(tmp_path / "audio", 8), tmp_path / "log"
     config = EvaluateConfig(checks_no_speech=False, max_failures=1)
-    with pytest.raises(EvaluationError, match=r"stopped: 2 examples failed, --max-failures is 1 \(clip_001: Runtime"):
+    with pytest.raises(EvaluationError, match=r"stopped: 2 examples failed, max_failures is 1 \(clip_001: Runtime"):
         run(tmp_path / "out", dataset, LoadFake(fails=(1, 3)), config)
     done = run(tmp_path / "out", dataset, LoadFake(str(log)), config)
     assert done.report.failures == ()
     assert sorted(map(int, log.read_text().split())) == [1, 3, 4, 5, 6, 7]
 
 
-def test_progress_tells_wer_speed_and_time_left(tmp_path):
+def test_progress_shows_wer_and_speed(tmp_path):
     notes = Notes()
     done = run(tmp_path / "out", make_dataset(tmp_path / "audio", 5), notes=notes)
-    assert [status.done for status in notes.statuses] == [1, 2, 3, 4, 5]
-    assert notes.statuses[-1].wer == pytest.approx(done.report.metrics.wer)
-    assert notes.statuses[0].wer == pytest.approx(1 / 3)
-    assert notes.statuses[2].left_s > 0
-    assert notes.statuses[2].rtfx > 0
+    assert [(done, total) for done, total, _ in notes.counts] == [(number, 5) for number in range(1, 6)]
+    details = [re.fullmatch(r"WER (\d+\.\d\d) %, (\d+\.\d)x real time", detail) for *_, detail in notes.counts]
+    assert float(details[-1][1]) == pytest.approx(100 * done.report.metrics.wer, abs=0.005)
+    assert details[0][1] == "33.33"
+    assert float(details[2][2]) > 0
+
+
+def test_progress_counts_failures(tmp_path):
+    notes = Notes()
+    run(tmp_path / "out", make_dataset(tmp_path / "audio", 2), LoadFake(fails=(1,)), notes=notes)
+    assert notes.counts[-1][2].endswith(", 1 failed")
 
 
 def test_an_unknown_language_stops_before_the_first_example(tmp_path):
@@ -144,11 +151,11 @@ def test_an_unknown_language_stops_before_the_first_example(tmp_path):
 
 def test_an_empty_dataset_and_bad_settings_are_refused(tmp_path):
     dataset = make_dataset(tmp_path / "audio", 0)
-    with pytest.raises(EvaluationError, match="no examples left"):
+    with pytest.raises(OptionsError, match="no examples left"):
         run(tmp_path / "out", dataset)
-    with pytest.raises(EvaluationError, match=r"hop_s is 0.*max_failures is -1"):
+    with pytest.raises(OptionsError, match=r"hop_s is 0.*max_failures is -1"):
         EvaluateConfig(hop_s=0, max_failures=-1)
-    with pytest.raises(DatasetError, match="0 workers"):
+    with pytest.raises(OptionsError, match="workers is 0"):
         run(tmp_path / "out", make_dataset(tmp_path / "audio", 1), engine=partial(ProcessEngine, workers=0))
 
 

@@ -2,25 +2,45 @@
 
 import json
 import multiprocessing
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import pytest
 from filelock import FileLock
 from helpers.evaluation_runs import LoadFake, Notes, content, make_dataset, run
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.runs.store import JsonLines, RunStore, write_json
+from whisperkit_tools.errors import DatasetError, OptionsError
+from whisperkit_tools.eval.runs.store import JsonLines, RunStore
+from whisperkit_tools.eval.schema import from_json
+from whisperkit_tools.files import write_json
 
 
-def _rows(count: int) -> list[dict]:
-    return [{"id": f"row {number}", "text": "línea\u2028\r\n" * number} for number in range(count)]
+@dataclass(frozen=True)
+class Line:
+    id: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Strict:
+    id: str
+    error: str | None
+
+
+def _open(path, kind=Line):
+    return JsonLines.open(path, partial(from_json, kind))
+
+
+def _rows(count: int) -> list[Line]:
+    return [Line(f"row {number}", "línea\u2028\r\n" * number) for number in range(count)]
 
 
 def test_rows_come_back_as_they_were(tmp_path):
-    lines = JsonLines.open(tmp_path / "rows.jsonl")
+    lines = _open(tmp_path / "rows.jsonl")
     for row in _rows(4):
         lines.append(row)
     lines.close()
-    again = JsonLines.open(tmp_path / "rows.jsonl")
+    again = _open(tmp_path / "rows.jsonl")
     assert list(again.rows.values()) == _rows(4)
     assert again.repairs == []
 
@@ -28,10 +48,10 @@ def test_rows_come_back_as_they_were(tmp_path):
 def test_an_appended_row_is_on_the_disk_before_append_returns(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr("os.fsync", lambda handle: synced.append((tmp_path / "rows.jsonl").read_bytes()))
-    lines = JsonLines.open(tmp_path / "rows.jsonl")
+    lines = _open(tmp_path / "rows.jsonl")
     for row in _rows(3):
         lines.append(row)
-        assert [json.loads(line) for line in synced[-1].splitlines()][-1] == row
+        assert [json.loads(line) for line in synced[-1].splitlines()][-1] == asdict(row)
     lines.close()
     assert len(synced) == 3
 
@@ -39,14 +59,14 @@ def test_an_appended_row_is_on_the_disk_before_append_returns(tmp_path, monkeypa
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_tail_cut_at_any_byte_is_dropped_and_said(tmp_path, cut):
     path = tmp_path / "rows.jsonl"
-    lines = JsonLines.open(path)
+    lines = _open(path)
     for row in _rows(3):
         lines.append(row)
     lines.close()
     whole = path.read_bytes()
     last = len(whole.splitlines(keepends=True)[-1])
     path.write_bytes(whole[: len(whole) - min(cut, last - 1)])
-    repaired = JsonLines.open(path)
+    repaired = _open(path)
     assert list(repaired.rows) == ["row 0", "row 1"]
     assert "repaired: 1 damaged line dropped (line 3)" in repaired.repairs[0]
     repaired.append(_rows(3)[2])
@@ -58,25 +78,25 @@ def test_a_tail_cut_at_any_byte_is_dropped_and_said(tmp_path, cut):
 def test_damage_in_the_middle_is_dropped_too(tmp_path, junk):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a"}\n' + junk + b'{"id": "b"}\n')
-    lines = JsonLines.open(path)
+    lines = _open(path)
     assert list(lines.rows) == ["a", "b"]
     assert len(lines.repairs) == 1
-    assert JsonLines.open(path).repairs == []
+    assert _open(path).repairs == []
 
 
 def test_a_row_without_a_required_field_is_damaged(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "a", "error": null}\n{"id": "b"}\n')
-    assert list(JsonLines.open(path, frozenset({"error"})).rows) == ["a"]
+    assert list(_open(path, Strict).rows) == ["a"]
 
 
 def test_the_last_row_of_an_id_counts(tmp_path):
-    lines = JsonLines.open(tmp_path / "rows.jsonl")
-    lines.append({"id": "a", "try": 1})
-    lines.append({"id": "a", "try": 2})
+    lines = _open(tmp_path / "rows.jsonl")
+    lines.append(Line("a", "first"))
+    lines.append(Line("a", "second"))
     lines.close()
-    again = JsonLines.open(tmp_path / "rows.jsonl")
-    assert again.rows["a"]["try"] == 2
+    again = _open(tmp_path / "rows.jsonl")
+    assert again.rows["a"].text == "second"
     assert again.superseded
     again.rewrite(again.rows.values())
     assert not again.superseded
@@ -121,13 +141,13 @@ def _hold(path, taken, free):
 def test_a_folder_of_another_run_is_refused_and_a_damaged_description_replaced(tmp_path):
     with RunStore.hold(tmp_path, {"key": "a" * 64}, ()):
         pass
-    with pytest.raises(DatasetError, match="holds another run"), RunStore.hold(tmp_path, {"key": "b" * 64}, ()):
+    with pytest.raises(OptionsError, match="holds another run"), RunStore.hold(tmp_path, {"key": "b" * 64}, ()):
         pass
     (tmp_path / "run.json").write_text("{")
     with RunStore.hold(tmp_path, {"key": "b" * 64}, ()) as store:
         assert store.description["key"] == "b" * 64
     (tmp_path / "file").write_text("")
-    with pytest.raises(DatasetError, match="is not a folder"), RunStore.hold(tmp_path / "file", {"key": "c"}, ()):
+    with pytest.raises(OptionsError, match="is not a folder"), RunStore.hold(tmp_path / "file", {"key": "c"}, ()):
         pass
 
 

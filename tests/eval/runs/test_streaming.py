@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.errors import DatasetError
-from whisperkit_tools.eval.backends.base import Hypothesis, TimedText, Timings
+from whisperkit_tools.errors import OptionsError
+from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.runs.streaming import simulate
+from whisperkit_tools.speech import Segment, Timings, Word
 
 RATE_HZ = 16_000
 
@@ -39,10 +40,12 @@ class Speech:
         heard = [(text, at - start) for text, at in self.words if start + 0.01 < at <= end + 0.01]
         if heard and self.unsure and end < len(self.words) - 0.01:
             heard[-1] = (f"maybe{len(self.calls)}", heard[-1][1])
-        timed = tuple(TimedText(f" {text}", at - 0.5, at) for text, at in heard)
-        segments = tuple(TimedText(word.text, word.start_s, word.end_s) for word in timed)
+        timed = [Word(f" {text}", at - 0.5, at) for text, at in heard]
+        segments = [
+            Segment(word.start_s, word.end_s, word.text, words=(word,) if self.tells_words else ()) for word in timed
+        ]
         text = "".join(word.text for word in timed).strip()
-        return Hypothesis(text, Timings(end - start, self.compute_s), segments, timed if self.tells_words else ())
+        return transcription(text, audio, Timings(self.compute_s), segments)
 
 
 def audio(seconds: float) -> np.ndarray:
@@ -96,8 +99,8 @@ def test_audio_without_a_segment_to_cut_at_is_cut_before_the_window_ends():
     class OneSegment(Speech):
         def transcribe(self, audio, *, language=None, words=False):
             found = super().transcribe(audio)
-            whole = (TimedText(found.text, 0.0, found.timings.audio_s),)
-            return Hypothesis(found.text, found.timings, whole, found.words)
+            whole = Segment(0.0, found.audio_duration_s, found.text, words=found.words)
+            return transcription(found.text, audio, found.timings, [whole])
 
     speech = OneSegment(spoken(70))
     stream = simulate(speech, audio(70), clock=speech.clock)
@@ -110,7 +113,8 @@ def test_babble_that_never_agrees_is_cut_too():
         def transcribe(self, audio, *, language=None, words=False):
             super().transcribe(audio)
             text = f"word{len(self.calls)}"
-            return Hypothesis(text, Timings(1.0, 0.1), (), (TimedText(f" {text}", 0.0, 0.5),))
+            segments = [Segment(0.0, 0.5, text, words=(Word(f" {text}", 0.0, 0.5),))]
+            return transcription(text, audio, Timings(0.1), segments)
 
     speech = Babble([])
     stream = simulate(speech, audio(60), clock=speech.clock)
@@ -130,7 +134,7 @@ def test_script_without_spaces_goes_letter_by_letter():
     class Chinese(Speech):
         def transcribe(self, audio, *, language=None, words=False):
             seconds = round(float(audio[-1]))
-            return Hypothesis("今天天气很好"[:seconds], Timings(seconds, 0.1))
+            return transcription("今天天气很好"[:seconds], audio, Timings(0.1))
 
     speech = Chinese([])
     stream = simulate(speech, audio(6), clock=speech.clock)
@@ -142,7 +146,7 @@ def test_silence_and_hops_that_make_no_sense():
     stream = simulate(speech, audio(2.5), clock=speech.clock)
     assert (stream.text, stream.words, len(stream.compute_s)) == ("", (), 3)
     for hop_s in (0.0, -1.0, float("nan"), 60.0):
-        with pytest.raises(DatasetError, match="cannot be streamed"):
+        with pytest.raises(OptionsError, match=r"hop_s is .*; expected more than 0 and at most 15 seconds"):
             simulate(speech, audio(2), hop_s=hop_s)
 
 
