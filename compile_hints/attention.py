@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.layers import SequenceConv, concatenated, split
+from whisperkit_tools.contract import ATTENTION_NAMES, CHUNKED_ATTENTIONS, PLAIN_ATTENTIONS
 
 CHUNK_ALIGNMENT = 32  # float16 numbers in 64 bytes, at a multiple of which each chunk begins
 DEFAULT_CHUNK_SIZE = 512
@@ -144,36 +145,37 @@ class SplitKV:
         return _joined(output), [_whole_weights(parts, shares, head) for head in observed]
 
 
-def attention_names() -> tuple[str, ...]:
-    """Return the names that `attention` knows."""
-    return (*_plain(), *_chunked())
+_PLAIN: dict[str, Callable[[], AttentionImplementation]] = dict(zip(PLAIN_ATTENTIONS, (Cat, SplitHeads), strict=True))
+_CHUNKED: dict[str, Callable[[int], AttentionImplementation]] = dict(
+    zip(CHUNKED_ATTENTIONS, (SplitHeadsQ, SplitKV), strict=True)
+)
 
 
 def attention(name: str, chunk_size: int | None = None) -> AttentionImplementation:
     """Return the attention implementation of that name.
 
     Args:
-        name: One of `attention_names()`.
-        chunk_size: Positions in a chunk, for an implementation that works in chunks; None for its default.
+        name: One of `contract.ATTENTION_NAMES`.
+        chunk_size: Positions in a chunk, for an implementation that works in chunks. None for its default.
 
     Raises:
         ValueError: No implementation has the name, it does not work in chunks, or the size makes no sense.
     """
-    if name in _chunked():
-        return _chunked()[name](DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size)
-    if name not in _plain():
-        raise ValueError(f"unknown attention implementation {name!r}; known are {', '.join(attention_names())}")
+    if name in _CHUNKED:
+        return _CHUNKED[name](DEFAULT_CHUNK_SIZE if chunk_size is None else chunk_size)
+    if name not in _PLAIN:
+        raise ValueError(f"unknown attention implementation {name!r}; known are {', '.join(ATTENTION_NAMES)}")
     if chunk_size is not None:
         raise ValueError(
-            f"attention {name!r} does not work in chunks, but a chunk size of {chunk_size} was given; leave it out "
-            f"or take {' or '.join(_chunked())}"
+            f"attention {name!r} does not work in chunks, but a chunk size of {chunk_size} was given; omit it "
+            f"or choose {' or '.join(_CHUNKED)}"
         )
-    return _plain()[name]()
+    return _PLAIN[name]()
 
 
 def works_in_chunks(name: str) -> bool:
-    """Tell whether `attention(name)` takes a chunk size."""
-    return name in _chunked()
+    """Return whether `attention(name)` takes a chunk size."""
+    return name in _CHUNKED
 
 
 class MultiHeadAttention(nn.Module):
@@ -309,11 +311,3 @@ def _check_chunk_size(size: int) -> None:
             f"the attention's chunk size is {size!r}, expected a positive multiple of {CHUNK_ALIGNMENT}, so that each "
             f"chunk of float16 numbers begins at a multiple of {2 * CHUNK_ALIGNMENT} bytes"
         )
-
-
-def _plain() -> dict[str, Callable[[], AttentionImplementation]]:
-    return {"cat": Cat, "split-heads": SplitHeads}
-
-
-def _chunked() -> dict[str, Callable[[int], AttentionImplementation]]:
-    return {"split-heads-q": SplitHeadsQ, "split-kv": SplitKV}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from whisperkit_tools.bundle import Bundle
     from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
     from whisperkit_tools.compress.config import PalettizeConfig
-    from whisperkit_tools.conversion.convert import ConversionConfig
+    from whisperkit_tools.conversion.config import ConvertConfig
     from whisperkit_tools.errors import (
         AudioError,
         BundleError,
@@ -58,7 +58,7 @@ _MODULES = {
     "bundle": ("Bundle",),
     "checkpoint": ("Checkpoint", "open_checkpoint"),
     "compress.config": ("PalettizeConfig",),
-    "conversion.convert": ("ConversionConfig",),
+    "conversion.config": ("ConvertConfig",),
     "errors": (
         "AudioError",
         "BundleError",
@@ -95,8 +95,8 @@ __all__ = [
     "BundleError",
     "Checkpoint",
     "CheckpointError",
-    "ConversionConfig",
     "ConversionError",
+    "ConvertConfig",
     "DatasetError",
     "EvaluateConfig",
     "EvaluationError",

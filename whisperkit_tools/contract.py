@@ -67,6 +67,11 @@ DEPLOYMENT_TARGETS = {
 }
 STATEFUL_TARGETS = ("ios18", "macos15")
 
+# Attention implementations, see `compile_hints.attention`. Those of the second line work in chunks.
+PLAIN_ATTENTIONS = ("cat", "split-heads")
+CHUNKED_ATTENTIONS = ("split-heads-q", "split-kv")
+ATTENTION_NAMES = PLAIN_ATTENTIONS + CHUNKED_ATTENTIONS
+
 DType = Literal["float16", "float32", "int32"]
 
 

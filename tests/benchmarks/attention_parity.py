@@ -25,10 +25,9 @@ from whisperkit_tools.compile_hints.attention import (
     AttentionImplementation,
     MultiHeadAttention,
     attention,
-    attention_names,
     works_in_chunks,
 )
-from whisperkit_tools.contract import PackageInterface, TensorInterface
+from whisperkit_tools.contract import ATTENTION_NAMES, PackageInterface, TensorInterface
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
@@ -130,7 +129,7 @@ def attention_parity(args: Namespace) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             for use in args.uses:
-                for name in attention_names():
+                for name in ATTENTION_NAMES:
                     implementation = attention(name, args.chunk_size if works_in_chunks(name) else None)
                     row = measure(implementation, SIZES[size].heads, SIZES[size].head_width, use, Path(folder))
                     text = counted(row["operations"])

@@ -17,11 +17,11 @@ import torch
 from tests.benchmarks.decoder_forms import METADATA, decoder
 from tests.benchmarks.dimensions import DECODERS, KV_LENGTH
 from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark
-from whisperkit_tools.compile_hints.attention import MultiHeadAttention, attention, attention_names
+from whisperkit_tools.compile_hints.attention import MultiHeadAttention, attention
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chips
 from whisperkit_tools.compile_hints.lint.cost import ProgramEstimate, estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.contract import package_interfaces
+from whisperkit_tools.contract import ATTENTION_NAMES, package_interfaces
 from whisperkit_tools.conversion.attention_layout import TURBO_DECODER
 from whisperkit_tools.conversion.export import export_package
 from whisperkit_tools.mil.coreml import import_coremltools
@@ -59,7 +59,7 @@ def decoder_attention(args: Namespace) -> Result:
     ))  # fmt: skip
     for model in args.models:
         made = decoder(model, args.layers)
-        for name in attention_names():
+        for name in ATTENTION_NAMES:
             count, found = measure(made, name, chips, chip_table)
             table.add(
                 model=model, layers=made.dims.decoder_layers, attention=name, operations=count, flops=found[0].flops,

@@ -37,7 +37,6 @@ def sources(bundle: Path, source: str) -> Result:
     """Evidence for each source of the mean, on the demo's held-out speech."""
     from whisperkit_tools.checkpoint import open_checkpoint
     from whisperkit_tools.conversion.prefill.audio import SOURCES, demo_audio
-    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
     from whisperkit_tools.conversion.prefill.evidence import gather_evidence
     from whisperkit_tools.conversion.prefill.table import encode, estimate, forced_tokens
 
@@ -52,7 +51,7 @@ def sources(bundle: Path, source: str) -> Result:
     for name in SOURCES:
         audio = demo_audio(name)
         prefill = estimate(checkpoint, forced, encode(checkpoint, audio.windows))
-        found = gather_evidence(checkpoint, bundle, prefill, audio, transcripts_with, 0.2)
+        found = gather_evidence(checkpoint, bundle, prefill, audio, 0.2)
         psnr_db = found.all_psnr_db
         table.add(**{
             **found.recorded(), "source": name, "windows": len(audio.windows), "median_db": statistics.median(psnr_db),

@@ -22,7 +22,8 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
-from whisperkit_tools.conversion.convert import ConversionConfig, convert
+from whisperkit_tools.conversion.config import ConvertConfig
+from whisperkit_tools.conversion.convert import convert
 from whisperkit_tools.demo import demo_utterances, verification_speech
 from whisperkit_tools.mil.coreml import quiet_coremltools
 from whisperkit_tools.speech import Recording
@@ -80,9 +81,9 @@ def measure(name: str, transcriber: Transcriber) -> Errors:
 
 
 def transcriber_with(checkpoint: Checkpoint, heads: AlignmentHeads, folder: Path) -> Transcriber:
-    config = ConversionConfig(output_dir=folder, verify=False)
+    config = ConvertConfig(output_dir=folder, verify=False)
     with quiet_coremltools():
-        convert(replace(checkpoint, alignment_heads=heads), config, verification_speech())
+        convert(replace(checkpoint, alignment_heads=heads), config)
     return Transcriber.load(Bundle.open(next(path for path in folder.iterdir() if path.is_dir())))
 
 

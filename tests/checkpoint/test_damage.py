@@ -115,7 +115,7 @@ def test_folders_that_are_not_checkpoints(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint in .*but it is empty"):
         open_checkpoint(str(tmp_path / "empty"))
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
         open_checkpoint(str(folder))
     with pytest.raises(CheckpointError, match="is a file; give its folder"):
         open_checkpoint(str(folder / "model.safetensors"))

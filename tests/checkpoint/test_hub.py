@@ -164,7 +164,7 @@ def test_what_was_downloaded_opens_without_a_connection(
 
 
 def test_pickles_stay_on_the_hub_unless_allowed(hub: Hub) -> None:
-    with pytest.raises(CheckpointError, match=r"has no safetensors weights.*pass --allow-pickle"):
+    with pytest.raises(CheckpointError, match=r"has no safetensors weights.*set allow_pickle=True"):
         open_checkpoint("someone/pickled")
     assert "pytorch_model.bin" not in hub.downloaded
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read as pickled weights"):

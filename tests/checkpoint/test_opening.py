@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from whisperkit_tools.checkpoint import open_checkpoint
-from whisperkit_tools.checkpoint.naming import published_names, safe_name
+from whisperkit_tools.checkpoint.naming import name_part, published_names
 from whisperkit_tools.checkpoint.openai_format import matching_hub_id
-from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.errors import CheckpointError, OptionsError
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_pickled_weights_only_when_allowed(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="found only pickled weights; pass --allow-pickle"):
+    with pytest.raises(CheckpointError, match="found only pickled weights; set allow_pickle=True"):
         open_checkpoint(str(folder))
     assert_same_outputs(open_checkpoint(str(folder), allow_pickle=True), small_model())
 
@@ -109,7 +109,7 @@ def test_openai_file(tmp_path: Path) -> None:
     assert {"decoder.blocks.1.cross_attn.query.bias", "encoder.ln_post.weight", "encoder.conv2.bias"} <= set(state)
     torch.save({"dims": OPENAI_DIMS, "model_state_dict": state}, tmp_path / "mine.pt")
     write_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match="is a pickle; pass --allow-pickle"):
+    with pytest.raises(CheckpointError, match="is a pickle; set allow_pickle=True"):
         open_checkpoint(str(tmp_path / "mine.pt"))
     checkpoint = open_checkpoint(str(tmp_path / "mine.pt"), allow_pickle=True)
     assert (checkpoint.org, checkpoint.model) == ("local", "mine")
@@ -315,8 +315,8 @@ def test_published_names() -> None:
     assert published_names("openai/whisper-large-v3") == ("openai", "whisper-large-v3")
     assert published_names("openai/whisper-large-v3-turbo") == ("openai", "whisper-large-v3-v20240930")
     assert published_names("distil-whisper/distil-large-v3.5") == ("distil-whisper", "distil-large-v3.5")
-    assert safe_name(" ../Größe & more/") == "Gr-e-more"
-    assert safe_name("..") == "model"
+    assert name_part(" ../Größe & more/") == "Gr-e-more"
+    assert name_part("..") == "model"
 
 
 @pytest.mark.parametrize(
@@ -354,5 +354,5 @@ def test_unknown_sources(source: str, message: str) -> None:
 
 
 def test_revision_of_a_local_checkpoint(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="--revision main needs a Hub source"):
+    with pytest.raises(OptionsError, match=r"revision is 'main', but .* is local; only a Hub source has revisions"):
         open_checkpoint(str(folder), revision="main")

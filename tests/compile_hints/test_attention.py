@@ -17,11 +17,10 @@ from whisperkit_tools.compile_hints.attention import (
     SplitHeadsQ,
     SplitKV,
     attention,
-    attention_names,
 )
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.contract import PackageInterface, TensorInterface, package_interfaces
+from whisperkit_tools.contract import ATTENTION_NAMES, PackageInterface, TensorInterface, package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.mil.graph import read_graph
@@ -144,7 +143,7 @@ def test_projections_and_attention_equal_transformers(implementation, heads, hea
 
 
 def test_names_and_sizes():
-    assert attention_names() == ("cat", "split-heads", "split-heads-q", "split-kv")
+    assert ATTENTION_NAMES == ("cat", "split-heads", "split-heads-q", "split-kv")
     assert attention("cat") == Cat()
     assert attention("split-heads") == SplitHeads()
     assert attention("split-heads-q") == SplitHeadsQ(512)
@@ -154,7 +153,7 @@ def test_names_and_sizes():
 def test_the_command_line_explains_all_of_them():
     from whisperkit_tools.cli.convert import command
 
-    assert all(f" {name}: " in command.help.replace("\n", " ") for name in attention_names())
+    assert all(f" {name}: " in command.help.replace("\n", " ") for name in ATTENTION_NAMES)
 
 
 @pytest.mark.parametrize("size", [0, -32, 1, 33, 500, 64.0, True, "64"])

@@ -14,14 +14,12 @@ from whisperkit_tools.compile_hints.lint.cost import estimate_program
 from whisperkit_tools.compile_hints.lint.flops import count_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION, package_interfaces, stateful_interfaces
+from whisperkit_tools.conversion.config import ConvertConfig
 from whisperkit_tools.conversion.contract_check import stateful_problems
-from whisperkit_tools.conversion.convert import ConversionConfig
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.parity import ParityGate
 from whisperkit_tools.conversion.verify import verify_bundle
-from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.dimensions import ModelDimensions
-from whisperkit_tools.errors import ConversionError
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.graph import function_names, read_graph
 from whisperkit_tools.mil.program import Program
 
@@ -83,8 +81,8 @@ def test_no_name_ends_with_another():
 
 
 def test_verify_checks_it_again_and_closes(stateful_bundle, tmp_path):
-    checkpoint, audio = open_checkpoint("demo"), verification_speech()
-    assert verify_bundle(Bundle.open(stateful_bundle), checkpoint, audio, ParityGate()).problems == ()
+    checkpoint = open_checkpoint("demo")
+    assert verify_bundle(Bundle.open(stateful_bundle), checkpoint).problems == ()
     broken = shutil.copytree(stateful_bundle, tmp_path / "broken_stateful")
     weights = broken / "TextDecoder.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     content = np.fromfile(weights, np.uint8)
@@ -97,7 +95,7 @@ def test_verify_checks_it_again_and_closes(stateful_bundle, tmp_path):
         if not name.startswith("TextDecoder.mlpackage/Data/com.apple.CoreML/weights")
     }
     (broken / "wkt.json").write_text(json.dumps(manifest))
-    found = verify_bundle(Bundle.open(broken), None, audio, ParityGate())
+    found = verify_bundle(Bundle.open(broken), None)
     assert found.files and "not recorded" in found.files[0]
 
 
@@ -122,14 +120,15 @@ def test_older_systems_are_refused(wkt, tmp_path):
     assert code == 2 and "--stateful needs iOS 18 or macOS 15, but --deployment-target is ios16" in err
     code, _, err = wkt("convert", "demo", "-o", tmp_path, "--stateful", "--deployment-target", "macos14")
     assert code == 2 and "choose ios18 or macos15" in err
-    with pytest.raises(ConversionError, match="the deployment target is ios17"):
-        ConversionConfig(stateful=True, deployment_target="ios17")
+    with pytest.raises(OptionsError, match="deployment_target is ios17"):
+        ConvertConfig(stateful=True, deployment_target="ios17")
 
 
 def test_a_length_that_no_state_can_have_is_refused(wkt, tmp_path):
     arguments = ("--stateful", "--deployment-target", "ios18", "--kv-length", "100")
     code, _, err = wkt("convert", "demo", "-o", tmp_path, *arguments)
-    assert code == 1 and "need a multiple of 32" in err and "the next are 96 and 128" in err
+    assert code == 2 and "--kv-length is 100" in err
+    assert "need a multiple of 32" in err and "the next are 96 and 128" in err
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from whisperkit_tools.compile_hints.attention import attention, attention_names
+from whisperkit_tools.compile_hints.attention import attention
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.lint.chips import load_chips
 from whisperkit_tools.compile_hints.lint.cost import estimate_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.contract import package_interfaces
+from whisperkit_tools.contract import ATTENTION_NAMES, package_interfaces
 from whisperkit_tools.conversion.attention_layout import TURBO_DECODER, TURBO_ENCODER
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.dimensions import ModelDimensions
@@ -26,7 +26,7 @@ def graphs(component, tmp_path_factory):
     folder = tmp_path_factory.mktemp(component)
     interface = package_interfaces(DIMS, 448, word_timestamps=False)[component]
     found = {}
-    for name in attention_names():
+    for name in ATTENTION_NAMES:
         torch.manual_seed(0)
         kind = attention(name, None)
         module = AudioEncoder(DIMS, kind) if component == "AudioEncoder" else TextDecoder(DIMS, 448, None, kind)

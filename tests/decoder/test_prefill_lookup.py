@@ -11,6 +11,8 @@ import torch
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+from whisperkit_tools.conversion.prefill.evidence import read_table
+from whisperkit_tools.conversion.prefill.table import PrefillTable, forced_tokens
 from whisperkit_tools.decoder.adapters import FunctionModel
 from whisperkit_tools.decoder.prefill_lookup import PREFILL_OUTPUTS, PrefillLookup
 from whisperkit_tools.decoder.session import CacheColumns, CacheSession
@@ -225,16 +227,10 @@ def test_no_prefill_on_the_command_line_decodes_all(wkt, prefill_bundle):
 
 def test_comparing_prefills_gives_the_texts_of_transcribing_with_them(transcriber, prefill_bundle, speech):
     clip = Recording("speech", samples=speech, language="en")
-    known = transcriber.models.prefill_lookup
-
-    def package(language, task):
-        caches = known.columns(language, task)
-        return caches.keys.numpy(), caches.values.numpy()
-
-    def zeros(language, task):
-        return tuple(np.zeros_like(array) for array in package(language, task))
-
-    found = transcripts_with(prefill_bundle, [clip], {"without": None, "prefill": package, "zeros": zeros})
+    forced = forced_tokens(Bundle.open(prefill_bundle).read_json("generation_config.json"))
+    table = read_table(prefill_bundle / "TextDecoderContextPrefill.mlpackage", forced)
+    zeros = PrefillTable(forced, torch.zeros_like(table.keys), torch.zeros_like(table.values))
+    found = transcripts_with(prefill_bundle, [clip], {"without": None, "prefill": table, "zeros": zeros})
     assert found["without"] == [steps(transcriber, speech, prefill=False)[0].text]
     assert found["prefill"] == [steps(transcriber, speech)[0].text]
     assert set(found) == {"without", "prefill", "zeros"}

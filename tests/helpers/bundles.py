@@ -16,22 +16,21 @@ def converted_demo(root: Path, *, prefill: Callable[[], Any] | None = None, **op
         options: Fields of the conversion's config.
     """
     from whisperkit_tools.checkpoint import open_checkpoint
-    from whisperkit_tools.conversion.convert import ConversionConfig, convert
-    from whisperkit_tools.demo import verification_speech
+    from whisperkit_tools.conversion.config import ConvertConfig
+    from whisperkit_tools.conversion.convert import convert
 
     with FileLock(f"{root}.lock"):
         if not root.is_dir():
-            config = ConversionConfig(output_dir=root, prefill=prefill() if prefill else None, **options)
-            convert(open_checkpoint("demo"), config, verification_speech())
+            config = ConvertConfig(output_dir=root, prefill=prefill() if prefill else False, **options)
+            convert(open_checkpoint("demo"), config)
     return next(path for path in root.iterdir() if not path.name.startswith("."))
 
 
 def demo_prefill() -> Any:
     """Return options of a prefill that is made from half of ten utterances and judged on the other half."""
     from whisperkit_tools.conversion.prefill.audio import demo_clips
-    from whisperkit_tools.conversion.prefill.build import PrefillConfig
-    from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+    from whisperkit_tools.conversion.prefill.build import PrefillOptions
     from whisperkit_tools.speech import Recording
 
     recordings = tuple(Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:10])
-    return PrefillConfig(recordings=recordings, transcripts=transcripts_with, max_wer_delta=100)
+    return PrefillOptions(audio=recordings, max_wer_delta=100)

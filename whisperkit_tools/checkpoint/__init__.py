@@ -1,6 +1,6 @@
-"""From a name to a complete Whisper checkpoint: aliases, the Hub, local folders, OpenAI files, LoRA adapters.
+"""Complete Whisper checkpoints by name: aliases, the Hub, local folders, OpenAI files, LoRA adapters.
 
-`open_checkpoint` finds and checks a checkpoint without reading its weights; `Checkpoint.load_encoder` and
+`open_checkpoint` finds and checks a checkpoint without reading its weights. `Checkpoint.load_encoder` and
 `Checkpoint.load_decoder` read them, one component at a time.
 """
 

@@ -1,7 +1,7 @@
-"""The files that travel with the weights: tokenizer, config and generation config, completed where they are lacking.
+"""The files that belong to the weights: tokenizer, config and generation config, completed where they are incomplete.
 
-Whoever decodes takes all special ids from the generation config and the tokenizer, so what can be derived is derived
-here once: older fine-tunes carry neither `tokenizer.json` nor `generation_config.json`.
+A decoder takes all special ids from the generation config and the tokenizer. Missing ids are derived here once, because
+older fine-tunes have neither `tokenizer.json` nor `generation_config.json`.
 """
 
 import json
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from whisperkit_tools.checkpoint.tensors import read_json
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.files import write_whole
 
 OPTIONAL_ASSETS = ("preprocessor_config.json", "normalizer.json")
 _ENGLISH_VOCABULARY = 51864  # OpenAI's English models; their tokenizer holds the other languages' tokens all the same
@@ -34,19 +36,19 @@ class Scratch:
     def write(self, name: str, value: object) -> Path:
         """Write a JSON file and return its path."""
         path = self.path / name
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
         return path
 
 
 @dataclass(frozen=True, slots=True)
 class Assets:
-    """What `gather` found and made.
+    """The files and values that `gather` found and made.
 
     Attributes:
         files: The files to ship beside the packages.
         generation_config: The completed generation config.
         alignment_heads: Its alignment heads, or None when it has none that the decoder has.
-        notes: What was derived or left out, for the user.
+        notes: Derived and omitted values, for the user.
         scratch: Keeps generated files alive.
     """
 
@@ -57,25 +59,8 @@ class Assets:
     scratch: Scratch
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # a UnicodeDecodeError is one too
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
 def has_tokenizer(folder: Path) -> bool:
-    """Tell whether a folder holds a tokenizer, ready or as vocabulary and merges."""
+    """Return whether a folder holds a tokenizer, ready or as vocabulary and merges."""
     return (folder / "tokenizer.json").is_file() or all((folder / n).is_file() for n in ("vocab.json", "merges.txt"))
 
 
@@ -85,10 +70,10 @@ def gather(
     """Collect the files to ship.
 
     Args:
-        folders: Where to look, the most specific first (an adapter before its base).
+        folders: Folders to search, the most specific first (an adapter before its base).
         dims: The architecture, which the tokenizer and the alignment heads must fit.
         config: The checkpoint's config.
-        config_is_changed: Whether `config` is not what the file says.
+        config_is_changed: Whether `config` differs from the file.
 
     Raises:
         CheckpointError: There is no tokenizer, or one of another model.
@@ -126,13 +111,13 @@ def _tokenizer(home: Path, scratch: Scratch) -> tuple[Path, tuple[str, ...]]:
 
     try:
         WhisperTokenizer.from_pretrained(home).save_pretrained(scratch.path)
-    except Exception as error:  # the library reports a damaged vocabulary by whatever it met
+    except Exception as error:  # the library reports a damaged vocabulary with many kinds of errors
         raise CheckpointError(f"no tokenizer can be made from vocab.json and merges.txt in {home}: {error}") from error
     return scratch.path / "tokenizer.json", ("tokenizer.json made from vocab.json and merges.txt",)
 
 
 def _tokenizer_config(home: Path, scratch: Scratch) -> Path:
-    """Return `tokenizer_config.json`; without one the runtime cannot tell what the tokenizer is."""
+    """Return `tokenizer_config.json`. Without one, the runtime does not know the kind of the tokenizer."""
     for folder in (home, scratch.path):
         if (given := folder / "tokenizer_config.json").is_file():
             return given
@@ -143,7 +128,7 @@ def _tokens(tokenizer: Path, dims: ModelDimensions) -> dict[str, int]:
     """Return the ids of all tokens.
 
     Raises:
-        CheckpointError: It is not Whisper's kind of tokenizer, or has ids that the embedding has not.
+        CheckpointError: It is not Whisper's kind of tokenizer, or has ids without a row in the embedding.
     """
     content = read_json(tokenizer)
     try:
@@ -166,7 +151,7 @@ def _tokens(tokenizer: Path, dims: ModelDimensions) -> dict[str, int]:
 def _generation(
     folders: tuple[Path, ...], config: dict[str, Any], tokens: Mapping[str, int], dims: ModelDimensions
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the generation config with the ids that it lacks, and a note on what was added."""
+    """Return the generation config with the ids that it lacks, and a note on the additions."""
     path = _find(folders, "generation_config.json")
     given = read_json(path) if path else {}
     derived = _derived(tokens, dims)
@@ -183,7 +168,7 @@ def _generation(
 
 
 def _derived(tokens: Mapping[str, int], dims: ModelDimensions) -> dict[str, Any]:
-    """Return what the tokenizer and the sizes say of a generation config."""
+    """Return the fields of a generation config that follow from the tokenizer and the sizes."""
     values: dict[str, Any] = {
         "decoder_start_token_id": tokens[_START],
         "eos_token_id": tokens[_END],
@@ -206,7 +191,7 @@ def _languages_and_tasks(tokens: Mapping[str, int]) -> dict[str, Any]:
 def _alignment_heads(
     generation: dict[str, Any], dims: ModelDimensions
 ) -> tuple[AlignmentHeads | None, tuple[str, ...]]:
-    """Return the alignment heads, and take them out of the generation config when the decoder has not all of them.
+    """Return the alignment heads, and remove them from the generation config if the decoder does not have all of them.
 
     Distilled checkpoints often carry the heads of their teacher, whose decoder has more layers.
     """

@@ -1,4 +1,4 @@
-"""Downloading a checkpoint from the Hugging Face Hub, and saying plainly what went wrong."""
+"""Download of a checkpoint from the Hugging Face Hub, with plain messages for its failures."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
     """Download the matching files of a repository, or find them in the Hub cache.
 
     Returns:
-        The snapshot folder; its name is the resolved commit.
+        The snapshot folder. Its name is the resolved commit.
 
     Raises:
         CheckpointError: The repository cannot be reached, does not exist, or may not be read.
@@ -51,12 +51,12 @@ def download(hub_id: str, revision: str | None, patterns: tuple[str, ...]) -> Pa
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as error:
         raise CheckpointError(f"{hub_id!r} is not a Hub id: {error}") from error
-    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+    except Exception as error:  # the client raises its own errors and those of its HTTP library
         raise CheckpointError(_explain(hub_id, revision, error)) from error
 
 
 def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
-    """Say in one line what happened and what to do."""
+    """Return one line with the failure and the remedy."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -66,7 +66,7 @@ def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
     )
 
     while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # the client looked into its cache after the Hub had refused; the refusal is the news
+        error = error.__cause__  # the client looked into its cache after the Hub had refused: the refusal is the cause
     log_in = "log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
         return f"{hub_id} is gated: accept its terms at {_endpoint()}/{hub_id}, then {log_in}"

@@ -4,7 +4,6 @@ Source: Hu et al., "LoRA", arXiv 2106.09685; rank-stabilised scaling: Kalajdziev
 and option names: PEFT.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from torch import Tensor
 from whisperkit_tools.checkpoint.tensors import (
     StoredTensor,
     TensorTable,
+    read_json,
     read_safetensors,
     table_of_pickles,
 )
-from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.errors import CheckpointError, option
 
 _PREFIX = re.compile(r"^base_model\.model\.(model\.)?")
-# Initialisations that also change the base's weights, so the adapter alone does not say what was trained.
+# Initialisations that also change the base's weights, so the adapter alone does not hold everything that was trained.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -44,27 +44,28 @@ def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
     """Read an adapter folder without its values.
 
     Raises:
-        CheckpointError: It is malformed, lacks its weights, or is of a kind that cannot be merged.
+        CheckpointError: It is malformed, lacks its weights, or cannot be merged.
     """
     file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    config = read_json(file)
     _check_config(file, config)
     if (stored := folder / "adapter_model.safetensors").is_file():
         table = read_safetensors((stored,))
     elif (stored := folder / "adapter_model.bin").is_file() and allow_pickle:
         table = table_of_pickles((stored,))
     else:
-        hint = "pass --allow-pickle to load adapter_model.bin" if stored.is_file() else "copy it beside the config"
+        hint = (
+            f"set {option('allow_pickle', True)} to load adapter_model.bin"
+            if stored.is_file()
+            else "copy it beside the config"
+        )
         raise CheckpointError(f"{folder} lacks adapter_model.safetensors; {hint}")
     return Adapter(config, (stored,), {_PREFIX.sub("", name): tensor for name, tensor in table.items()})
 
 
-def _check_config(file: Path, config: object) -> None:
+def _check_config(file: Path, config: dict[str, Any]) -> None:
     """Refuse the kinds of adapters that are not a plain sum of a low-rank product and the base."""
-    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
+    if not config.get("base_model_name_or_path"):
         raise CheckpointError(f"{file} does not name its base ('base_model_name_or_path')")
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{file} is a {config.get('peft_type')} adapter; only LORA can be merged here")
@@ -100,7 +101,7 @@ def merged(base: TensorTable, adapter: Adapter) -> dict[str, StoredTensor]:
         adapter: The adapter.
 
     Raises:
-        CheckpointError: The adapter holds tensors for which the base has no place; all of them are named.
+        CheckpointError: The adapter holds tensors for which the base has no place. All of them are named.
     """
     table = dict(base)
     problems = []
@@ -127,7 +128,7 @@ def merged(base: TensorTable, adapter: Adapter) -> dict[str, StoredTensor]:
 
 
 def _mismatch(pair: dict[str, StoredTensor], weight: StoredTensor | None) -> str | None:
-    """Say why a low-rank pair cannot be added to a weight, or None when it can."""
+    """Return why a low-rank pair cannot be added to a weight, or None when it can."""
     if weight is None:
         return "the base has no such module"
     if set(pair) != {"A", "B"}:

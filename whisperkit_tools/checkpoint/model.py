@@ -1,6 +1,5 @@
 """An opened checkpoint: its sizes, files and provenance, and its two components as modules."""
 
-import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.files import sha256
 
 _SHOWN_PROBLEMS = 10
 _FLOAT16_MAX = 65504.0
@@ -39,7 +39,7 @@ class Checkpoint:
     """A complete Whisper whose weights have not been read yet.
 
     Attributes:
-        source: What the user named.
+        source: Its name as the user wrote it.
         revision: The Hub commit it resolved to, or None for a local one.
         org: Organisation in the bundle's name.
         model: Model in the bundle's name.
@@ -51,7 +51,7 @@ class Checkpoint:
         assets: Tokenizer and config files to ship beside the packages (some may be generated).
         weight_files: The files that hold its tensors.
         tensors: Its tensors under Hugging Face names without `model.`.
-        notes: What was derived or left out while opening it, for the user.
+        notes: Values that were derived or omitted while opening it, for the user.
     """
 
     source: str
@@ -72,7 +72,7 @@ class Checkpoint:
     @property
     def content_sha256(self) -> dict[str, str]:
         """The sha256 of each weight file, by its name. Reads them whole."""
-        return {path.name: _sha256(path) for path in self.weight_files}
+        return {path.name: sha256(path) for path in self.weight_files}
 
     def load_encoder(
         self, dtype: torch.dtype = torch.float32, attention: AttentionImplementation | None = None
@@ -80,11 +80,11 @@ class Checkpoint:
         """Read the encoder's weights.
 
         Args:
-            dtype: Type of the parameters; tensors stored in it stay mapped to the file.
-            attention: How its queries, keys and values meet; `Cat` unless given.
+            dtype: Type of the parameters. Tensors stored in it stay mapped to the file.
+            attention: Its attention implementation, `Cat` unless given.
 
         Raises:
-            CheckpointError: Weights are not finite or leave float16's range; all such tensors are named.
+            CheckpointError: Weights are not finite or leave float16's range. All such tensors are named.
         """
         with torch.device("meta"):
             encoder = AudioEncoder(self.dims, attention)
@@ -104,13 +104,13 @@ class Checkpoint:
         Args:
             kv_length: Positions of its caches.
             alignment_heads: Heads whose mean cross-attention it gives out, or None for none.
-            dtype: Type of the parameters; tensors stored in it stay mapped to the file.
-            attention: How its queries, keys and values meet; `Cat` unless given.
-            logits_chunk_size: Most logits that one product may give; None for all at once.
+            dtype: Type of the parameters. Tensors stored in it stay mapped to the file.
+            attention: Its attention implementation, `Cat` unless given.
+            logits_chunk_size: Maximum number of logits that one product gives, or None for all at once.
 
         Raises:
             CheckpointError: Weights are not finite, leave float16's range, or the output layer is not tied to the
-                embedding; all such tensors are named.
+                embedding. All such tensors are named.
             ValueError: `kv_length`, a head or `logits_chunk_size` is out of range.
         """
         with torch.device("meta"):
@@ -124,7 +124,7 @@ def dimensions(config: dict[str, Any], where: str) -> ModelDimensions:
     """Read the architecture from a Hugging Face config.
 
     Raises:
-        CheckpointError: It is not a Whisper, lacks fields, or has impossible values; all problems are named.
+        CheckpointError: It is not a Whisper, lacks fields, or has impossible values. All problems are named.
     """
     kind = config.get("model_type")
     if kind != "whisper":
@@ -150,7 +150,7 @@ def plain_names(table: TensorTable) -> dict[str, StoredTensor]:
 
 
 def check_tensors(table: TensorTable, dims: ModelDimensions, where: str) -> None:
-    """Compare names, shapes and types with what the architecture needs, without reading values.
+    """Compare names, shapes and types with those of the architecture, without reading values.
 
     Raises:
         CheckpointError: Tensors are missing, misshapen, not floating point, or belong to no part of the model.
@@ -202,7 +202,7 @@ def _assign(module: nn.Module, table: TensorTable, prefix: str, dtype: torch.dty
 
 
 def _value_problem(tensor: Tensor) -> str | None:
-    """Say what is wrong with a tensor's values, or None. Packages hold float16, so its range counts."""
+    """Return the fault of a tensor's values, or None. Packages hold float16, so its range is the limit."""
     low, high = (float(x) for x in torch.aminmax(tensor))
     if not (math.isfinite(low) and math.isfinite(high)):
         return "holds NaN or infinite values"
@@ -212,7 +212,7 @@ def _value_problem(tensor: Tensor) -> str | None:
 
 
 def _check_tied(table: TensorTable) -> None:
-    """Refuse an output layer that differs from the token embedding: a package stores the two once."""
+    """Refuse an output layer that differs from the token embedding, because a package stores the two once."""
     output, embedding = table.get("proj_out.weight"), table["decoder.embed_tokens.weight"]
     if output is not None and not torch.equal(output.read(), embedding.read()):
         raise CheckpointError(
@@ -228,8 +228,3 @@ def _raise_all(what: str, problems: list[str]) -> None:
     shown = "; ".join(problems[:_SHOWN_PROBLEMS])
     rest = len(problems) - _SHOWN_PROBLEMS
     raise CheckpointError(f"{what}: {shown}" + (f"; and {rest} more" if rest > 0 else ""))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""The names by which checkpoints are asked for, and the names under which their bundles are published."""
+"""The names of checkpoints as users write them, and as the names of bundles carry them."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ ORG_OF_LOCAL = "local"
 
 
 def aliases() -> dict[str, str]:
-    """Return the short names and the Hub ids that they stand for, in order of size."""
+    """Return the Hub id of each short name, in order of size."""
     openai = ["tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en"]
     openai += ["large-v2", "large-v3", "large-v3-turbo"]
     distilled = ["small.en", "medium.en", "large-v2", "large-v3", "large-v3.5"]
@@ -22,7 +22,7 @@ def aliases() -> dict[str, str]:
 
 
 def looks_like_hub_id(source: str) -> bool:
-    """Tell whether the name has the form `organisation/repository`."""
+    """Return whether the name has the form `organisation/repository`."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source) is not None
 
 
@@ -34,18 +34,22 @@ def nearest(source: str, candidates: list[str]) -> str:
     return f"known names: {', '.join(candidates)}"
 
 
-def safe_name(name: str) -> str:
-    """Return the name with everything replaced that a folder name cannot hold."""
+def name_part(name: str) -> str:
+    """Return `name` as a part of a bundle's name.
+
+    Characters that a folder name cannot hold are replaced. No underscore is at its ends, because one stands between
+    two parts.
+    """
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
 def published_names(hub_id: str) -> tuple[str, str]:
     """Return the organisation and the model name of a Hub id, as bundles carry them.
 
-    OpenAI's turbo model goes by its date, since the suffix `_turbo` of a bundle means something else.
+    OpenAI's turbo model goes by its date, because the suffix `_turbo` of a bundle means something else.
     Source: the runtime's naming of its model folders.
     """
     org, _, model = hub_id.partition("/")
     if (org, model) == ("openai", "whisper-large-v3-turbo"):
         model = "whisper-large-v3-v20240930"
-    return safe_name(org), safe_name(model)
+    return name_part(org), name_part(model)

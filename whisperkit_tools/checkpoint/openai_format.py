@@ -92,7 +92,7 @@ def _config(file: Path, dims: object) -> dict[str, Any]:
 
 
 def matching_hub_id(config: dict[str, Any]) -> str | None:
-    """Return the published model that has these dimensions, whose tokenizer and generation config therefore fit."""
+    """Return the published model that has these dimensions, so that its tokenizer and generation config fit."""
     by_layers = {4: "tiny", 6: "base", 12: "small", 24: "medium", 32: "large"}
     size = by_layers.get(config["encoder_layers"])
     vocab = config["vocab_size"]

@@ -1,10 +1,10 @@
-"""Finding a checkpoint by what the user calls it."""
+"""Finding and opening a checkpoint by its name."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.checkpoint.assets import gather, has_tokenizer, read_json
+from whisperkit_tools.checkpoint.assets import gather, has_tokenizer
 from whisperkit_tools.checkpoint.hub import ASSET_PATTERNS, PICKLE_PATTERNS, SAFETENSORS_PATTERNS, download
 from whisperkit_tools.checkpoint.lora import Adapter, merged, read_adapter
 from whisperkit_tools.checkpoint.model import Checkpoint, check_tensors, dimensions, plain_names
@@ -12,27 +12,29 @@ from whisperkit_tools.checkpoint.naming import (
     ORG_OF_LOCAL,
     aliases,
     looks_like_hub_id,
+    name_part,
     nearest,
     published_names,
-    safe_name,
 )
 from whisperkit_tools.checkpoint.openai_format import matching_hub_id, read_openai
 from whisperkit_tools.checkpoint.tensors import (
     StoredTensor,
     pickled_files,
+    read_json,
     read_safetensors,
     table_of_pickles,
     weight_files,
 )
-from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.errors import CheckpointError, OptionsError, option
 
 _DEMO = ("whisperkit-tools", "whisper-micro-demo")
 _OPENAI_SUFFIXES = (".pt", ".pth")
+_ALLOW_PICKLE = option("allow_pickle", True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a source lies: a folder or file on this machine, with its names and its Hub commit."""
+    """A source on this machine: its folder or file, its names and its Hub commit."""
 
     path: Path
     org: str
@@ -42,7 +44,7 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What lies at a place: a config, tensors under plain names, and where to look for the other files."""
+    """The content of a place: a config, tensors under plain names, and the folders of the other files."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -52,16 +54,17 @@ class _Content:
 
 
 def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: bool = False) -> Checkpoint:
-    """Find and check a checkpoint; its weights are read when a component is loaded.
+    """Find and check a checkpoint. Its weights are read when a component is loaded.
 
     Args:
         source: `demo`, an alias such as `large-v3`, a Hub id, a folder (Hugging Face checkpoint or PEFT adapter), or an
-            OpenAI `.pt` file. An alias wins over a folder of that name; write `./tiny` for the folder.
+            OpenAI `.pt` file. An alias has precedence over a folder of that name. Write `./tiny` for the folder.
         revision: Branch, tag or commit of a Hub source.
         allow_pickle: Load weights stored as pickles, with nothing but tensors allowed in them.
 
     Raises:
         CheckpointError: It cannot be found or read, or is not a complete Whisper.
+        OptionsError: A revision is given for a local source.
     """
     place = _locate(source, revision, allow_pickle)
     content = _read(place.path, allow_pickle)
@@ -87,7 +90,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
 
 
 def _locate(source: str, revision: str | None, allow_pickle: bool) -> _Place:
-    """Turn what the user named into a place, downloading it if it is on the Hub."""
+    """Return the place of a source, downloaded if it is on the Hub."""
     hub_id = aliases().get(source)
     path = Path(source).expanduser()
     if hub_id is None and source != "demo" and not path.exists() and looks_like_hub_id(source):
@@ -95,7 +98,9 @@ def _locate(source: str, revision: str | None, allow_pickle: bool) -> _Place:
     if hub_id is not None:
         return _from_hub(hub_id, revision, allow_pickle)
     if revision is not None:
-        raise CheckpointError(f"--revision {revision} needs a Hub source, but {source} is local")
+        raise OptionsError(
+            f"{option('revision')} is {revision!r}, but {source} is local; only a Hub source has revisions"
+        )
     if source == "demo":
         from whisperkit_tools.demo import demo_checkpoint_dir
 
@@ -103,18 +108,18 @@ def _locate(source: str, revision: str | None, allow_pickle: bool) -> _Place:
     if not path.exists():
         raise CheckpointError(f"unknown checkpoint {source!r}: {_suggestion(source)}")
     stem = path.stem if path.is_file() else path.resolve().name
-    return _Place(path, ORG_OF_LOCAL, safe_name(stem))
+    return _Place(path, ORG_OF_LOCAL, name_part(stem))
 
 
 def _suggestion(source: str) -> str:
-    """Say what could have been meant by a source that does not exist."""
+    """Return advice for a source that does not exist."""
     if "/" in source or source.startswith((".", "~")) or source.endswith(_OPENAI_SUFFIXES):
         return "no such file or folder; give an existing one, an alias, or a Hub id (organisation/name)"
     return f"{nearest(source, ['demo', *aliases()])} Or give a folder or a Hub id (organisation/name)"
 
 
 def _from_hub(hub_id: str, revision: str | None, allow_pickle: bool) -> _Place:
-    """Download a checkpoint; its pickles only when they are allowed and there is nothing else."""
+    """Download a checkpoint. Pickles are downloaded only if they are allowed and there is nothing else."""
     folder = download(hub_id, revision, (*ASSET_PATTERNS, *SAFETENSORS_PATTERNS))
     has_weights = bool(weight_files(folder)) or (folder / "adapter_model.safetensors").is_file()
     if not has_weights and allow_pickle:
@@ -133,7 +138,7 @@ def _read(path: Path, allow_pickle: bool) -> _Content:
         listing = f"it holds {', '.join(found[:8])}" if found else "it is empty"
         raise CheckpointError(f"no checkpoint in {path}: it needs config.json and model.safetensors, but {listing}")
     config = read_json(path / "config.json")
-    dimensions(config, f"{path / 'config.json'}")  # before the weights: another model's would only confuse
+    dimensions(config, f"{path / 'config.json'}")  # first: its weights say less clearly what is wrong
     files, tensors = _read_weights(path, allow_pickle)
     return _Content(config, plain_names(tensors), files, (path,))
 
@@ -145,7 +150,7 @@ def _read_weights(folder: Path, allow_pickle: bool) -> tuple[tuple[Path, ...], d
     if not allow_pickle:
         pickled = (folder / "pytorch_model.bin").exists() or (folder / "pytorch_model.bin.index.json").exists()
         found = "found only pickled weights" if pickled else "found none; if there are only pickled ones (*.bin)"
-        raise CheckpointError(f"{folder} has no safetensors weights: {found}; pass --allow-pickle to load them")
+        raise CheckpointError(f"{folder} has no safetensors weights: {found}; set {_ALLOW_PICKLE} to load them")
     if files := pickled_files(folder):
         return files, table_of_pickles(files)
     raise CheckpointError(
@@ -154,11 +159,11 @@ def _read_weights(folder: Path, allow_pickle: bool) -> tuple[tuple[Path, ...], d
 
 
 def _read_file(path: Path, allow_pickle: bool) -> _Content:
-    """Read an OpenAI checkpoint; its tokenizer lies beside it or is that of the published model of its sizes."""
+    """Read an OpenAI checkpoint. Its tokenizer is beside it, or is that of the published model of its sizes."""
     if path.suffix not in _OPENAI_SUFFIXES:
         raise CheckpointError(f"{path} is a file; give its folder {path.parent}, or an OpenAI checkpoint (*.pt)")
     if not allow_pickle:
-        raise CheckpointError(f"{path} is a pickle; pass --allow-pickle to load it (only tensors are allowed in it)")
+        raise CheckpointError(f"{path} is a pickle; set {_ALLOW_PICKLE} to load it (only tensors are allowed in it)")
     config, tensors = read_openai(path)
     folder = path.parent if has_tokenizer(path.parent) else _published_assets(path, config)
     return _Content(config, tensors, (path,), (folder,), config_is_changed=True)
@@ -174,7 +179,7 @@ def _published_assets(path: Path, config: dict[str, Any]) -> Path:
         return download(hub_id, None, ASSET_PATTERNS)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path} carries no tokenizer, and that of {hub_id} is missing: {error}; {advice}"
+            f"{path} carries no tokenizer, and that of {hub_id} is missing: {error.message}; {advice}"
         ) from error
 
 
@@ -188,7 +193,7 @@ def _read_adapter(folder: Path, allow_pickle: bool) -> _Content:
             raise CheckpointError("it is itself an adapter; merge it first")
         base = _read(place.path, allow_pickle)
     except CheckpointError as error:
-        raise CheckpointError(f"base {adapter.base!r} of the adapter {folder}: {error}") from error
+        raise CheckpointError(f"base {adapter.base!r} of the adapter {folder}: {error.message}") from error
     tensors = merged(base.tensors, adapter)
     config = _config_of_merged(base.config, adapter, tensors)
     return replace(
@@ -216,7 +221,7 @@ def _license(folders: tuple[Path, ...]) -> str | None:
         card = folder / "README.md"
         try:
             values = metadata_load(card) if card.is_file() else None
-        except Exception:  # a card is written by hand; whatever its YAML breaks on, there is no licence to be had
+        except Exception:  # a card is written by hand: whatever is wrong with its YAML, it names no licence
             values = None
         if values and isinstance(values.get("license"), str):
             return str(values["license"])

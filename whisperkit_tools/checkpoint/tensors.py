@@ -1,7 +1,7 @@
 """Stored tensors: their names, shapes and types are known at once, their values are read on demand.
 
-A checkpoint, whatever its form, becomes a `TensorTable`; renaming, merging and completing it are operations on that
-mapping and read nothing.
+Every form of checkpoint becomes a `TensorTable`. Renaming, merging and completing it are operations on that mapping and
+read nothing.
 """
 
 import json
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.files import first_line, read_json_object
 
 FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
 _NUMPY_TYPES = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}  # NumPy has no bfloat16
@@ -42,7 +43,7 @@ TensorTable: TypeAlias = Mapping[str, StoredTensor]
 
 
 def in_memory(tensor: Tensor) -> StoredTensor:
-    """Wrap a tensor that is already there (mapped or in memory)."""
+    """Wrap a tensor that is mapped or in memory already."""
     dtype = _TORCH_TYPES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
     return StoredTensor(tuple(tensor.shape), dtype, lambda: tensor)
 
@@ -51,7 +52,7 @@ def read_safetensors(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     """Read the headers of safetensors files.
 
     Raises:
-        CheckpointError: A file is truncated or not a safetensors file; all such files are named.
+        CheckpointError: A file is truncated or not a safetensors file. All such files are named.
     """
     table: dict[str, StoredTensor] = {}
     problems = []
@@ -68,7 +69,7 @@ def read_safetensors(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
 
 
 def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
-    """Return the tensors of one file, readable for as long as the file stays."""
+    """Return the tensors of one file, readable for as long as the file exists."""
     with safe_open(file, framework="pt") as opened:  # checks the header and that the file is whole
         names = list(opened.keys())
     with file.open("rb") as stream:
@@ -78,15 +79,16 @@ def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _in_file(file: Path, name: str, entry: dict[str, Any], data: int) -> StoredTensor:
-    """One tensor of a safetensors file, each with a mapping of its own.
+    """Return one tensor of a safetensors file, with a mapping of its own.
 
-    The library maps the whole file, so that every page that was ever read stays in memory until the last tensor goes.
+    The library maps the whole file, so that every page that was ever read stays in memory until the last tensor is
+    released.
 
     Args:
         file: The file.
         name: The tensor's name.
-        entry: What the header says of it.
-        data: Where the header ends, in bytes.
+        entry: Its entry in the header.
+        data: End of the header, in bytes.
     """
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
 
@@ -95,7 +97,7 @@ def _in_file(file: Path, name: str, entry: dict[str, Any], data: int) -> StoredT
             with safe_open(file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(name)
             return tensor
-        # Private: what is written to the tensor does not reach the file.
+        # Private: writes to the tensor do not reach the file.
         mapped = np.memmap(file, _NUMPY_TYPES[dtype], "c", data + entry["data_offsets"][0], shape or (1,))
         tensor = torch.from_numpy(mapped).view(shape)
         return tensor.view(torch.bfloat16) if dtype == "BF16" else tensor
@@ -107,6 +109,18 @@ def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file of a checkpoint holds.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is not a JSON object.
+    """
+    try:
+        return read_json_object(path, CheckpointError, "download or copy it again")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def load_pickle(file: Path) -> Any:
     """Load a pickled file of tensors with nothing but tensors and plain containers allowed, memory-mapped if it can be.
 
@@ -116,8 +130,8 @@ def load_pickle(file: Path) -> Any:
     try:
         # The format before torch 1.6 is not a zip file and cannot be mapped.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises whatever the unpickler met: KeyError, EOFError, RuntimeError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # torch lets the unpickler's errors through: KeyError, EOFError, RuntimeError, ...
+        reason = first_line(error) if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{file} cannot be read as pickled weights ({_size(file)} bytes): {reason}") from error
 
 
@@ -136,11 +150,11 @@ def shards(index: Path) -> tuple[Path, ...]:
     """Return the files that a `*.index.json` names.
 
     Raises:
-        CheckpointError: The index is malformed, or files are missing; all of them are named.
+        CheckpointError: The index is malformed, or files are missing. All of them are named.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is not a shard index (expected a JSON object with 'weight_map')") from error
     # A name with a folder in it could point anywhere.
     outside = [name for name in names if Path(name).name != name]
@@ -153,7 +167,7 @@ def shards(index: Path) -> tuple[Path, ...]:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the safetensors files of a folder, single or sharded; empty when it has none."""
+    """Return the safetensors files of a folder, single or sharded. Empty when it has none."""
     if (single := folder / "model.safetensors").is_file():
         return (single,)
     if (index := folder / "model.safetensors.index.json").is_file():
@@ -162,7 +176,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def pickled_files(folder: Path) -> tuple[Path, ...]:
-    """Return the `pytorch_model.bin` files of a folder, single or sharded; empty when it has none."""
+    """Return the `pytorch_model.bin` files of a folder, single or sharded. Empty when it has none."""
     if (single := folder / "pytorch_model.bin").is_file():
         return (single,)
     if (index := folder / "pytorch_model.bin.index.json").is_file():

@@ -12,7 +12,7 @@ from whisperkit_tools.cli.progress import ConsoleProgress
 from whisperkit_tools.contract import DEPLOYMENT_TARGETS
 
 if TYPE_CHECKING:
-    from whisperkit_tools.conversion.convert import ConversionResult
+    from whisperkit_tools.conversion.config import ConvertResult
 
 _layout = options.options(
     click.option(
@@ -130,7 +130,7 @@ def command(source: str, as_json: bool, **chosen: Any) -> None:
     show(result.path)
 
 
-def _parity(result: "ConversionResult", name: str) -> str:
+def _parity(result: "ConvertResult", name: str) -> str:
     figures = {item.component: item for item in result.parity}.get(name)
     if figures is None:
         return "not verified"

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from whisperkit_tools import contract
 from whisperkit_tools.checkpoint import Checkpoint
@@ -13,20 +12,20 @@ from whisperkit_tools.contract import PackageInterface, package_interfaces
 from whisperkit_tools.conversion.attention_layout import Layout
 from whisperkit_tools.conversion.export import fold_query_scale
 from whisperkit_tools.conversion.parity import Arrays, Reference, as_float16
-from whisperkit_tools.speech import WINDOW_SAMPLES
+from whisperkit_tools.speech import WINDOW_SAMPLES, Samples
 
 COMPUTED_IN_FLOAT32 = (contract.MEL,)
 
 
 class Components:
-    """Gives each component's module when it is needed, so that only one is in memory at a time."""
+    """The modules of the components, each loaded when it is needed, so that only one is in memory at a time."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         kv_length: int,
         heads: AlignmentHeads | None,
-        audio: NDArray[np.float32],
+        audio: Samples,
         layout: Layout | None = None,
     ) -> None:
         """Prepare.
@@ -35,8 +34,8 @@ class Components:
             checkpoint: The opened checkpoint.
             kv_length: Positions of the decoder's caches.
             heads: The alignment heads that the decoder gives out, or None.
-            audio: Speech at 16 kHz; cut or filled with silence to one window.
-            layout: How the packages are laid out; plainly unless given.
+            audio: Speech at 16 kHz, cut or filled with silence to one window.
+            layout: Layout of the packages, plain unless given.
         """
         self.checkpoint = checkpoint
         self.kv_length = kv_length
@@ -46,10 +45,10 @@ class Components:
             checkpoint.dims, kv_length, word_timestamps=heads is not None
         )
         start = np.array([checkpoint.generation_config["decoder_start_token_id"]], np.int32)
-        self._known: Arrays = {"audio": one_window(audio), contract.INPUT_IDS: start}
+        self._known: Arrays = {contract.AUDIO: one_window(audio), contract.INPUT_IDS: start}
 
     def load(self, name: str) -> torch.nn.Module:
-        """The component's module, with the weights in float16 as they are stored in the package."""
+        """Return the component's module, with the weights in float16 as they are stored in the package."""
         if name == contract.MEL:
             return MelSpectrogram(self.checkpoint.dims.n_mels)
         module: torch.nn.Module
@@ -67,14 +66,14 @@ class Components:
         return module
 
     def reference(self, name: str, module: torch.nn.Module) -> Reference:
-        """Compute the module on the speech; its outputs become the next component's inputs.
+        """Compute a component on the speech. Its outputs become the next component's inputs.
 
-        The outputs are rounded to float16 on the way, as the runtime hands them on. The attention is computed plainly,
-        whatever its layout in the package is, so that the layout is compared too.
+        The outputs are rounded to float16 on the way, as the runtime hands them on.
+
+        Args:
+            name: The component.
+            module: Its module in float32, see `to_reference_form`.
         """
-        for part in module.modules():
-            if isinstance(part, MultiHeadAttention):
-                part.implementation = Cat()
         interface = self.interfaces[name]
         example = {key: self._known[key] for key in interface.inputs if key in self._known}
         reference = Reference(name, module, interface, example)
@@ -82,7 +81,19 @@ class Components:
         return reference
 
 
-def one_window(audio: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_reference_form(module: torch.nn.Module) -> torch.nn.Module:
+    """Change a module in place to float32 and to the plain attention, and return it.
+
+    The reference has the plain attention whatever the layout of the package is, so that the layout is compared too.
+    A copy would hold the weights twice.
+    """
+    for part in module.modules():
+        if isinstance(part, MultiHeadAttention):
+            part.implementation = Cat()
+    return module.float()
+
+
+def one_window(audio: Samples) -> Samples:
     """Cut audio, or fill it with silence, to the `[480000]` samples of a window."""
     window = np.zeros(WINDOW_SAMPLES, np.float32)
     window[: min(audio.size, WINDOW_SAMPLES)] = audio[:WINDOW_SAMPLES]

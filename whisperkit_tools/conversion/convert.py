@@ -1,40 +1,36 @@
-"""A checkpoint to a verified bundle: export each component, run what was written, put the folder in place."""
+"""A checkpoint to a verified bundle: export each component, run the written packages, put the folder in place."""
 
-import json
 import platform
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from whisperkit_tools import __version__, contract
-from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, new_bundle, variant_name
+from whisperkit_tools.bundle import new_bundle, variant_name
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder
 from whisperkit_tools.contract import (
     COMPONENTS,
-    DEPLOYMENT_TARGETS,
     STATE_ALIGNMENT,
     PackageInterface,
     aligned,
     stateful_interfaces,
 )
 from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
-from whisperkit_tools.conversion.attention_layout import PLAIN, TURBO_DECODER, TURBO_ENCODER, Layout
-from whisperkit_tools.conversion.components import COMPUTED_IN_FLOAT32, Components, one_window
+from whisperkit_tools.conversion.components import COMPUTED_IN_FLOAT32, Components, to_reference_form
+from whisperkit_tools.conversion.config import ConvertConfig, ConvertResult
 from whisperkit_tools.conversion.contract_check import package_problems, stateful_problems
-from whisperkit_tools.conversion.export import PackageMetadata, check_stateful_target, export_package
-from whisperkit_tools.conversion.parity import ComponentParity, ParityGate, require
-from whisperkit_tools.conversion.prefill.build import PrefillConfig, PrefillOutcome, PrefillStage
-from whisperkit_tools.errors import ConversionError
-from whisperkit_tools.files import folder_bytes
+from whisperkit_tools.conversion.export import PackageMetadata, export_package
+from whisperkit_tools.conversion.parity import ComponentParity, require
+from whisperkit_tools.conversion.prefill.build import PrefillOutcome, PrefillStage
+from whisperkit_tools.demo import verification_speech
+from whisperkit_tools.errors import ConversionError, OptionsError, option
+from whisperkit_tools.files import folder_bytes, write_json
 from whisperkit_tools.manifest import (
     ConversionRecord,
     Manifest,
@@ -54,124 +50,27 @@ _DESCRIPTIONS = {
 _STATEFUL_DESCRIPTION = (
     "Whisper's text decoder with caches as states: project_audio once a window, main once a token, on one state"
 )
+MIN_KV_LENGTH = 8
 _RECORDED_LIBRARIES = ("coremltools", "numpy", "safetensors", "torch", "transformers")
 
 
-@dataclass(frozen=True, slots=True)
-class ConversionConfig:
-    """What to make of a checkpoint.
-
-    Attributes:
-        output_dir: The folder that holds bundles.
-        deployment_target: The oldest system that is to load the packages; a key of `DEPLOYMENT_TARGETS`.
-        kv_length: Positions of the decoder's caches, or None for all that the checkpoint has.
-        word_timestamps: Whether the decoder gives out its alignment heads' weights.
-        turbo: Whether the bundle is laid out for latency, and named so.
-        stateful: Whether the decoder's caches are states (iOS 18, macOS 15), and the bundle is named so; today's open
-            runtime does not load that form.
-        audio_encoder_attention: Name of the encoder's attention, or None for what `turbo` says.
-        text_decoder_attention: Name of the decoder's attention, or None for what `turbo` says.
-        attention_chunk_size: Positions in a chunk of the attentions that work in chunks, or None for the default.
-        logits_chunk_size: Most logits that one product gives, or None for all at once.
-        verify: Whether the packages are run and compared before the bundle is put in place.
-        compile: Whether `.mlmodelc` folders are added (macOS with Xcode).
-        force: Whether an existing bundle is replaced.
-        prefill: How the table of caches after the forced tokens is made, or None for none. `turbo` does not imply it
-            here, as its evidence needs someone who transcribes; the command `wkt convert --turbo` hands both in.
-        gate: The parity that is required.
-    """
-
-    output_dir: Path = DEFAULT_BUNDLES_DIR
-    deployment_target: str = "ios16"
-    kv_length: int | None = None
-    word_timestamps: bool = True
-    turbo: bool = False
-    stateful: bool = False
-    audio_encoder_attention: str | None = None
-    text_decoder_attention: str | None = None
-    attention_chunk_size: int | None = None
-    logits_chunk_size: int | None = None
-    verify: bool = True
-    compile: bool = False
-    force: bool = False
-    prefill: PrefillConfig | None = None
-    gate: ParityGate = field(default_factory=ParityGate)
-
-    def __post_init__(self) -> None:
-        """Check the values that need no checkpoint.
-
-        Raises:
-            ConversionError: The target is unknown, the layout options make no sense, or the compiler is not to be
-                had here.
-        """
-        if self.deployment_target not in DEPLOYMENT_TARGETS:
-            known = ", ".join(DEPLOYMENT_TARGETS)
-            raise ConversionError(f"unknown deployment target {self.deployment_target!r}; known are {known}")
-        if self.stateful:
-            check_stateful_target(self.deployment_target)
-        encoder = self.layout.audio_encoder  # raises for options that make no sense
-        if self.turbo and encoder != TURBO_ENCODER:
-            raise ConversionError(
-                f"--turbo is the layout with {TURBO_ENCODER!r} for the encoder, but {encoder!r} was chosen; leave one "
-                "of the two out"
-            )
-        if self.compile and (sys.platform != "darwin" or shutil.which("xcrun") is None):
-            raise ConversionError(
-                "--compile needs macOS with Xcode's command line tools; leave it out: the runtime compiles an "
-                ".mlpackage when it first loads it"
-            )
-
-    @property
-    def layout(self) -> Layout:
-        """The layout of each component; what was not chosen follows from `turbo`."""
-        return Layout(
-            self.audio_encoder_attention or (TURBO_ENCODER if self.turbo else PLAIN),
-            self.text_decoder_attention or (TURBO_DECODER if self.turbo else PLAIN),
-            self.attention_chunk_size,
-            self.logits_chunk_size,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class ConversionResult:
-    """A bundle that was made.
-
-    Attributes:
-        path: The variant folder.
-        bytes: Size of each package.
-        parity: Figures of each package; empty when not verified.
-        seconds: Wall time of the whole conversion.
-        notes: What the user should know.
-        prefill: What became of the prefill; None when none was asked for.
-    """
-
-    path: Path
-    bytes: dict[str, int]
-    parity: tuple[ComponentParity, ...]
-    seconds: float
-    notes: tuple[str, ...]
-    prefill: PrefillOutcome | None = None
-
-
-def convert(
-    checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress | None = None
-) -> ConversionResult:
-    """Convert a checkpoint to a bundle.
+def convert(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress | None = None) -> ConvertResult:
+    """Convert a checkpoint to a bundle. The packages are verified on speech of the demo.
 
     Args:
         checkpoint: The opened checkpoint.
-        config: What to make of it.
-        audio: `[480000]` samples of speech at 16 kHz, on which the packages are verified.
-        progress: Who is told where the work stands.
+        config: The settings.
+        progress: Receives the stages and notes.
 
     Raises:
-        ConversionError: The options do not fit the checkpoint, or coremltools refuses it.
+        OptionsError: The options do not fit the checkpoint.
+        ConversionError: coremltools refuses the checkpoint, or it can have no prefill although one is required.
         CheckpointError: Weights are damaged.
         QualityGateError: A package does not compute what the checkpoint does.
         BundleError: The bundle exists.
     """
     start = time.monotonic()
-    work = _Conversion(checkpoint, config, audio, progress or SilentProgress())
+    work = _Conversion(checkpoint, config, progress or SilentProgress())
     name = variant_name(checkpoint.org, checkpoint.model, turbo=config.turbo, stateful=config.stateful)
     target = config.output_dir / name
     with new_bundle(target, force=config.force) as folder:
@@ -180,15 +79,13 @@ def convert(
         require(list(parity), config.gate)
         sizes = {path.stem: folder_bytes(path) for path in sorted(folder.glob("*.mlpackage"))}
         write_manifest(folder, _manifest(work, target.name))
-    return ConversionResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes), work.prefill)
+    return ConvertResult(target, sizes, parity, time.monotonic() - start, tuple(work.notes), work.prefill)
 
 
 class _Conversion:
-    """The state of one conversion: what has been decided and measured on the way."""
+    """The state of one conversion: decisions and measurements so far."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, config: ConversionConfig, audio: NDArray[np.float32], progress: Progress
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: ConvertConfig, progress: Progress) -> None:
         self.checkpoint = checkpoint
         self.config = config
         self.progress = progress
@@ -196,12 +93,12 @@ class _Conversion:
         self.parity: list[ComponentParity] = []
         self.kv_length = _kv_length(checkpoint, config)
         config.layout.check_length(checkpoint.dims.n_audio_ctx)
-        self.audio = audio
+        self.audio = verification_speech()
         self.heads: AlignmentHeads | None = None
         self.prefill: PrefillOutcome | None = None
-        self.prefill_stage = config.prefill and PrefillStage(
-            checkpoint, config.prefill, verify=config.verify, progress=progress
-        )
+        self.prefill_stage: PrefillStage | None = None
+        if options := config.prefill_options:
+            self.prefill_stage = PrefillStage(checkpoint, options, verify=config.verify, progress=progress)
         for note in checkpoint.notes:
             progress.note(note)
 
@@ -224,7 +121,7 @@ class _Conversion:
         if not self.config.word_timestamps or self.checkpoint.alignment_heads:
             return self.checkpoint.alignment_heads if self.config.word_timestamps else None
         with self.progress.stage(contract.DECODER, "alignment heads"):
-            choice = choose_alignment_heads(self.checkpoint, [one_window(self.audio)])
+            choice = choose_alignment_heads(self.checkpoint, [self.audio])
         self.notes.append(f"the checkpoint names no alignment heads; {choice.reason}")
         self.progress.note(self.notes[-1])
         return choice.heads
@@ -232,7 +129,7 @@ class _Conversion:
     def _ship_chosen_heads(self, path: Path) -> None:
         """Write the heads that were chosen where other tools look for them."""
         generation = {**self.checkpoint.generation_config, "alignment_heads": [list(pair) for pair in self.heads or ()]}
-        path.write_text(json.dumps(generation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, generation)
 
     def _component(self, components: Components, name: str, path: Path) -> None:
         """Export and verify one component."""
@@ -247,7 +144,7 @@ class _Conversion:
                 compile_package(path)
         if self.config.verify:
             with self.progress.stage(name, "verify: PyTorch"):
-                reference = components.reference(name, module)
+                reference = components.reference(name, to_reference_form(module))
             del module
             with self.progress.stage(name, "verify: package"):
                 self.parity.append(reference.compare(path))
@@ -303,16 +200,19 @@ class _Conversion:
         )
 
 
-def _kv_length(checkpoint: Checkpoint, config: ConversionConfig) -> int:
-    most = checkpoint.dims.n_text_ctx
-    length = most if config.kv_length is None else config.kv_length
-    if not 8 <= length <= most:
-        raise ConversionError(f"--kv-length is {length}, allowed are 8 to {most}, the positions that the decoder has")
+def _kv_length(checkpoint: Checkpoint, config: ConvertConfig) -> int:
+    maximum = checkpoint.dims.n_text_ctx
+    length = maximum if config.kv_length is None else config.kv_length
+    if not MIN_KV_LENGTH <= length <= maximum:
+        raise OptionsError(
+            f"{option('kv_length')} is {length}, allowed are {MIN_KV_LENGTH} to {maximum}, the positions that the "
+            "decoder has"
+        )
     if config.stateful and length % STATE_ALIGNMENT:
-        raise ConversionError(
-            f"--kv-length is {length}, but caches that are states need a multiple of {STATE_ALIGNMENT} to run on the "
-            f"Neural Engine (apple/coremltools#2631); the next are {length // STATE_ALIGNMENT * STATE_ALIGNMENT} and "
-            f"{aligned(length)}"
+        shorter, longer = length // STATE_ALIGNMENT * STATE_ALIGNMENT, aligned(length)
+        raise OptionsError(
+            f"{option('kv_length')} is {length}, but caches that are states need a multiple of {STATE_ALIGNMENT} to "
+            f"run on the Neural Engine (apple/coremltools#2631); the next are {shorter} and {longer}"
         )
     return length
 

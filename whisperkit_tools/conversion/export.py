@@ -17,7 +17,8 @@ import torch
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
 from whisperkit_tools.contract import DEPLOYMENT_TARGETS, STATEFUL_TARGETS, PackageInterface, TensorInterface
-from whisperkit_tools.errors import ConversionError
+from whisperkit_tools.errors import ConversionError, OptionsError, option
+from whisperkit_tools.files import first_line
 from whisperkit_tools.mil.coreml import import_coremltools
 
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
@@ -78,12 +79,12 @@ def check_stateful_target(deployment_target: str) -> None:
     """Refuse a system that has no states.
 
     Raises:
-        ConversionError: The target is older than iOS 18 and macOS 15.
+        OptionsError: The target is older than iOS 18 and macOS 15.
     """
     if deployment_target not in STATEFUL_TARGETS:
-        raise ConversionError(
-            f"--stateful needs iOS 18 or macOS 15, but the deployment target is {deployment_target}; add "
-            f"--deployment-target {' or '.join(STATEFUL_TARGETS)}"
+        raise OptionsError(
+            f"{option('stateful')} needs iOS 18 or macOS 15, but {option('deployment_target')} is "
+            f"{deployment_target}; choose {' or '.join(STATEFUL_TARGETS)}"
         )
 
 
@@ -127,7 +128,7 @@ def converted(
             package_dir=str(path),
         )
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error) if str(error).strip() else type(error).__name__
         raise ConversionError(f"coremltools cannot convert {path.stem}: {reason}") from error
 
 

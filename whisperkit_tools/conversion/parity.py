@@ -90,7 +90,7 @@ class Reference:
 
         Args:
             component: The package's name.
-            module: Its module; its floating-point parameters are widened to float32 in place.
+            module: Its module in float32.
             interface: Names and shapes.
             example: The inputs, apart from the decoder's token, position, caches and masks.
         """
@@ -99,7 +99,7 @@ class Reference:
         self.example = example
         # A decoder's first token, to which the first run adds what it chooses, greedily.
         self.tokens = [int(token) for token in example.get(contract.INPUT_IDS, [])]
-        self.outputs = self._run(_module_model(module.float(), interface))
+        self.outputs = self._run(_module_model(module, interface))
 
     def compare(self, package: Path) -> ComponentParity:
         """Run the package in both precisions on the same inputs."""

@@ -1,19 +1,17 @@
-"""An existing bundle, checked again: its files' hashes, the runtime's contract, and parity with its checkpoint."""
+"""The check of an existing bundle: its files' hashes, the runtime's contract, and parity with its checkpoint."""
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.checkpoint.model import dimensions
 from whisperkit_tools.contract import COMPONENTS, PREFILL, package_interfaces, stateful_interfaces
-from whisperkit_tools.conversion.components import Components
+from whisperkit_tools.conversion.components import Components, to_reference_form
 from whisperkit_tools.conversion.contract_check import package_problems, stateful_problems
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
-from whisperkit_tools.conversion.prefill.check import prefill_contract_problems, prefill_problems
+from whisperkit_tools.conversion.prefill.evidence import prefill_contract_problems, prefill_problems
+from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.errors import BundleError, CheckpointError
 from whisperkit_tools.manifest import ConversionRecord
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -21,13 +19,13 @@ from whisperkit_tools.progress import Progress, SilentProgress
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found.
+    """The findings.
 
     Attributes:
         files: Differences from the manifest's hashes.
         contract: Differences from what the runtime reads.
         parity: Shortfalls against the checkpoint.
-        measured: The figures behind `parity`; empty where no checkpoint was at hand.
+        measured: The figures that `parity` follows from. Empty where there was no checkpoint.
     """
 
     files: tuple[str, ...]
@@ -37,25 +35,23 @@ class Verification:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """All that differs."""
+        """All differences and shortfalls."""
         return self.files + self.contract + self.parity
 
 
 def verify_bundle(
     bundle: Bundle,
     checkpoint: Checkpoint | None,
-    audio: NDArray[np.float32],
-    gate: ParityGate,
+    gate: ParityGate | None = None,
     progress: Progress | None = None,
 ) -> Verification:
-    """Check a bundle.
+    """Check a bundle. Its parity is measured on speech of the demo.
 
     Args:
         bundle: The bundle.
-        checkpoint: What it was converted from, or None to leave parity unchecked.
-        audio: Speech at 16 kHz for the parity.
-        gate: The parity that is required.
-        progress: Who is told where the work stands.
+        checkpoint: Its source, or None to leave parity unchecked.
+        gate: The parity that is required, or None for the default.
+        progress: Receives the stages.
 
     Raises:
         BundleError: A package cannot be read at all, although its hashes are right.
@@ -67,8 +63,8 @@ def verify_bundle(
         breaches = _contract_problems(bundle)
     measured: list[ComponentParity] = []
     if checkpoint is not None and not files and not breaches:
-        measured = _measure(bundle, checkpoint, audio, listener)
-    parity = [line for item in measured for line in item.shortfalls(gate)]
+        measured = _measure(bundle, checkpoint, listener)
+    parity = [line for item in measured for line in item.shortfalls(gate or ParityGate())]
     if measured and checkpoint is not None and bundle.has(PREFILL):
         with listener.stage(PREFILL, "speech"):
             parity += prefill_problems(bundle, checkpoint)
@@ -76,7 +72,7 @@ def verify_bundle(
 
 
 def bundle_is_stateful(bundle: Bundle) -> bool:
-    """Say whether the decoder's caches are states, a form that today's open runtime does not load."""
+    """Return whether the decoder's caches are states, a form that today's open runtime does not load."""
     try:
         return bool(bundle.package(contract.DECODER).graph().states)
     except BundleError:  # `verify_bundle` says what is wrong with it
@@ -107,25 +103,21 @@ def _contract_problems(bundle: Bundle) -> list[str]:
     return problems + prefill_contract_problems(bundle, dims)
 
 
-def _measure(
-    bundle: Bundle, checkpoint: Checkpoint, audio: NDArray[np.float32], progress: Progress
-) -> list[ComponentParity]:
+def _measure(bundle: Bundle, checkpoint: Checkpoint, progress: Progress) -> list[ComponentParity]:
     conversion = bundle.manifest.conversion or ConversionRecord()
     heads = tuple((layer, head) for layer, head in conversion.alignment_heads) or None
     length = checkpoint.dims.n_text_ctx if conversion.kv_length is None else conversion.kv_length
-    components = Components(checkpoint, length, heads, audio)
+    components = Components(checkpoint, length, heads, verification_speech())
     measured = []
     for name in COMPONENTS:
         with progress.stage(name, "parity"):
-            module = components.load(name)
-            reference = components.reference(name, module)
-            del module
+            reference = components.reference(name, to_reference_form(components.load(name)))
             measured.append(reference.compare(bundle.package(name).path))
     return measured
 
 
 def source_of(bundle: Bundle) -> tuple[str, str | None, dict[str, str]] | None:
-    """Name, revision and weight hashes of the checkpoint that a bundle records, or None."""
+    """Return name, revision and weight hashes of the checkpoint that a bundle records, or None."""
     source = bundle.manifest.source
     if source is None or not source.name or bundle.manifest.conversion is None:
         return None

@@ -12,9 +12,7 @@ from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable, load_chip
 from whisperkit_tools.compile_hints.lint.cost import BundleEstimate, estimate_bundle
 from whisperkit_tools.compile_hints.lint.roofline import draw_roofline, require_matplotlib
 from whisperkit_tools.compile_hints.lint.rules import Residency, lint_program, rules
-from whisperkit_tools.conversion.parity import ParityGate
 from whisperkit_tools.conversion.verify import Verification, bundle_is_stateful, source_of, verify_bundle
-from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.errors import CheckpointError, OptionsError, QualityGateError, option
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.mil.coreml import planned_devices, require_compute_plan
@@ -243,7 +241,7 @@ def verify(
     """
     opened = as_bundle(bundle)
     checkpoint, reason = _checkpoint(opened, source, allow_pickle) if parity else (None, option("parity", False))
-    found = verify_bundle(opened, checkpoint, verification_speech(), ParityGate(), progress)
+    found = verify_bundle(opened, checkpoint, progress=progress)
     return BundleVerification(opened, found, reason, bundle_is_stateful(opened))
 
 

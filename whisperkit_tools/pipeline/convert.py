@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle
 from whisperkit_tools.checkpoint import Checkpoint, open_checkpoint
 from whisperkit_tools.conversion import convert as conversion
-from whisperkit_tools.conversion.convert import ConversionConfig, ConversionResult
-from whisperkit_tools.conversion.prefill.audio import labelled_recordings
-from whisperkit_tools.conversion.prefill.build import DEFAULT_MAX_WER_DELTA, PrefillConfig
-from whisperkit_tools.conversion.prefill.comparison import transcripts_with
-from whisperkit_tools.demo import verification_speech
+from whisperkit_tools.conversion.config import ConvertConfig, ConvertResult
+from whisperkit_tools.conversion.prefill.build import PrefillOptions
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.progress import Progress, SilentProgress
+
+# Keywords of `convert` by the field of `PrefillOptions` that they set.
+_KEYWORDS = {
+    "source": "prefill_from",
+    "audio": "prefill_audio",
+    "max_wer_delta": "prefill_max_wer_delta",
+    "strict": "strict",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class ConvertedBundle(Bundle):
         result: Sizes, parity, prefill and notes of the conversion.
     """
 
-    result: ConversionResult
+    result: ConvertResult
 
 
 def convert(
@@ -97,10 +103,7 @@ def convert(
         ('MelSpectrogram', 'AudioEncoder', 'TextDecoder')
     """
     progress = progress or SilentProgress()
-    wanted = turbo if prefill is None else prefill
-    if not wanted:
-        _refuse_prefill_options(prefill_from, prefill_audio, prefill_max_wer_delta, strict=strict)
-    config = ConversionConfig(
+    config = ConvertConfig(
         output_dir=Path(output_dir),
         deployment_target=deployment_target,
         kv_length=kv_length,
@@ -114,42 +117,35 @@ def convert(
         verify=verify,
         compile=compile,
         force=force,
-        prefill=PrefillConfig(
-            source=prefill_from or "speech",
-            recordings=labelled_recordings(Path(prefill_audio)) if prefill_audio else (),
-            transcripts=transcripts_with,
-            max_wer_delta=DEFAULT_MAX_WER_DELTA if prefill_max_wer_delta is None else prefill_max_wer_delta,
-            strict=strict,
-            required=bool(prefill),
-        )
-        if wanted
-        else None,
+        prefill=_prefill(
+            prefill,
+            turbo,
+            source=prefill_from,
+            audio=prefill_audio,
+            max_wer_delta=prefill_max_wer_delta,
+            strict=strict or None,
+        ),
     )
     if not isinstance(source, Checkpoint):
         with progress.stage("checkpoint", "open"):
             source = open_checkpoint(str(source), revision=revision, allow_pickle=allow_pickle)
-    result = conversion.convert(source, config, verification_speech(), progress)
+    result = conversion.convert(source, config, progress)
     bundle = Bundle.open(result.path)
     return ConvertedBundle(bundle.path, bundle.manifest, result)
 
 
-def _refuse_prefill_options(
-    source: str | None, audio: str | Path | None, max_wer_delta: float | None, *, strict: bool
-) -> None:
-    """Refuse options of a prefill where none is made.
+def _prefill(prefill: bool | None, turbo: bool, **options: Any) -> PrefillOptions | bool | None:
+    """Return how the prefill is made. Options that are None have their default.
 
     Raises:
-        OptionsError: Some are given. All are named.
+        OptionsError: There is to be no prefill, but some of its options are given. All are named.
     """
-    given = {
-        "prefill_from": source,
-        "prefill_audio": audio,
-        "prefill_max_wer_delta": max_wer_delta,
-        "strict": strict or None,
-    }
-    names = [option(name) for name, value in given.items() if value is not None]
-    if names:
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return prefill
+    if not (turbo if prefill is None else prefill):
+        names = ", ".join(option(_KEYWORDS[name]) for name in given)
         raise OptionsError(
-            f"{', '.join(names)}: there is no prefill to apply to; add {option('prefill', True)} or "
-            f"{option('turbo', True)}"
+            f"{names}: there is no prefill to apply to; add {option('prefill', True)} or {option('turbo', True)}"
         )
+    return PrefillOptions(**given, required=bool(prefill))

@@ -18,16 +18,15 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import open_checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.conversion.components import Components
+from whisperkit_tools.conversion.config import ConvertConfig
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
-from whisperkit_tools.conversion.parity import ParityGate
 from whisperkit_tools.conversion.prefill import build as prefill_stage
 from whisperkit_tools.conversion.prefill.audio import (
     demo_clips,
     held_out_windows,
     own_audio,
 )
-from whisperkit_tools.conversion.prefill.build import PrefillConfig, PrefillStage
-from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+from whisperkit_tools.conversion.prefill.build import PrefillOptions, PrefillStage
 from whisperkit_tools.conversion.prefill.evidence import (
     NullTest,
     PrefillEvidence,
@@ -40,7 +39,7 @@ from whisperkit_tools.conversion.prefill.evidence import (
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_caches, forced_tokens
 from whisperkit_tools.conversion.verify import verify_bundle
 from whisperkit_tools.demo import demo_checkpoint_dir, verification_speech
-from whisperkit_tools.errors import ConversionError, QualityGateError
+from whisperkit_tools.errors import ConversionError, OptionsError, QualityGateError
 from whisperkit_tools.manifest import Manifest
 from whisperkit_tools.progress import SilentProgress
 from whisperkit_tools.signals import psnr_db
@@ -179,7 +178,7 @@ def without_languages(folder, generation):
 def test_an_english_only_checkpoint_gets_its_one_token(tmp_path):
     folder = variant(tmp_path, english_only)
     stage = PrefillStage(
-        open_checkpoint(str(folder)), PrefillConfig(source="noise"), verify=False, progress=SilentProgress()
+        open_checkpoint(str(folder)), PrefillOptions(source="noise"), verify=False, progress=SilentProgress()
     )
     assert stage.forced.length == 1
     (tmp_path / "out").mkdir()
@@ -208,6 +207,23 @@ def test_where_there_can_be_no_prefill_turbo_does_without_and_asking_for_it_fail
     assert "left out: there can be no prefill" in out
 
 
+@pytest.mark.parametrize(
+    ("options", "made", "required"),
+    [
+        ({}, False, None),
+        ({"turbo": True}, True, False),
+        ({"turbo": True, "prefill": False}, False, None),
+        ({"turbo": True, "prefill": True}, True, True),
+        ({"prefill": True}, True, True),
+        ({"prefill": PrefillOptions(source="noise", required=False)}, True, False),
+    ],
+)
+def test_turbo_implies_a_prefill_where_there_can_be_one(options, made, required):
+    found = ConvertConfig(**options).prefill_options
+    assert (found is not None) == made
+    assert found is None or found.required is required
+
+
 # --- options -------------------------------------------------------------------------------------------------------
 
 
@@ -217,20 +233,22 @@ def test_where_there_can_be_no_prefill_turbo_does_without_and_asking_for_it_fail
         ({"source": "music"}, "known are speech, noise, mixed"),
         (
             {"source": "noise", "recordings": (Recording("r", samples=np.zeros(16000, np.float32)),)},
-            "takes no --prefill-audio",
+            "takes no prefill_audio",
         ),
         ({"max_wer_delta": -1.0}, "expected points of WER, 0 or more"),
         ({"max_wer_delta": math.nan}, "expected points of WER, 0 or more"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
-    with pytest.raises(ConversionError, match=message):
-        PrefillConfig(**options)
+    with pytest.raises(OptionsError, match=message):
+        PrefillOptions(**options)
 
 
 def test_strict_without_evidence_is_refused(checkpoint):
-    with pytest.raises(ConversionError, match="--strict asks for the evidence that --no-verify skips"):
-        PrefillStage(checkpoint, PrefillConfig(strict=True), verify=False, progress=SilentProgress())
+    with pytest.raises(OptionsError, match="strict asks for the evidence that verify=False skips"):
+        PrefillStage(checkpoint, PrefillOptions(strict=True), verify=False, progress=SilentProgress())
+    with pytest.raises(OptionsError, match="strict asks for"):
+        ConvertConfig(prefill=PrefillOptions(strict=True), verify=False)
 
 
 @pytest.mark.parametrize(
@@ -321,8 +339,8 @@ def test_info_shows_the_evidence(wkt, prefill_bundle):
 
 def stage_of(checkpoint, **options):
     few = tuple(Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:8])
-    config = PrefillConfig(**{"recordings": few, "transcripts": transcripts_with} | options)
-    return PrefillStage(checkpoint, config, verify=options.get("transcripts", 0) is not None, progress=SilentProgress())
+    config = PrefillOptions(**{"audio": few} | options)
+    return PrefillStage(checkpoint, config, verify=True, progress=SilentProgress())
 
 
 def damaged(checkpoint, forced, embeds):
@@ -365,8 +383,8 @@ def test_the_gate_leaves_a_prefill_out_when_caches_without_meaning_do_as_well(bu
     assert outcome.evidence.alike == ("zeros", "gaussian")
     assert outcome.evidence.changed == outcome.evidence.nulls["zeros"].changed == 0
     assert outcome.lines()[0].startswith("prefill left out")
-    assert "caches of zeros and gaussian do not clearly worse" in outcome.reason
-    with pytest.raises(QualityGateError, match="do not clearly worse, so the figures mean nothing"):
+    assert "all-zero and Gaussian caches do about as well" in outcome.reason
+    with pytest.raises(QualityGateError, match="do about as well, so this measurement is inconclusive"):
         stage_of(deaf, strict=True).run(bundle, export)
 
 
@@ -395,25 +413,13 @@ def test_two_conversions_write_the_same_package(checkpoint, tmp_path):
     files = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        config = PrefillConfig(source="noise")
+        config = PrefillOptions(source="noise")
         PrefillStage(checkpoint, config, verify=False, progress=SilentProgress()).run(tmp_path / name, export)
         package = tmp_path / name / PACKAGE
         files.append(
             {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()}
         )
     assert files[0] == files[1]
-
-
-def test_without_a_transcriber_the_evidence_says_that_it_means_nothing(checkpoint, forced, prefill_bundle):
-    table = read_table(prefill_bundle / PACKAGE, forced)
-    audio = own_audio("speech", [Recording(clip.id, clip.text, samples=clip.samples) for clip in demo_clips()[:2]])
-    evidence = gather_evidence(checkpoint, prefill_bundle, table, audio, None, 0.2)
-    assert evidence.wer_delta is None
-    assert not evidence.is_harmful
-    assert "nothing was transcribed" in evidence.emptiness
-    assert {name: null.clips for name, null in evidence.nulls.items()} == {"zeros": 0, "gaussian": 0}
-    assert evidence.alike == ()
-    assert any("nothing was transcribed" in line for line in evidence.lines())
 
 
 def test_every_language_and_task_is_printed(prefill_bundle, forced):
@@ -454,11 +460,11 @@ def test_the_gate_is_the_wer():
 )
 def test_null_tests_that_do_as_well_empty_the_evidence(null):
     good = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": WORSE})
-    assert (good.emptiness, good.alike) == ("", ())
+    assert (good.inconclusive, good.alike) == ("", ())
     found = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": null})
     assert found.alike == ("gaussian",)
-    assert found.emptiness == "caches of gaussian do not clearly worse, so the figures mean nothing"
-    assert found.recorded()["means_nothing"] == found.emptiness
+    assert found.inconclusive == "Gaussian caches do about as well, so this measurement is inconclusive"
+    assert found.recorded()["means_nothing"] == found.inconclusive
 
 
 def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced, prefill_bundle):
@@ -466,8 +472,13 @@ def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced
     audio = own_audio("speech", [Recording("r", samples=demo_clips()[0].samples)])
     foreign = tuple(replace(clip, language="xx") for clip in audio.clips[:2])
     short = replace(audio, clips=foreign, held_out=audio.held_out[:1])
-    found = gather_evidence(checkpoint, prefill_bundle, table, short, transcripts_with, 0.2)
-    assert "speaks none of the model's languages" in found.emptiness
+    found = gather_evidence(checkpoint, prefill_bundle, table, short, 0.2)
+    assert "speaks none of the model's languages" in found.inconclusive
+    assert found.wer_delta is None
+    assert not found.is_harmful
+    assert {name: null.clips for name, null in found.nulls.items()} == {"zeros": 0, "gaussian": 0}
+    assert found.alike == ()
+    assert any("the effect of the prefill is unknown" in line for line in found.lines())
 
 
 def test_word_errors_are_counted_after_normalisation():
@@ -476,8 +487,7 @@ def test_word_errors_are_counted_after_normalisation():
 
 def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
     manifest = json.loads((bundle / "wkt.json").read_text())
-    gate, audio = ParityGate(), verification_speech()
-    good = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint, audio, gate)
+    good = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint)
     assert good.problems == ()
     weights = bundle / PACKAGE / "Data" / "com.apple.CoreML" / "weights" / "weight.bin"
     content = bytearray(weights.read_bytes())
@@ -488,7 +498,7 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
 
     name = str(weights.relative_to(bundle))
     manifest["files"][name] = {"sha256": sha256(weights), "size_bytes": weights.stat().st_size}
-    bad = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint, audio, gate)
+    bad = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), checkpoint)
     assert bad.files == ()
     assert any("TextDecoderContextPrefill: en transcribe has" in line for line in bad.problems)
 
@@ -496,5 +506,5 @@ def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):
 def test_verify_misses_a_prefill_that_is_recorded(bundle):
     shutil.rmtree(bundle / PACKAGE)
     manifest = json.loads((bundle / "wkt.json").read_text())
-    found = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), None, verification_speech(), ParityGate())
+    found = verify_bundle(Bundle(bundle, Manifest.from_json(manifest, "m")), None)
     assert "TextDecoderContextPrefill is missing, but recorded as included" in found.contract

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -11,7 +10,7 @@ from whisperkit_tools.conversion.components import one_window
 from whisperkit_tools.demo import demo_longform, demo_utterances, read_demo_audio
 from whisperkit_tools.signals import coloured_noise
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioReader, Recording, Samples
-from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio
+from whisperkit_tools.transcribe.audio.load import load_audio
 
 Item = TypeVar("Item")
 
@@ -45,20 +44,6 @@ class PrefillAudio:
     judged_on: str
 
 
-def labelled_recordings(folder: Path) -> tuple[Recording, ...]:
-    """Return the audio of a folder, decoded, each with the transcript in the `.txt` of the same name beside it, if any.
-
-    Raises:
-        AudioError: There is no audio, or a file of it is broken. All such files are named.
-    """
-    recordings = []
-    for item in find_inputs([str(folder)]):
-        beside = item.path.with_suffix(".txt") if item.path else None
-        text = beside.read_text(encoding="utf-8", errors="replace").strip() if beside and beside.is_file() else None
-        recordings.append(Recording(item.name, text, item.path, load_audio(item)))
-    return tuple(recordings)
-
-
 def demo_audio(source: str) -> PrefillAudio:
     """Return speech of the demo's long recordings for the mean, and its short ones for the evidence.
 
@@ -79,7 +64,7 @@ def own_audio(source: str, recordings: Sequence[Recording]) -> PrefillAudio:
         source: One of `SOURCES`.
         recordings: At least one.
     """
-    heard = [_decoded(item, read_audio) for item in recordings]
+    heard = [decoded(item, load_audio) for item in recordings]
     used, rest = (_cut_all(part) for part in (heard[::2], heard[1::2]))
     windows = _windows(source, lambda: _spread(used, SPEECH_WINDOWS))
     clips = tuple(item for item in heard[1::2] if item.text and any(c.isalnum() for c in item.text))
@@ -134,10 +119,11 @@ def held_out_windows() -> tuple[Samples, ...]:
 
 def demo_clips() -> tuple[Recording, ...]:
     """Return the demo's short recordings with their samples."""
-    return tuple(_decoded(item, read_demo_audio) for item in demo_utterances())
+    return tuple(decoded(item, read_demo_audio) for item in demo_utterances())
 
 
-def _decoded(recording: Recording, read: AudioReader) -> Recording:
+def decoded(recording: Recording, read: AudioReader) -> Recording:
+    """Return the same recording with its samples in memory."""
     return replace(recording, samples=recording.audio(read), alteration=None)
 
 
@@ -152,12 +138,7 @@ def _cut_all(recordings: Sequence[Recording]) -> list[Samples]:
     """Return windows of all recordings, one after another. A last piece of less than a second is dropped."""
     windows = []
     for recording in recordings:
-        samples = recording.audio(read_audio)
+        samples = recording.audio(load_audio)
         starts = range(0, max(len(samples) - SAMPLE_RATE_HZ + 1, 1), WINDOW_SAMPLES)
         windows += [one_window(samples[at : at + WINDOW_SAMPLES]) for at in starts]
     return windows
-
-
-def read_audio(path: Path) -> Samples:
-    """Return the samples `[n]` of an audio file at 16 kHz."""
-    return load_audio(AudioInput(str(path), path))

@@ -1,4 +1,4 @@
-"""The prefill's part of a conversion: what is asked for, the package, and whether the evidence lets it stay."""
+"""The prefill in a conversion: its options, its package, and the gate that lets it stay."""
 
 import shutil
 from collections.abc import Callable
@@ -13,15 +13,16 @@ from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.contract import PREFILL, PackageInterface, prefill_interface
 from whisperkit_tools.conversion.parity import ComponentParity
-from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudio, demo_audio, own_audio
-from whisperkit_tools.conversion.prefill.evidence import PrefillEvidence, Transcripts, gather_evidence, read_table
+from whisperkit_tools.conversion.prefill.audio import SEED, SOURCES, PrefillAudio, decoded, demo_audio, own_audio
+from whisperkit_tools.conversion.prefill.evidence import PrefillEvidence, gather_evidence, read_table
 from whisperkit_tools.conversion.prefill.table import PrefillTable, encode, estimate, forced_tokens
-from whisperkit_tools.errors import ConversionError, QualityGateError
+from whisperkit_tools.errors import ConversionError, OptionsError, QualityGateError, option
 from whisperkit_tools.manifest import PrefillRecord
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.signals import psnr_db
 from whisperkit_tools.speech import Recording
+from whisperkit_tools.transcribe.audio.load import load_audio, recordings_in
 
 DEFAULT_MAX_WER_DELTA = 0.2
 Export = Callable[[torch.nn.Module, PackageInterface, Path], None]
@@ -29,59 +30,77 @@ Export = Callable[[torch.nn.Module, PackageInterface, Path], None]
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillConfig:
+class PrefillOptions:
     """How the prefill is made, and what it must show.
 
     Attributes:
-        source: What the mean is taken over: `speech`, `noise` or `mixed`.
-        recordings: The user's own speech; the demo's when empty.
-        transcripts: Transcribes with a bundle's packages, for the evidence; None leaves the transcripts unmeasured.
-        max_wer_delta: The most points by which the WER may rise, or the prefill is left out.
+        source: The audio of the mean: `speech`, `noise` or `mixed`.
+        audio: The user's own speech, as a folder or as recordings. None for the demo's. In a folder, `a.wav` has its
+            transcript in `a.txt`.
+        max_wer_delta: Maximum number of points by which the WER may rise. Above it, the prefill is left out.
         strict: Whether a prefill that is left out, or whose effect could not be measured, fails the conversion.
-        required: Whether a model that can have no prefill fails the conversion; otherwise it does without.
+        required: Whether a model that can have no prefill fails the conversion. Otherwise it does without.
     """
 
     source: str = "speech"
-    recordings: tuple[Recording, ...] = ()
-    transcripts: Transcripts | None = None
+    audio: Path | str | tuple[Recording, ...] | None = None
     max_wer_delta: float = DEFAULT_MAX_WER_DELTA
     strict: bool = False
     required: bool = True
 
     def __post_init__(self) -> None:
-        """Check.
+        """Check the values.
 
         Raises:
-            ConversionError: Values are unknown, out of range, or do not fit each other; all are named.
+            OptionsError: Values are unknown, out of range, or contradict each other. All are named.
         """
+        source, audio, delta = option("prefill_from"), option("prefill_audio"), option("prefill_max_wer_delta")
         problems = []
         if self.source not in SOURCES:
-            problems.append(f"--prefill-from is {self.source!r}, known are {', '.join(SOURCES)}")
-        if self.source == "noise" and self.recordings:
-            problems.append("--prefill-from is 'noise', which takes no --prefill-audio; leave one of the two out")
+            problems.append(f"{source} is {self.source!r}, known are {', '.join(SOURCES)}")
+        if self.source == "noise" and self.audio:
+            problems.append(f"{source} is 'noise', which takes no {audio}; omit one of the two")
         if not (np.isfinite(self.max_wer_delta) and self.max_wer_delta >= 0):
-            problems.append(f"--prefill-max-wer-delta is {self.max_wer_delta}, expected points of WER, 0 or more")
+            problems.append(f"{delta} is {self.max_wer_delta}, expected points of WER, 0 or more")
         if problems:
-            raise ConversionError("; ".join(problems))
+            raise OptionsError("; ".join(problems))
 
-    def audio(self) -> PrefillAudio:
-        """What the mean is taken over, and what it is judged on."""
-        return own_audio(self.source, self.recordings) if self.recordings else demo_audio(self.source)
+    def check_verified(self, verify: bool) -> None:
+        """Refuse `strict` without verification.
+
+        Raises:
+            OptionsError: The evidence that `strict` needs would not be gathered.
+        """
+        if self.strict and not verify:
+            raise OptionsError(
+                f"{option('strict')} asks for the evidence that {option('verify', False)} skips; omit one of the two"
+            )
+
+    def recordings(self) -> tuple[Recording, ...]:
+        """Return the user's own recordings, decoded.
+
+        Raises:
+            AudioError: The folder has no audio, or a file is broken.
+        """
+        if self.audio is None:
+            return ()
+        found = recordings_in(self.audio) if isinstance(self.audio, str | Path) else self.audio
+        return tuple(decoded(item, load_audio) for item in found)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillOutcome:
-    """What became of the prefill.
+    """The outcome for the prefill.
 
     Attributes:
         included: Whether the bundle has it.
-        reason: Why not, or what to know; may be empty.
-        forced: Tokens, languages and tasks that it holds; None when there can be none.
-        source: What the mean was taken over.
+        reason: Why not, or what to know. May be empty.
+        forced: Tokens, languages and tasks that it holds. None when there can be none.
+        source: The source of the mean.
         own_audio: Whether that was the user's speech.
-        windows: How many windows of it.
-        evidence: What was measured; None without verification.
-        parity: The package against the table it was made from; None without verification.
+        windows: Number of windows of it.
+        evidence: The measurements. None without verification.
+        parity: The package against the table it was made from. None without verification.
     """
 
     included: bool
@@ -110,7 +129,7 @@ class PrefillOutcome:
         )
 
     def lines(self) -> list[str]:
-        """The outcome in words, for the user."""
+        """Return the outcome in words, for the user."""
         if self.forced is None:
             return [f"prefill left out: {self.reason}"]
         what = f"{self.forced.length} tokens, mean over {self.windows} windows ({self.source})"
@@ -122,40 +141,43 @@ class PrefillOutcome:
 class PrefillStage:
     """Makes the package and judges it."""
 
-    def __init__(self, checkpoint: Checkpoint, config: PrefillConfig, *, verify: bool, progress: Progress) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: PrefillOptions, *, verify: bool, progress: Progress) -> None:
         """Prepare, before anything is computed.
 
         Raises:
-            ConversionError: There can be no prefill, and it was asked for by name; or `strict` without `verify`.
+            OptionsError: `strict` is set without `verify`.
+            ConversionError: There can be no prefill, and it is required.
+            AudioError: The user's recordings cannot be read.
         """
-        if config.strict and not verify:
-            raise ConversionError("--strict asks for the evidence that --no-verify skips; leave one of them out")
-        self.checkpoint, self.config, self.verify, self.progress = checkpoint, config, verify, progress
+        options.check_verified(verify)
+        self.checkpoint, self.options, self.verify, self.progress = checkpoint, options, verify, progress
         self.forced: ForcedTokens | None = None
         self.impossible = ""
         try:
             self.forced = forced_tokens(checkpoint.generation_config)
         except ConversionError as error:
-            if config.required or config.strict:
-                raise
+            if options.required or options.strict:
+                raise ConversionError(f"{error.message}, or omit the prefill ({option('prefill', False)})") from error
             self.impossible = str(error)
+        self.recordings = options.recordings() if self.forced else ()
 
     def run(self, folder: Path, export: Export) -> PrefillOutcome:
-        """Add the package to a folder that holds all else but the manifest; take it away again unless it holds up.
+        """Add the package to a folder that holds all but the manifest, and remove it again unless it holds up.
 
         Raises:
-            QualityGateError: With `strict`, when it is left out or what it changes could not be measured.
+            QualityGateError: With `strict`, when it is left out or its effect could not be measured.
         """
         if self.forced is None:
             return PrefillOutcome(False, self.impossible)
-        audio = self.config.audio()
+        source = self.options.source
+        audio = own_audio(source, self.recordings) if self.recordings else demo_audio(source)
         path = folder / f"{PREFILL}.mlpackage"
         with self.progress.stage(PREFILL, "estimate"):
             table = estimate(self.checkpoint, self.forced, encode(self.checkpoint, audio.windows))
         with self.progress.stage(PREFILL, "export"):
             export(table.module(), prefill_interface(self.checkpoint.dims, self.forced.length), path)
         outcome = self._judged(folder, path, table, audio)
-        if self.config.strict and (not outcome.included or outcome.reason):
+        if self.options.strict and (not outcome.included or outcome.reason):
             raise QualityGateError("\n".join(outcome.lines()))
         if not outcome.included:
             for made in folder.glob(f"{PREFILL}.*"):
@@ -164,21 +186,19 @@ class PrefillStage:
 
     def _judged(self, folder: Path, path: Path, table: PrefillTable, audio: PrefillAudio) -> PrefillOutcome:
         evidence, parity, included = None, None, True
-        reason = "what it changes was not measured (--no-verify)"
+        reason = "its effect was not measured, because verification was skipped"
         if self.verify:
             with self.progress.stage(PREFILL, "verify: package"):
                 parity, read = package_parity(path, table)
             with self.progress.stage(PREFILL, "verify: speech"):
-                evidence = gather_evidence(
-                    self.checkpoint, folder, read, audio, self.config.transcripts, self.config.max_wer_delta
-                )
+                evidence = gather_evidence(self.checkpoint, folder, read, audio, self.options.max_wer_delta)
             included, reason = not (evidence.is_harmful or evidence.alike), _reason(evidence)
         return PrefillOutcome(
             included=included,
             reason=reason,
             forced=table.forced,
-            source=self.config.source,
-            own_audio=bool(self.config.recordings),
+            source=self.options.source,
+            own_audio=bool(self.recordings),
             windows=len(audio.windows),
             evidence=evidence,
             parity=parity,
@@ -186,18 +206,19 @@ class PrefillStage:
 
 
 def _reason(evidence: PrefillEvidence) -> str:
+    """Return why the prefill is left out, or what to know. It is recorded, so it names no option of a command."""
     if evidence.is_harmful:
         return (
-            f"the WER rises by {evidence.wer_delta:.2f} points, more than {evidence.max_wer_delta:g}; try other "
-            "--prefill-from or --prefill-audio, or raise --prefill-max-wer-delta"
+            f"the WER rises by {evidence.wer_delta:.2f} points, more than {evidence.max_wer_delta:g}; choose another "
+            "source or other speech for the prefill, or raise the limit of its WER"
         )
     if evidence.alike:
-        return f"{evidence.emptiness}; hand in speech that the model understands with --prefill-audio"
-    return evidence.emptiness
+        return f"{evidence.inconclusive}; make the prefill from speech that the model understands"
+    return evidence.inconclusive
 
 
 def package_parity(path: Path, table: PrefillTable) -> tuple[ComponentParity, PrefillTable]:
-    """Compare a package's look-ups with the table it was made from; also return what it gives in float32."""
+    """Compare a package's look-ups with the table it was made from. Also return its table as read in float32."""
     precisions: tuple[Precision, ...] = ("float32", "float16")
     found = {precision: read_table(path, table.forced, precision) for precision in precisions}
     figures = {

@@ -1,26 +1,36 @@
-"""What a prefill costs: how near its caches come to those of other speech, and which transcripts it changes.
+"""The evidence for a prefill: the distance of its caches from those of other speech, and the transcripts it changes.
 
-Two null tests stand beside every figure. Caches of zeros, and Gaussian ones of the table's own mean and deviation, must
-do clearly worse; where they do not, the model does not look at these caches on this audio, nothing is shown, and the
-prefill is left out.
+Every figure has two null tests. All-zero caches, and Gaussian ones with the table's own mean and deviation, must do
+clearly worse. Where they do not, the model does not look at these caches on this audio. Then the measurement is
+inconclusive, and the prefill is left out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from whisperkit_tools import contract
+from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
-from whisperkit_tools.conversion.prefill.audio import SEED, PrefillAudio
-from whisperkit_tools.conversion.prefill.table import TASKS, PrefillTable, encode, forced_caches, language_codes
+from whisperkit_tools.contract import PREFILL, prefill_interface
+from whisperkit_tools.conversion.contract_check import package_problems
+from whisperkit_tools.conversion.prefill.audio import SEED, PrefillAudio, held_out_windows
+from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+from whisperkit_tools.conversion.prefill.table import (
+    TASKS,
+    PrefillTable,
+    encode,
+    forced_caches,
+    forced_tokens,
+    language_codes,
+)
+from whisperkit_tools.dimensions import ModelDimensions
+from whisperkit_tools.errors import BundleError, ConversionError
 from whisperkit_tools.eval.metrics.normalize import BasicTextNormalizer
 from whisperkit_tools.eval.metrics.wer import word_error_rate
 from whisperkit_tools.manifest import PrefillEvidenceRecord
@@ -29,29 +39,27 @@ from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.signals import peak_to_error_db
 from whisperkit_tools.speech import Recording
 
-Lookup: TypeAlias = Callable[[int, int], tuple[NDArray[np.float32], NDArray[np.float32]]]
-"""Language id and task to keys and values, each `[1, D * L, 1, n]`."""
-Transcripts: TypeAlias = Callable[[Path, Sequence[Recording], Mapping[str, Lookup | None]], Mapping[str, Sequence[str]]]
-"""Text of each clip by a bundle's packages, with each of several prefills (None for without)."""
-
 NULLS = ("zeros", "gaussian")
+_NULL_ADJECTIVES = {"zeros": "all-zero", "gaussian": "Gaussian"}
 NULL_CLIPS = 48
-LEAST_NULL_DB = 6.0  # half the error
-LEAST_NULL_SHARE = 0.1  # of the clips: so many more transcripts a null test must change
+MIN_NULL_DB = 6.0  # twice the error
+MIN_NULL_SHARE = 0.1  # of the clips: a null test must change this many more transcripts than the prefill
 ENGLISH = "en"
 PAIRS_IN_A_LINE = 8
+MIN_OVER_ZEROS_DB = 3.0  # of an existing bundle's table
+MAX_OFF_RECORD_DB = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class NullTest:
-    """What caches without meaning do.
+    """The effect of caches without meaning.
 
     Attributes:
         psnr_db: Median over languages and tasks.
-        clips: Clips that were transcribed with them; 0 when nothing was transcribed.
-        changed: How many of their transcripts they change.
-        changed_by_prefill: How many of the same the prefill changes.
-        wer: Percent, on these clips; None without any.
+        clips: Clips that were transcribed with them. 0 when nothing was transcribed.
+        changed: Number of their transcripts that they change.
+        changed_by_prefill: Number of the same transcripts that the prefill changes.
+        wer: Percent, on these clips. None without any.
     """
 
     psnr_db: float
@@ -61,28 +69,28 @@ class NullTest:
     wer: float | None
 
     def is_worse_than(self, psnr_db: float) -> bool:
-        """Whether it does clearly worse than a table of that median PSNR."""
+        """Return whether it does clearly worse than a table of that median PSNR."""
         more = self.changed - self.changed_by_prefill
-        shown = more > LEAST_NULL_SHARE * self.clips or not self.clips
-        return self.psnr_db <= psnr_db - LEAST_NULL_DB and shown
+        shown = more > MIN_NULL_SHARE * self.clips or not self.clips
+        return self.psnr_db <= psnr_db - MIN_NULL_DB and shown
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillEvidence:
-    """What was measured of a prefill.
+    """The measurements of a prefill.
 
     Attributes:
-        psnr_db: By language and task: the table's caches against those of held-out speech; the lesser of keys and
+        psnr_db: By language and task, the table's caches against those of held-out speech. The lesser of keys and
             values, errors pooled over windows.
-        held_out_windows: Windows of speech behind `psnr_db`.
+        held_out_windows: Number of windows of speech that `psnr_db` was measured on.
         held_out_from: Whose those are: `demo` or `recordings`.
         clips: Utterances transcribed with and without.
         judged_on: Whose they are: `demo` or `recordings`.
-        changed: Utterances whose transcript changes.
-        wer_without: Percent; None when nothing was transcribed.
+        changed: Number of utterances whose transcript changes.
+        wer_without: Percent. None when nothing was transcribed.
         wer_with: Percent.
         nulls: The null tests by name.
-        max_wer_delta: The most points by which the WER may rise.
+        max_wer_delta: Maximum number of points by which the WER may rise.
         gap: Why nothing was transcribed, or empty.
     """
 
@@ -117,19 +125,20 @@ class PrefillEvidence:
 
     @property
     def alike(self) -> tuple[str, ...]:
-        """The null tests that do not clearly worse."""
+        """The null tests that do about as well as the prefill."""
         middle = median(self.all_psnr_db)
         return tuple(name for name, null in self.nulls.items() if not null.is_worse_than(middle))
 
     @property
-    def emptiness(self) -> str:
-        """Why the figures mean nothing; empty when they mean something."""
+    def inconclusive(self) -> str:
+        """Why the measurement shows nothing, or empty."""
         if not self.alike:
             return self.gap
-        return f"caches of {' and '.join(self.alike)} do not clearly worse, so the figures mean nothing"
+        names = " and ".join(_NULL_ADJECTIVES[name] for name in self.alike)
+        return f"{names} caches do about as well, so this measurement is inconclusive"
 
     def lines(self) -> list[str]:
-        """The evidence in words, a line for each measurement."""
+        """Return the evidence in words, a line for each measurement."""
         figures = sorted((value, language, task) for language, x in self.psnr_db.items() for task, value in x.items())
         lowest = figures[0]
         lines = [
@@ -147,19 +156,19 @@ class PrefillEvidence:
                     for name, null in self.nulls.items()
                 )
             )
-        lines.append(f"null    {self.emptiness or 'zeros and Gaussian caches do clearly worse'}")
+        lines.append(f"null    {self.inconclusive or 'all-zero and Gaussian caches do clearly worse'}")
         each = (f"{name} {'/'.join(f'{value:.1f}' for value in x.values())}" for name, x in self.psnr_db.items())
         return lines + [f"dB      {line}" for line in _rows(list(each))]
 
     def recorded(self) -> PrefillEvidenceRecord:
         """Return the section of the manifest."""
         delta = None if self.wer_delta is None else round(self.wer_delta, 4)
-        found = {**asdict(self), "wer_delta": delta, "means_nothing": self.emptiness}
+        found = {**asdict(self), "wer_delta": delta, "means_nothing": self.inconclusive}
         return PrefillEvidenceRecord.from_json(found, "the prefill's evidence")
 
 
 def _rows(items: Sequence[str]) -> list[str]:
-    """Lines of `PAIRS_IN_A_LINE` items each."""
+    """Return lines of `PAIRS_IN_A_LINE` items each."""
     starts = range(0, len(items), PAIRS_IN_A_LINE)
     return ["  ".join(items[at : at + PAIRS_IN_A_LINE]) for at in starts]
 
@@ -169,18 +178,16 @@ def gather_evidence(
     bundle: Path,
     table: PrefillTable,
     audio: PrefillAudio,
-    transcripts: Transcripts | None,
     max_wer_delta: float,
 ) -> PrefillEvidence:
     """Measure a prefill that is in place.
 
     Args:
-        checkpoint: What the bundle was made from.
-        bundle: The folder with its packages and configs; it needs no manifest yet.
+        checkpoint: The bundle's source.
+        bundle: The folder with its packages and configs. It needs no manifest yet.
         table: The package's table, see `read_table`.
-        audio: What to measure on.
-        transcripts: Transcribes with the bundle's packages; None where that cannot be had.
-        max_wer_delta: The most points by which the WER may rise.
+        audio: The audio of the measurement.
+        max_wer_delta: Maximum number of points by which the WER may rise.
     """
     tables = {"prefill": table, **null_tables(table)}
     similar = similarity(checkpoint, tables, encode(checkpoint, audio.held_out))
@@ -191,8 +198,7 @@ def gather_evidence(
         psnr_db[names[pair][0]][names[pair][1]] = round(value, 2)
     middle = {name: median(similar[name].values()) for name in NULLS}
     clips = _in_languages(audio.clips, set(codes.values()) or {ENGLISH})
-    gap = _gap(clips, transcripts)
-    measured = _Measured([], {}) if gap or transcripts is None else _transcribe(bundle, clips, tables, transcripts)
+    measured = _transcribe(bundle, clips, tables) if clips else _Measured([], {})
     return PrefillEvidence(
         psnr_db=psnr_db,
         held_out_windows=len(audio.held_out),
@@ -204,7 +210,7 @@ def gather_evidence(
         wer_with=measured.wer("prefill"),
         nulls={name: measured.null(name, middle[name]) for name in NULLS},
         max_wer_delta=max_wer_delta,
-        gap=gap,
+        gap="" if clips else "the demo speaks none of the model's languages, so the effect of the prefill is unknown",
     )
 
 
@@ -212,24 +218,17 @@ def _in_languages(clips: Sequence[Recording], known: set[str]) -> list[Recording
     return [clip for clip in clips if clip.language is None or clip.language in known]
 
 
-def _gap(clips: Sequence[Recording], transcripts: Transcripts | None) -> str:
-    """Say why nothing can be transcribed, or nothing."""
-    if transcripts is None:
-        return "nothing was transcribed, so what the prefill changes is not known"
-    return "" if clips else "the demo speaks none of the model's languages, so what the prefill changes is not known"
-
-
 # --- caches ---------------------------------------------------------------------------------------------------------
 
 
 def read_table(package: Path, forced: ForcedTokens, precision: Precision = "float32") -> PrefillTable:
-    """Run a package for every language and task, and put its answers together again."""
+    """Run a package for every language and task, and reassemble its table."""
     program = Program.load(package, precision=precision)
     keys: dict[int, Tensor] = {}
     values: dict[int, Tensor] = {}
     for language, task in pairs(forced):
-        inputs = {"task": torch.tensor([task], dtype=torch.int32)}
-        outputs = program.run({**inputs, "language": torch.tensor([language], dtype=torch.int32)})
+        numbers = {contract.TASK: task, contract.LANGUAGE: language}
+        outputs = program.run({name: torch.tensor([number], dtype=torch.int32) for name, number in numbers.items()})
         for position, node in enumerate(forced.path(language, task)):
             keys[node] = outputs[contract.KEY_PREFILL][0, :, 0, position].float()
             values[node] = outputs[contract.VALUE_PREFILL][0, :, 0, position].float()
@@ -240,14 +239,14 @@ def read_table(package: Path, forced: ForcedTokens, precision: Precision = "floa
 
 
 def pairs(forced: ForcedTokens) -> list[tuple[int, int]]:
-    """All pairs of a language's id and a task's number; one for an English-only model."""
+    """Return all pairs of a language's id and a task's number. There is one for an English-only model."""
     if not forced.languages:
         return [(forced.start, 0)]
     return [(language, task) for language in forced.languages for task in range(len(forced.tasks))]
 
 
 def null_tables(table: PrefillTable) -> dict[str, PrefillTable]:
-    """Caches without meaning: zeros, and Gaussian ones with mean and deviation of the table's keys and values."""
+    """Return caches without meaning: zeros, and Gaussian ones with the table's mean and deviation."""
     generator = torch.Generator().manual_seed(SEED)
     noise = [
         torch.randn(part.shape, generator=generator) * part.std() + part.mean() for part in (table.keys, table.values)
@@ -259,7 +258,7 @@ def null_tables(table: PrefillTable) -> dict[str, PrefillTable]:
 def similarity(
     checkpoint: Checkpoint, tables: Mapping[str, PrefillTable], embeds: Sequence[Tensor]
 ) -> dict[str, dict[tuple[int, int], float]]:
-    """PSNR of tables' caches against those of windows, for each language and task.
+    """Return the PSNR of tables' caches against those of windows, for each language and task.
 
     Args:
         checkpoint: The checkpoint.
@@ -268,7 +267,7 @@ def similarity(
 
     Returns:
         By name of the table and by language id and task: `20 log10(max |cache| / rmse)` in dB, errors pooled over
-        windows; the lesser of keys and values.
+        windows. The lesser of keys and values.
     """
     forced = next(iter(tables.values())).forced
     width = checkpoint.dims.d_model
@@ -290,7 +289,7 @@ def similarity(
 
 
 def _psnr_db(peak: Tensor, errors: Tensor, count: int, path: tuple[int, ...]) -> float:
-    """Lesser of the keys' and the values' PSNR over the nodes of a path."""
+    """Return the lesser of the keys' and the values' PSNR over the nodes of a path."""
     nodes = list(path)
     rmse = (errors[:, nodes].sum(dim=1) / (count * len(nodes))).sqrt()
     highest = peak[:, nodes].amax(dim=1)
@@ -302,7 +301,7 @@ def _psnr_db(peak: Tensor, errors: Tensor, count: int, path: tuple[int, ...]) ->
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Clips with their texts by name of the prefill; null tests have texts of the first clips only."""
+    """Clips with their texts by name of the prefill. Null tests have texts of the first clips only."""
 
     clips: list[Recording]
     texts: dict[str, list[str]]
@@ -321,29 +320,57 @@ class _Measured:
         return NullTest(round(psnr_db, 2), count, changed, by_prefill, self.wer(name))
 
 
-def _transcribe(
-    bundle: Path, clips: list[Recording], tables: Mapping[str, PrefillTable], transcripts: Transcripts
-) -> _Measured:
+def _transcribe(bundle: Path, clips: list[Recording], tables: Mapping[str, PrefillTable]) -> _Measured:
     """Transcribe all clips without and with the prefill, and some, of all languages, with the null tests' caches."""
     step = max(1, len(clips) // NULL_CLIPS)
     some = clips[::step][:NULL_CLIPS]
     ordered = [*some, *(clip for clip in clips if all(clip is not other for other in some))]
-    first = transcripts(bundle, some, {"without": None, **{name: lookup(table) for name, table in tables.items()}})
-    rest = transcripts(bundle, ordered[len(some) :], {"without": None, "prefill": lookup(tables["prefill"])})
+    first = transcripts_with(bundle, some, {"without": None, **tables})
+    rest = transcripts_with(bundle, ordered[len(some) :], {"without": None, "prefill": tables["prefill"]})
     return _Measured(ordered, {name: [*texts, *rest.get(name, ())] for name, texts in first.items()})
 
 
-def lookup(table: PrefillTable) -> Lookup:
-    """The table as a function."""
-
-    def find(language: int, task: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        path = list(table.forced.path(language, task))
-        keys, values = (part[path].t()[None, :, None].contiguous().numpy() for part in (table.keys, table.values))
-        return keys, values
-
-    return find
-
-
 def percent_wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
-    """WER of the corpus after Whisper's basic normaliser, in percent, rounded to four digits."""
+    """Return the WER of the corpus after Whisper's basic normaliser, in percent, rounded to four digits."""
     return round(100 * word_error_rate(references, hypotheses, BasicTextNormalizer()), 4)
+
+
+# --- an existing bundle ---------------------------------------------------------------------------------------------
+
+
+def prefill_contract_problems(bundle: Bundle, dims: ModelDimensions) -> list[str]:
+    """Return the differences of an existing bundle's prefill from the runtime's contract and from its manifest."""
+    recorded = bundle.manifest.prefill
+    if not bundle.has(PREFILL):
+        return [f"{PREFILL} is missing, but recorded as included"] if recorded and recorded.included else []
+    try:
+        forced = forced_tokens(bundle.read_json("generation_config.json"))
+        return package_problems(PREFILL, bundle.package(PREFILL).path, prefill_interface(dims, forced.length))
+    except (BundleError, ConversionError) as error:
+        return [str(error)]
+    except Exception as error:  # protobuf and coremltools raise many kinds for a damaged model file
+        return [f"{PREFILL}: cannot be read ({type(error).__name__}: {error})"]
+
+
+def prefill_problems(bundle: Bundle, checkpoint: Checkpoint) -> list[str]:
+    """Return where the caches of an existing bundle's table do not stand for those of speech as well as recorded.
+
+    The table itself is not estimated again, because it may come from audio that only its maker has. But the caches of
+    other speech can be computed by anyone.
+    """
+    generation = checkpoint.generation_config
+    table = read_table(bundle.package(PREFILL).path, forced_tokens(generation))
+    tables = {"prefill": table, "zeros": null_tables(table)["zeros"]}
+    found = similarity(checkpoint, tables, encode(checkpoint, held_out_windows()))
+    evidence = bundle.manifest.prefill.evidence if bundle.manifest.prefill else None
+    recorded = evidence.psnr_db if evidence and evidence.held_out_from == "demo" else {}
+    codes = language_codes(generation)
+    problems = []
+    for (language, task), value in found["prefill"].items():
+        code, name = codes.get(language, ENGLISH), TASKS[task]
+        zeros, claimed = found["zeros"][language, task], recorded.get(code, {}).get(name)
+        if not value >= zeros + MIN_OVER_ZEROS_DB:
+            problems.append(f"{PREFILL}: {code} {name} has {value:.1f} dB on speech, zeros have {zeros:.1f} dB")
+        elif claimed is not None and abs(value - claimed) > MAX_OFF_RECORD_DB:
+            problems.append(f"{PREFILL}: {code} {name} has {value:.1f} dB on speech, recorded are {claimed:.1f} dB")
+    return problems

@@ -1,8 +1,8 @@
 """The table of caches after the forced tokens: their mean over audio, estimated from the checkpoint's own modules.
 
 All nodes of the tree of forced tokens go through the decoder together, as one sequence in which each attends to the
-nodes on its own path, and the layers are computed one after another for all windows. So a layer's keys and values of
-one window at a time are all that is held beside the table, whatever the number of languages and layers.
+nodes on its own path. The layers are computed one after another for all windows. So only one layer's keys and values
+of one window are held beside the table, whatever the number of languages and layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,13 +38,24 @@ class PrefillTable:
     keys: Tensor
     values: Tensor
 
+    def caches(self, language: int, task: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values after one answer's forced tokens, each `[1, D * L, 1, n]`.
+
+        Args:
+            language: The language's token id, without meaning for an English-only model.
+            task: Number of the task.
+        """
+        path = list(self.forced.path(language, task))
+        keys, values = (part[path].t()[None, :, None].contiguous() for part in (self.keys, self.values))
+        return keys, values
+
     def module(self) -> ContextPrefill:
-        """The module that looks them up, in float16."""
+        """Return the module that looks them up, in float16."""
         return ContextPrefill(self.forced, self.keys.half(), self.values.half())
 
 
 def forced_tokens(generation: dict[str, Any]) -> ForcedTokens:
-    """Read what every answer starts with from a generation config.
+    """Read the tokens that every answer starts with from a generation config.
 
     Raises:
         ConversionError: The model is multilingual, but its vocabulary names no languages or no task to transcribe.
@@ -59,8 +70,7 @@ def forced_tokens(generation: dict[str, Any]) -> ForcedTokens:
     if lacking:
         raise ConversionError(
             "there can be no prefill: the checkpoint is multilingual, but its vocabulary has no "
-            f"{' and no '.join(lacking)}; complete lang_to_id and task_to_id in generation_config.json, or leave the "
-            "prefill away with --no-prefill"
+            f"{' and no '.join(lacking)}; complete lang_to_id and task_to_id in generation_config.json"
         )
     try:
         return ForcedTokens(
@@ -73,16 +83,16 @@ def forced_tokens(generation: dict[str, Any]) -> ForcedTokens:
 
 
 def language_codes(generation: dict[str, Any]) -> dict[int, str]:
-    """Code of each language's token id."""
+    """Return the code of each language by its token id."""
     names: dict[str, int] = generation.get("lang_to_id") or {}
     return {int(token): name.removeprefix("<|").removesuffix("|>") for name, token in names.items()}
 
 
 def encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> list[Tensor]:
-    """Audio embeddings `[1, D, 1, 1500]` of each window, rounded to float16 as the runtime hands them on.
+    """Return the audio embeddings `[1, D, 1, 1500]` of each window, rounded to float16 as the runtime hands them on.
 
     Args:
-        checkpoint: The checkpoint, whose encoder is loaded and let go.
+        checkpoint: The checkpoint. Its encoder is loaded and released.
         windows: Each `[480000]` samples at 16 kHz.
     """
     mel, encoder = MelSpectrogram(checkpoint.dims.n_mels), checkpoint.load_encoder(torch.float16).float()
@@ -91,7 +101,7 @@ def encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> li
 
 
 def estimate(checkpoint: Checkpoint, forced: ForcedTokens, embeds: Sequence[Tensor]) -> PrefillTable:
-    """The mean of the caches over windows.
+    """Return the mean of the caches over windows.
 
     Args:
         checkpoint: The checkpoint.
@@ -116,7 +126,7 @@ def forced_caches(
     The weights are those of the package, rounded to float16, and computed in float32; one layer at a time is widened.
 
     Args:
-        checkpoint: The checkpoint, whose decoder is loaded and let go.
+        checkpoint: The checkpoint. Its decoder is loaded and released.
         forced: The tree of tokens.
         embeds: Audio embeddings of each window, `[1, D, 1, 1500]`.
 
@@ -131,10 +141,10 @@ def forced_caches(
         for window, encoded in enumerate(embeds):
             with torch.inference_mode():
                 normalised, keys, values = layer.caches(streams[window])
-                if index + 1 < checkpoint.dims.decoder_layers:  # what follows the last caches is not needed
+                if index + 1 < checkpoint.dims.decoder_layers:  # the rest of the last layer is not needed
                     streams[window] = layer.rest(streams[window], normalised, keys, values, mask, encoded.float())
             yield index, keys[0, :, 0].t(), values[0, :, 0].t()
-        decoder.layers[index] = torch.nn.Identity()  # lets the widened weights go
+        decoder.layers[index] = torch.nn.Identity()  # releases the widened weights
 
 
 class _Layer:
@@ -151,7 +161,7 @@ class _Layer:
     def rest(
         self, x: Tensor, normalised: Tensor, keys: Tensor, values: Tensor, mask: Tensor, encoded: Tensor
     ) -> Tensor:
-        """Return the stream behind the layer, `[1, D, 1, nodes]`."""
+        """Return the stream after the layer, `[1, D, 1, nodes]`."""
         layer = self._layer
         x = x + layer.self_attn.attend(normalised, keys, values, mask)[0]
         return layer.feed_forward(x + layer.encoder_attn(layer.encoder_attn_layer_norm(x), encoded)[0])
