@@ -72,7 +72,7 @@ class RowTimings:
 
 
 @dataclass(frozen=True, slots=True)
-class Phrase:
+class RowSegment:
     """A segment of a hypothesis with its times in seconds from the start of the audio."""
 
     text: str
@@ -129,7 +129,7 @@ class ResultRow:
     alignment: tuple[AlignmentPiece, ...] = ()
     error: str | None = None
     timings: RowTimings | None = None
-    segments: tuple[Phrase, ...] = ()
+    segments: tuple[RowSegment, ...] = ()
     words: tuple[Word, ...] = ()
 
     @property

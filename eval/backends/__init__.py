@@ -1,5 +1,5 @@
-"""Other ways to transcribe than the bundle's own programs, each behind the `Transcriber` protocol.
+"""Backends besides the bundle's own programs, each behind the `TranscriptionBackend` protocol.
 
-The backends that run bundles (the executor, Core ML) are handed in by the command line, for `eval` knows no model
-format. Those here are imported when they are used, so that none of their libraries is needed otherwise.
+The backends that run bundles (the executor, Core ML) come from `pipeline`, because `eval` knows no model format. Those
+here are imported when they are used, so that none of their libraries is needed otherwise.
 """

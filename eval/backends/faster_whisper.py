@@ -51,7 +51,7 @@ class FasterWhisperTranscriber:
             raise OptionsError(f"the model does not know {', '.join(unknown)}; it knows {', '.join(sorted(known))}")
 
     def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
-        """Transcribe one audio; faster-whisper decodes while its segments are read."""
+        """Transcribe one audio. faster-whisper decodes while its segments are read."""
         begun = time.perf_counter()
         parts, info = self._model.transcribe(
             audio, language=language, temperature=list(self._temperatures), word_timestamps=words, **self._options

@@ -13,7 +13,7 @@ from whisperkit_tools.speech import Samples, Segment, Timings, Transcription, Wo
 
 
 def load(options: BackendOptions) -> "MlxWhisperTranscriber":
-    """Take a folder or Hub id with MLX weights; mlx-whisper loads it with the first audio and keeps it."""
+    """Take a folder or Hub id with MLX weights. mlx-whisper loads it with the first audio and keeps it."""
     library: Any = importlib.import_module("mlx_whisper")
     own = checked(options.name, options.extra, {"condition_on_previous_text": False})
     return MlxWhisperTranscriber(library, options.model, options.temperatures, own)

@@ -1,6 +1,6 @@
 """Backends by name: those of this package, and those that other packages register.
 
-A third party registers a callable under the entry point group `whisperkit_tools.transcribers`; it is called with a
+A third party registers a callable under the entry point group `whisperkit_tools.transcribers`. It is called with a
 `BackendOptions` and returns a `TranscriptionBackend`:
 
     [project.entry-points."whisperkit_tools.transcribers"]

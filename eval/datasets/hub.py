@@ -1,7 +1,7 @@
 """Datasets of the Hugging Face Hub and local copies of them, as folders of audio files with a table.
 
-A Hub dataset is fetched once, row by row, into a folder `metadata.jsonl` + `audio/` in the cache; evaluations read
-that folder, work without a connection, and can be resumed. Audio is kept in the bytes in which it is published.
+A Hub dataset is fetched once, row by row, into a folder `metadata.jsonl` + `audio/` in the cache. Evaluations read
+that folder, work without a connection, and can be resumed. Audio is kept in its published bytes.
 """
 
 import json
@@ -38,27 +38,27 @@ _DEFAULT_SPLIT = "test"
 
 
 def fetch_snapshot(hub_id: str, options: DatasetOptions, progress: Progress) -> Path:
-    """Download a repository of audio files with a table, or find it in the Hub's cache; zipped audio is unpacked.
+    """Download a repository of audio files with a table, or find it in the Hub's cache. Zipped audio is unpacked.
 
     Returns:
         The folder.
 
     Raises:
-        DatasetError: The repository cannot be had.
+        DatasetError: The repository cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
     try:
         with progress.stage(hub_id, "downloading"):
             folder = Path(snapshot_download(hub_id, repo_type="dataset", revision=options.revision))
-    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+    except Exception as error:  # besides its own errors the client raises those of its HTTP library
         raise DatasetError(_explain(hub_id, options.revision, error)) from error
     archives = sorted(folder.glob("*.zip"))
     return _unpacked(hub_id, folder, archives, options, progress) if archives else folder
 
 
 def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: DatasetOptions, progress: Progress) -> Path:
-    """A folder with the table and the unpacked audio; its name holds the commit, so that it is made once."""
+    """Return a folder with the table and the unpacked audio. Its name holds the commit, so that it is made once."""
     target = cache_folder(options) / f"{safe_name(hub_id)}-{folder.name[:12]}"
     if target.is_dir():
         return target
@@ -76,7 +76,7 @@ def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: DatasetO
 
 
 def cache_folder(options: DatasetOptions) -> Path:
-    """Where fetched datasets are kept."""
+    """Return the folder of fetched datasets."""
     from huggingface_hub import constants
 
     return options.cache_dir or Path(constants.HF_HOME) / "whisperkit-tools" / "datasets"
@@ -99,10 +99,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def read_hub(hub_id: str, options: DatasetOptions, progress: Progress) -> list[Row]:
-    """Rows of a Hub dataset, fetched on first use.
+    """Return the rows of a Hub dataset, fetched on first use.
 
     Raises:
-        DatasetError: It cannot be had, or its columns are not understood.
+        DatasetError: It cannot be fetched.
+        OptionsError: Its columns are not recognised.
     """
     folder = _fetched(hub_id, options)
     if folder is None:
@@ -121,7 +122,7 @@ def _target(hub_id: str, options: DatasetOptions) -> Path:
 
 
 def _fetched(hub_id: str, options: DatasetOptions) -> Path | None:
-    """The folder of an earlier fetch, if it has all rows that are needed now."""
+    """Return the folder of an earlier fetch, if it has all needed rows."""
     folder = _target(hub_id, options)
     try:
         info = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
@@ -132,12 +133,12 @@ def _fetched(hub_id: str, options: DatasetOptions) -> Path | None:
 
 
 def _has_plain_table(hub_id: str, options: DatasetOptions) -> bool:
-    """Whether a repository is a folder of audio with `metadata.json`, which `datasets` does not know."""
+    """Return whether a repository is a folder of audio with `metadata.json`, which `datasets` does not support."""
     from huggingface_hub import HfApi
 
     try:
         info = HfApi().dataset_info(hub_id, revision=options.revision)
-    except Exception as error:  # beside its own errors the client lets those of its HTTP library through
+    except Exception as error:  # besides its own errors the client raises those of its HTTP library
         raise DatasetError(_explain(hub_id, options.revision, error)) from error
     return any(file.rfilename == "metadata.json" for file in info.siblings or ())
 
@@ -158,13 +159,14 @@ def _hub_rows(hub_id: str, options: DatasetOptions) -> Any:
 
 
 def read_local_files(folder: Path, options: DatasetOptions) -> list[Row] | None:
-    """Rows of a local copy of a Hub dataset: parquet or arrow files, `save_to_disk` folders included.
+    """Return the rows of a local copy of a Hub dataset: parquet or arrow files, `save_to_disk` folders included.
 
     Returns:
-        None when the folder holds nothing of the kind.
+        None when the folder holds no such files.
 
     Raises:
-        DatasetError: The files cannot be read, or their columns are not understood.
+        DatasetError: The files cannot be read.
+        OptionsError: Their columns are not recognised, or there is no such split.
     """
     found = sorted(path for pattern in _DATA_PATTERNS for path in folder.rglob(pattern))
     if not found:
@@ -182,7 +184,7 @@ def _local_rows(folder: Path, options: DatasetOptions) -> Any:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
             return loaded[_split_of(list(loaded), folder, options)] if isinstance(loaded, dict) else loaded
-        # `datasets` understands the same names of files and folders here as on the Hub.
+        # `datasets` recognises the same names of files and folders here as on the Hub.
         splits = datasets.get_dataset_split_names(str(folder), options.subset)
         split = _split_of(splits, folder, options)
         return datasets.load_dataset(str(folder), options.subset, split=split, streaming=True)
@@ -212,7 +214,8 @@ def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str) 
     """Write rows as a folder of audio files with a table.
 
     Raises:
-        DatasetError: The columns are not understood, or the rows stop coming.
+        OptionsError: The columns are not recognised.
+        DatasetError: The rows end early.
     """
     text, audio = _columns(rows, options, source)
     needed = options.rows_needed
@@ -228,7 +231,7 @@ def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str) 
 
 
 def _columns(rows: Any, options: DatasetOptions, source: str) -> tuple[str, str]:
-    """The columns with transcript and audio."""
+    """Return the columns with transcript and audio."""
     names = list(rows.column_names or next(iter(rows), {}))
     text = _pick(names, options.text_column, TEXT_FIELDS, "transcripts", "text_column", source)
     return text, _pick(names, options.audio_column, _AUDIO_COLUMNS, "audio", "audio_column", source)
@@ -246,7 +249,7 @@ def _pick(names: list[str], wanted: str | None, usual: Iterable[str], what: str,
 
 
 def _taken(rows: Any, audio: str, needed: int | None, source: str) -> Iterator[Mapping[str, Any]]:
-    """The rows with audio as published bytes, so that no decoder of `datasets` is needed."""
+    """Yield the rows with audio as published bytes, so that no decoder of `datasets` is needed."""
     import datasets
 
     try:
@@ -281,7 +284,7 @@ def _entry(row: Mapping[str, Any], number: int, text: str, audio: str, folder: P
 
 
 def _explain(hub_id: str, revision: str | None, error: Exception) -> str:
-    """Say in one line what happened and what to do."""
+    """Return one line on the cause and the remedy."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,

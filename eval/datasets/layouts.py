@@ -27,7 +27,7 @@ from whisperkit_tools.eval.metrics.normalize import base_language
 from whisperkit_tools.speech import ReferenceWord
 
 ALL = "all"
-_LONGEST_FIELD = 1 << 24  # the transcript of a day; the csv module refuses that of two hours
+_LONGEST_FIELD = 1 << 24  # the transcript of a day. The csv module's default refuses that of two hours
 METADATA_FILES = ("metadata.json", "metadata.jsonl", "metadata.csv", "metadata.tsv")
 _COMMON_VOICE_SPLITS = ("test", "dev", "train", "validated", "other", "invalidated")
 _NLP_COLUMNS = ("token", "speaker", "ts", "endTs", "punctuation")

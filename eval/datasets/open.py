@@ -30,7 +30,7 @@ class NamedDataset:
     Attributes:
         hub_id: The repository that holds it: audio files beside `metadata.json`, some of them zipped.
         what: Description for people.
-        language: Language of all its examples. None when its table tells.
+        language: Language of all its examples. None when its table declares it.
     """
 
     hub_id: str
@@ -100,7 +100,7 @@ def _rows(spec: str, options: DatasetOptions, progress: Progress) -> tuple[str, 
         rows = read_folder(path, layout)
         rows = read_local_files(path, options) if rows is None else rows
         if rows is None:
-            raise DatasetError(f"{path} holds no dataset that is understood; expected {describe_layouts()}")
+            raise DatasetError(f"{path} does not hold a supported dataset; expected {describe_layouts()}")
         return safe_name(path.resolve().name), str(path), rows, None
     if path.exists():
         raise OptionsError(f"{path} is a file; pass the folder of a dataset: {describe_layouts()}")

@@ -1,4 +1,4 @@
-"""Which examples of a dataset are taken, and from where."""
+"""The choice of examples of a dataset, and of its source."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

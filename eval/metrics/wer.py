@@ -79,8 +79,8 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], normal
     """Return the word error rate of a corpus, in which every reference word weighs the same.
 
     Args:
-        references: What was said.
-        hypotheses: What was recognised, in the same order.
+        references: The spoken texts.
+        hypotheses: The recognised texts, in the same order.
         normalize: Applied to both sides before they are compared.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Where things stand in the report's charts: ticks, positions in percent, labels that do not cover each other.
+"""Geometry of the report's charts: ticks, positions in percent, labels that do not overlap.
 
-Positions are percentages of the plot and text is set in CSS pixels: a chart fits any width, its text stays legible.
+Positions are percentages of the plot and text is set in CSS pixels, so a chart fits any width and stays legible.
 """
 
 import itertools
@@ -32,24 +32,24 @@ class Axis:
     is_log: bool = False
 
     def place(self, value: float) -> float:
-        """Position of a value in percent, kept within the plot."""
+        """Return the position of a value in percent, clamped to the plot."""
         return _place(value, self.low, self.high, self.is_log)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run in a scatter plot; positions in percent from the left and the top.
+    """One run in a scatter plot. Positions are in percent from the left and the top.
 
     Attributes:
-        series: Place of the run in the report, which gives its colour and shape.
+        series: Place of the run in the report, which determines its colour and shape.
         label: The run's name, shortened.
         title: The run's name and values.
-        x: From the left.
-        y: From the top.
-        y_low: Of the interval's lower end; None without an interval.
-        y_high: Of the interval's upper end.
-        label_y: Of the label, moved where labels would cover each other.
-        flipped: Whether the label stands left of the point.
+        x: Position from the left.
+        y: Position from the top.
+        y_low: Position of the interval's lower end. None without an interval.
+        y_high: Position of the interval's upper end.
+        label_y: Position of the label, moved where labels would overlap.
+        flipped: Whether the label is left of the point.
     """
 
     series: int
@@ -75,7 +75,7 @@ class Scatter:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One run's value in a row or on a curve: where it is in percent, and what it says."""
+    """One run's value in a row or on a curve: its position in percent and its text."""
 
     series: int
     x: float
@@ -94,7 +94,7 @@ class Curves:
 
 
 def linear_axis(values: Sequence[float], *, from_zero: bool = False, suffix: str = "") -> Axis:
-    """An axis over values with round ticks, a little wider than they are.
+    """Return an axis over values with round ticks, a little wider than they are.
 
     Raises:
         ValueError: No values.
@@ -114,7 +114,7 @@ def linear_axis(values: Sequence[float], *, from_zero: bool = False, suffix: str
 
 
 def size_axis(values: Sequence[float]) -> Axis:
-    """An axis over sizes: logarithmic where they differ by more than a factor."""
+    """Return an axis over sizes, logarithmic where they differ by a large factor."""
     low, high = min(values), max(values)
     if low <= 0 or high / low < LOG_FROM_RATIO:
         return linear_axis(values)
@@ -137,9 +137,9 @@ def scatter(
 
     Args:
         labels: `(series, short label, title)` of each run.
-        sizes: In megabytes.
-        values: In percent.
-        intervals: In percent; None where there is none.
+        sizes: Sizes in megabytes.
+        values: Values in percent.
+        intervals: Intervals in percent. None where there is none.
         less_is_better: Whether a low value is good.
     """
     ends = [end for bounds in intervals if bounds for end in bounds]
@@ -160,10 +160,10 @@ def curves(title: str, columns: Sequence[str], rows: Sequence[Sequence[float | N
     """Place curves over equally distant columns.
 
     Args:
-        title: Of the chart.
+        title: Title of the chart.
         columns: Texts below the columns.
-        rows: For each series its value at each column, in percent; None is left out.
-        top: Largest value of all charts that are to share a scale.
+        rows: For each series its value at each column, in percent. None is omitted.
+        top: Largest value of all charts that share a scale.
     """
     y = linear_axis([0.0, top], from_zero=True, suffix="%")
     places = [round(100 * i / max(1, len(columns) - 1), 3) for i in range(len(columns))]
@@ -183,7 +183,7 @@ def _whisker(bounds: tuple[float, float] | None, axis: Axis) -> tuple[float | No
 
 
 def _frontier(sizes: Sequence[float], costs: Sequence[float]) -> list[int]:
-    """Indices of the runs that none is both smaller and better than, by size."""
+    """Return the indices of the runs that no other run beats in both size and cost, by size."""
     best, kept = math.inf, []
     for index in sorted(range(len(sizes)), key=lambda i: (sizes[i], costs[i])):
         if costs[index] < best:
@@ -193,7 +193,7 @@ def _frontier(sizes: Sequence[float], costs: Sequence[float]) -> list[int]:
 
 
 def _spread(tops: Sequence[float]) -> list[float]:
-    """Move labels down until each has its height, then the whole column up where it left the plot."""
+    """Move labels down until none overlap, then the whole column up where it left the plot."""
     height = 100 * LABEL_HEIGHT_PX / PLOT_HEIGHT_PX
     placed = list(tops)
     order = sorted(range(len(tops)), key=lambda i: tops[i])

@@ -1,4 +1,4 @@
-"""What a report says about runs and their comparisons, as rows of text and positions that are only laid out later."""
+"""The content of a report on runs and their comparisons, as rows of text and positions, before any layout."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A table cell: its text, a second line, and what it is sorted by."""
+    """A table cell: its text, a second line, and its sort key."""
 
     text: str
     detail: str = ""
@@ -54,7 +54,7 @@ class TableRow:
 
 @dataclass(frozen=True, slots=True)
 class BundleTable:
-    """The table of bundles; `headings` are `(text, unit, explanation)` of the cells, without the name's column."""
+    """The table of bundles. `headings` are `(text, unit, explanation)` of the cells, without the name's column."""
 
     headings: tuple[tuple[str, str, str], ...]
     rows: tuple[TableRow, ...]
@@ -72,7 +72,7 @@ class Breakdown:
 
 
 def verdict(comparison: Comparison) -> str:
-    """One sentence on whether the candidate is worse than the baseline."""
+    """Return one sentence on whether the candidate is worse than the baseline."""
     bounds, difference = comparison.wer_difference_interval, comparison.wer_difference
     if bounds is None or difference is None:
         return f"{comparison.candidate} and {comparison.baseline} cannot be compared: no reference has words."
@@ -84,7 +84,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def tiles(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> list[Tile]:
-    """The summary: of one run its figures, of two their differences, of more the best of each."""
+    """Return the summary: the figures of one run, the differences of two, the best of several."""
     if len(runs) == 1:
         return _tiles_of_one(runs[0])
     if len(runs) == 2 and comparisons:
@@ -158,7 +158,7 @@ def _error_kinds(run: RunReport) -> str:
 
 
 def table(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> BundleTable:
-    """The table of bundles: size, word error rate, quality of inference and speed."""
+    """Return the table of bundles: size, word error rate, quality of inference and speed."""
     headings = [("Size", "MB", "All files of the bundle"), ("WER", "%", "Word error rate with its 95% interval")]
     headings += [("Sub", "", "Substituted words"), ("Del", "", "Deleted words"), ("Ins", "", "Inserted words")]
     has_qoi = bool(comparisons) or any(run.metrics.qoi is not None for run in runs)
@@ -188,14 +188,14 @@ def _table_row(series: int, run: RunReport, comparison: Comparison | None, has_q
 
 
 def quality(run: RunReport, comparison: Comparison | None) -> tuple[float | None, tuple[float, float] | None]:
-    """Quality of inference of a run and its interval: against the report's baseline, else as the run itself has it."""
+    """Return a run's quality of inference and its interval, against the report's baseline, else the run's own."""
     if comparison is not None:
         return comparison.qoi, comparison.qoi_interval
     return run.metrics.qoi, run.metrics.qoi_interval
 
 
 def scatters(runs: Sequence[RunReport], comparisons: Sequence[Comparison]) -> list[tuple[str, str, Scatter]]:
-    """`(title, what is better, plot)` of size against word error rate and quality, where sizes differ."""
+    """Return `(title, better direction, plot)` of size against word error rate and quality, where sizes differ."""
     by_key = {comparison.candidate_key: comparison for comparison in comparisons}
     wers = [(run.metrics.wer, run.metrics.wer_interval) for run in runs]
     qois = [quality(run, by_key.get(run.key)) for run in runs]
@@ -232,7 +232,7 @@ def _scatter(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without what all begin with, cut between words; as they are where one would be empty."""
+    """Return names without their common prefix, cut between words. Unchanged where one would be empty."""
     alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
     prefix = "".join(column[0] for column in alike) if len(names) > 1 else ""
     cut = max(prefix.rfind(mark) for mark in "_-/ (") + 1
@@ -243,12 +243,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def elided(name: str, longest: int = 22) -> str:
-    """A name that fits into a plot: of a longer one its beginning and its end, where variants tell what they are."""
+    """Return a name that fits into a plot. A long one keeps its beginning and its end, which names the variant."""
     return name if len(name) <= longest else f"{name[: longest // 2 - 1]}…{name[-longest // 2 :]}"
 
 
 def breakdowns(runs: Sequence[RunReport]) -> list[Breakdown]:
-    """Word error rate by duration and by speaker."""
+    """Return the word error rate by duration and by speaker."""
     by_duration = _breakdown("By duration", "duration", runs, lambda run: run.by_duration)
     by_speaker = _breakdown("By speaker", "speaker", runs, lambda run: run.by_speaker, worst_first=True)
     return [made for made in (by_duration, by_speaker) if made is not None]
@@ -286,7 +286,7 @@ def _marks(buckets: Mapping[int, Bucket], axis: Axis) -> tuple[Mark, ...]:
 
 
 def noise_curves(runs: Sequence[RunReport]) -> list[Curves]:
-    """Word error rate over the signal-to-noise ratio, one chart for each kind of noise, all on one scale."""
+    """Return the word error rate over the signal-to-noise ratio, one chart for each kind of noise, all on one scale."""
     known = {(place, point.kind, point.snr_db): point.wer for place, run in enumerate(runs) for point in run.noise}
     if not known:
         return []
@@ -320,9 +320,9 @@ def _in_percent(value: float | None) -> float | None:
 
 
 def figures(runs: Sequence[RunReport]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """All other figures as groups of `(name, one text a run)`, without those that no run has."""
+    """Return all other figures as groups of `(name, one text a run)`, without figures that no run has."""
     groups: list[tuple[str, Sequence[tuple[str, Callable[[RunReport], str | None]]]]] = [
-        ("Errors", _ERRORS), ("Where nobody speaks", _NO_SPEECH), ("Word timestamps", _TIMESTAMPS),
+        ("Errors", _ERRORS), ("Clips without speech", _NO_SPEECH), ("Word timestamps", _TIMESTAMPS),
         ("Speed", _SPEED), ("Live transcription", _STREAMING),
     ]  # fmt: skip
     made = []
@@ -338,7 +338,7 @@ def _known(value: Any, text: Callable[[Any], str]) -> str | None:
 
 
 def _of_part(part: str, name: str, text: Callable[[Any], str]) -> Callable[[RunReport], str | None]:
-    """A reader of one field of a part of a run, such as `metrics.cer`; None where the part is not there."""
+    """Return a reader of one field of a run, such as `metrics.cer`. It gives None where a part is missing."""
 
     def read(run: RunReport) -> str | None:
         value: Any = run
@@ -372,9 +372,9 @@ _ERRORS = (
     ("Repeated 5-grams", _of_part("metrics", "repeated_5grams", _whole)),
 )
 _NO_SPEECH = (
-    ("Clips without speech", _of_part("metrics.no_speech", "clips", _whole)),
-    ("of them with text", _of_part("metrics.no_speech", "clips_with_text", _whole)),
-    ("Words heard in them", _of_part("metrics.no_speech", "words", _whole)),
+    ("Clips", _of_part("metrics.no_speech", "clips", _whole)),
+    ("Clips with text", _of_part("metrics.no_speech", "clips_with_text", _whole)),
+    ("Hallucinated words", _of_part("metrics.no_speech", "words", _whole)),
 )
 _TIMESTAMPS = (
     ("Words compared", _of_part("metrics.word_timestamp_error", "words", _whole)),
@@ -404,7 +404,7 @@ _STREAMING = (
 
 
 def remarks(runs: Sequence[RunReport]) -> list[str]:
-    """What a reader of the figures has to know first."""
+    """Return the caveats of the figures."""
     by_line: dict[str, list[str]] = {}
     for run in runs:
         if run.failures:
@@ -412,7 +412,7 @@ def remarks(runs: Sequence[RunReport]) -> list[str]:
             by_line.setdefault(f"{count(len(run.failures), 'example')} {verb} not in the figures.", []).append(run.name)
         if run.problems:
             verb = "was" if len(run.problems) == 1 else "were"
-            by_line.setdefault(f"{count(len(run.problems), 'example')} of the dataset {verb} passed over.", []).append(
+            by_line.setdefault(f"{count(len(run.problems), 'example')} of the dataset {verb} skipped.", []).append(
                 run.name
             )
     lines = [_attributed(line, names, len(runs)) for line, names in by_line.items()]

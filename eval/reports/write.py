@@ -2,9 +2,9 @@
 
 `report.json`, schema version 1
 -------------------------------
-The dataclasses of `schema.py` are the schema, field by field; this is the outline. Rates are fractions, times are
-seconds, sizes are bytes, and null is what was not measured. A reader ignores fields that it does not know;
-`schema_version` grows when a field changes its meaning or goes away.
+The dataclasses of `schema.py` are the schema, field by field. This is the outline. Rates are fractions, times are
+seconds, sizes are bytes, and null is what was not measured. A reader ignores unknown fields.
+`schema_version` grows when a field changes its meaning or disappears.
 
     schema_version: 1
     runs: one, or several over the same dataset, the baseline first; each

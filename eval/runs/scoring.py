@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import score
 from whisperkit_tools.eval.runs.worker import Task, TaskResult
-from whisperkit_tools.eval.schema import Phrase, ResultRow, RowTimings, StreamRow
+from whisperkit_tools.eval.schema import ResultRow, RowSegment, RowTimings, StreamRow
 
 
 class Scorer:
@@ -43,7 +43,7 @@ class Scorer:
             return replace(
                 row,
                 timings=RowTimings.of(heard),
-                segments=tuple(Phrase(part.text, part.start_s, part.end_s) for part in heard.segments),
+                segments=tuple(RowSegment(part.text, part.start_s, part.end_s) for part in heard.segments),
                 words=heard.words,
             )
         if result.stream is not None:

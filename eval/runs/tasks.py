@@ -1,7 +1,5 @@
 """The tasks of a run, and the key that identifies the run."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +10,7 @@ from whisperkit_tools.eval.backends.base import EvaluationTarget
 from whisperkit_tools.eval.datasets.dataset import Dataset
 from whisperkit_tools.eval.runs.noise import NOISE_KINDS, SNR_LIMITS_DB, no_speech_examples, with_noise
 from whisperkit_tools.eval.runs.worker import CLEAN, NO_SPEECH, NOISE, STREAMING, Task
+from whisperkit_tools.files import sha256_of_json
 from whisperkit_tools.speech import AudioReader, Recording
 
 
@@ -124,4 +123,4 @@ def run_key(target: EvaluationTarget, dataset: Dataset, config: EvaluateConfig) 
         "config": config.keyed,
         "version": __version__,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return sha256_of_json(content)

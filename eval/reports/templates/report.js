@@ -71,7 +71,7 @@
       const key = (row) => row.cells[column].dataset.order;
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
-        if (x === "" || y === "") return x === y ? 0 : x === "" ? 1 : -1; // what is not known stands last
+        if (x === "" || y === "") return x === y ? 0 : x === "" ? 1 : -1; // unknown values come last
         const order = column === 0 ? x.localeCompare(y, "en", { numeric: true }) : Number(x) - Number(y);
         return ascending ? order : -order;
       };
@@ -236,7 +236,7 @@
   function player(example) {
     const audio = example.a;
     if (audio.k === undefined && audio.u === undefined)
-      return make("span", "", audio.name === null ? "No audio file" : "Audio is not there any more: " + audio.name);
+      return make("span", "", audio.name === null ? "No audio file" : "The audio file is missing: " + audio.name);
     const node = make("audio");
     node.controls = true;
     node.preload = "none";

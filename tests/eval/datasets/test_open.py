@@ -355,7 +355,7 @@ def test_unknown_names_list_the_known_and_the_nearest():
 
 def test_folders_that_are_no_dataset(tmp_path):
     tone(tmp_path / "a.wav")
-    with pytest.raises(DatasetError, match=r"holds no dataset that is understood; expected LibriSpeech \(\*.trans.txt"):
+    with pytest.raises(DatasetError, match=r"does not hold a supported dataset; expected LibriSpeech \(\*.trans.txt"):
         open_dataset(str(tmp_path))
     with pytest.raises(OptionsError, match="is a file; pass the folder of a dataset"):
         open_dataset(str(tmp_path / "a.wav"))

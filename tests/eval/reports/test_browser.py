@@ -8,7 +8,7 @@ import pytest
 
 from whisperkit_tools.eval.reports.html import PageOptions
 from whisperkit_tools.eval.reports.write import write_report
-from whisperkit_tools.eval.schema import Bucket, Phrase
+from whisperkit_tools.eval.schema import Bucket, RowSegment
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 LONG = " ".join(f"word{i}" for i in range(400))
@@ -52,7 +52,7 @@ def folder(write_run, sound, tmp_path):
         (LONG, LONG.replace("word200", "wort").replace("word350 ", "")),
         (TEXT, ""),
     ]
-    phrases = tuple(Phrase(f"word{i} word{i + 1}", i / 2, i / 2 + 1) for i in range(0, 400, 2))
+    phrases = tuple(RowSegment(f"word{i} word{i + 1}", i / 2, i / 2 + 1) for i in range(0, 400, 2))
     rows = {0: {"audio": str(sound)}, 4: {"audio": str(sound), "segments": phrases}}
     failed = {5: {"error": "the audio ends early", "alignment": (), "wer": None}}
     parts = {"by_speaker": tuple(Bucket(f"s{i}", 2, 9.0, 9, i / 10) for i in range(3))}

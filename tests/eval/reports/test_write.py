@@ -176,7 +176,7 @@ def test_everything_that_was_measured_is_said(write_run):
         assert text in markdown.replace("\\", ""), text
     for text in ("anna", "7.77", "utt-77", "77.flac does not exist", "the audio ends early", "executor"):
         assert text in page, text
-    for line in ("1 example failed and is not in the figures", "1 example of the dataset was passed over"):
+    for line in ("1 example failed and is not in the figures", "1 example of the dataset was skipped"):
         assert line in page
         assert line in markdown
 
@@ -190,7 +190,7 @@ def test_markdown_keeps_transcripts_and_speakers_out(write_run):
 
 
 def test_figures_are_named_within_a_line():
-    assert _within_a_line("Words heard in them") == "words heard in them"
+    assert _within_a_line("Hallucinated words") == "hallucinated words"
     assert _within_a_line("WER of the confirmed text") == "WER of the confirmed text"
 
 
@@ -389,7 +389,7 @@ def test_what_was_heard_where_nobody_speaks_is_shown(write_run, tmp_path):
     folder = write_run("org_base", [(TEXT, TEXT)], metrics=metrics)
     write_run_pages(folder)
     text = _page(folder).text
-    assert "Heard where nobody speaks white noise, 5.0 s: <b>thanks for watching" in text
+    assert "Text of clips without speech white noise, 5.0 s: <b>thanks for watching" in text
     assert "silence, 5.0 s" not in text
 
 
