@@ -5,7 +5,7 @@ from pathlib import Path
 
 from whisperkit_tools.compile_hints.lint.chips import ChipTable
 from whisperkit_tools.compile_hints.lint.cost import BundleEstimate, ProgramEstimate
-from whisperkit_tools.errors import WktError
+from whisperkit_tools.errors import OptionsError, WktError
 
 MARKERS = "osD^vP*X<>hp"
 
@@ -31,12 +31,13 @@ def draw_roofline(estimates: Sequence[BundleEstimate], table: ChipTable, target:
         target: The PNG file to write.
 
     Raises:
-        WktError: matplotlib is not installed, or the file is not a PNG.
+        WktError: matplotlib is not installed, or the folder does not exist.
+        OptionsError: The file is not a PNG.
         OSError: The file cannot be written.
     """
     require_matplotlib()
     if target.suffix.lower() != ".png":
-        raise WktError(f"{target} is not a PNG file; give the picture a name that ends with .png")
+        raise OptionsError(f"{target} is not a PNG file; give the picture a name that ends with .png")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

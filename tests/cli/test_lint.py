@@ -174,7 +174,9 @@ def test_other_mistakes(wkt, folder, tmp_path, monkeypatch):
     assert code == 2
     assert "unknown rule everything; known are no-path" in " ".join(err.split())
     assert "no package has a function 'other'; there are main" in wkt("lint", folder, "--function", "other")[2]
-    assert "name the picture with the ending .png" in wkt("estimate", folder, "--plot", tmp_path / "a.pdf")[2]
+    code, _, err = wkt("estimate", folder, "--plot", tmp_path / "a.pdf")
+    assert code == 2
+    assert "a.pdf is not a PNG file; give the picture a name that ends with .png" in err
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     code, out, err = wkt("estimate", folder, "--plot", tmp_path / "a.png")
     assert (code, out) == (1, "")

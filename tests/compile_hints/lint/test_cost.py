@@ -22,7 +22,7 @@ from whisperkit_tools.compile_hints.text_decoder import TextDecoder
 from whisperkit_tools.contract import package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.dimensions import ModelDimensions
-from whisperkit_tools.errors import WktError
+from whisperkit_tools.errors import OptionsError, WktError
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
 from whisperkit_tools.mil.tensor_spec import TensorSpec
@@ -459,7 +459,7 @@ def test_the_roofline_is_a_picture(bundle_estimates, tmp_path):
 
 
 def test_what_stops_a_picture_is_said(bundle_estimates, tmp_path, monkeypatch):
-    with pytest.raises(WktError, match=r"no PNG file; name the picture with the ending \.png"):
+    with pytest.raises(OptionsError, match=r"is not a PNG file; give the picture a name that ends with \.png"):
         draw_roofline(bundle_estimates, TABLE, tmp_path / "roof.jpg")
     with pytest.raises(WktError, match="there is no folder"):
         draw_roofline(bundle_estimates, TABLE, tmp_path / "none" / "roof.png")
