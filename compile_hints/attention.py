@@ -1,9 +1,9 @@
 """Multi-head attention in `[B, C, 1, S]` layout, with its inner product as an exchangeable part.
 
-`MultiHeadAttention` holds the projections under the checkpoint's names; *how* queries, keys and values meet is an
-`AttentionImplementation`, chosen for each component:
+`MultiHeadAttention` holds the projections under the checkpoint's names. An `AttentionImplementation`, chosen for each
+component, combines queries, keys and values:
 
-- `Cat`: all heads in one batched product; the fewest operations.
+- `Cat`: all heads in one batched product, with the fewest operations.
 - `SplitHeads`: one head at a time, the softmax over the channel axis.
 - `SplitHeadsQ`: the same, with the queries in chunks.
 - `SplitKV`: all heads at once, with keys and values in chunks.
@@ -29,7 +29,7 @@ Attended: TypeAlias = tuple[Tensor, list[Tensor]]
 
 
 class AttentionImplementation(Protocol):
-    """How queries, keys and values meet."""
+    """The combination of queries, keys and values."""
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
@@ -40,9 +40,9 @@ class AttentionImplementation(Protocol):
             query: `[B, C, 1, Q]`, already scaled.
             key: `[B, C, 1, K]`.
             value: `[B, C, 1, K]`.
-            heads: Number of heads; head `i` owns the channels `[i * C / heads, (i + 1) * C / heads)`.
+            heads: Number of heads. Head `i` owns the channels `[i * C / heads, (i + 1) * C / heads)`.
             mask: `[B, 1, 1, K]`, finite, added to the scores, or None.
-            observed: Heads whose attention weights the caller wants to see.
+            observed: Heads whose attention weights are returned.
 
         Returns:
             The output `[B, C, 1, Q]` and, for each observed head, its weights `[B, 1, Q, K]` after the softmax.
@@ -60,7 +60,7 @@ class Cat:
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
-        """Attend; see `AttentionImplementation` for arguments and shapes."""
+        """Attend. `AttentionImplementation` describes arguments and shapes."""
         query, key, value = (_by_head(x, heads) for x in (query, key, value))
         weights = _batched_scores(query, key, mask).softmax(dim=3)
         output = torch.matmul(value, weights.transpose(2, 3))  # [B, heads, C / heads, Q]
@@ -79,7 +79,7 @@ class SplitHeads:
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
-        """Attend; see `AttentionImplementation` for arguments and shapes."""
+        """Attend. `AttentionImplementation` describes arguments and shapes."""
         return _SplitKeys(key, value, heads, mask).attend(query, observed)
 
 
@@ -88,19 +88,19 @@ class SplitHeadsQ:
     """`SplitHeads` with the queries in chunks, so that scores are at most `[B, K, 1, chunk_size]`.
 
     Attributes:
-        chunk_size: Query positions in a chunk, a multiple of 32; the last one may be shorter.
+        chunk_size: Query positions in a chunk, a multiple of 32. The last chunk may be shorter.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
 
     def __post_init__(self) -> None:
-        """Check the size; raises `ValueError`."""
+        """Raise `ValueError` for a size that makes no sense."""
         _check_chunk_size(self.chunk_size)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
-        """Attend; see `AttentionImplementation` for arguments and shapes."""
+        """Attend. `AttentionImplementation` describes arguments and shapes."""
         keys = _SplitKeys(key, value, heads, mask)
         attended = [keys.attend(chunk, observed) for chunk in split(query, self.chunk_size, dim=3)]
         outputs = [output for output, _ in attended]
@@ -112,25 +112,25 @@ class SplitHeadsQ:
 class SplitKV:
     """All heads at once, with keys and values in chunks, so that scores are at most `[B, heads, Q, chunk_size]`.
 
-    Each chunk gets a softmax of its own; only its largest score and the share of that in the chunk are kept, from which
-    the chunk's share in the whole follows. All of it stays inside float16: no exponent is positive, no sum is larger
-    than the number of keys, and the values are only ever averaged.
+    Each chunk has a softmax of its own. Only its largest score and the share of that in the chunk are kept, and the
+    chunk's share in the whole follows from these. All values stay inside float16: no exponent is positive, no sum is
+    larger than the number of keys, and the values are only ever averaged.
     Source: Rabe and Staats, "Self-attention does not need O(n^2) memory", 2021.
 
     Attributes:
-        chunk_size: Key positions in a chunk, a multiple of 32; the last one may be shorter.
+        chunk_size: Key positions in a chunk, a multiple of 32. The last chunk may be shorter.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
 
     def __post_init__(self) -> None:
-        """Check the size; raises `ValueError`."""
+        """Raise `ValueError` for a size that makes no sense."""
         _check_chunk_size(self.chunk_size)
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
-        """Attend; see `AttentionImplementation` for arguments and shapes."""
+        """Attend. `AttentionImplementation` describes arguments and shapes."""
         if key.shape[3] <= self.chunk_size:
             return Cat()(query, key, value, heads=heads, mask=mask, observed=observed)
         query = _by_head(query, heads)
@@ -253,10 +253,10 @@ class _Part:
     """Attention to one chunk of the keys, as if there were no others.
 
     Attributes:
-        weights: `[B, heads, Q, chunk]`; each row sums to one.
+        weights: `[B, heads, Q, chunk]`. Each row sums to one.
         output: `[B, heads, C / heads, Q]`, the average of the chunk's values.
         highest: `[B, heads, Q, 1]`, the largest score.
-        top: `[B, heads, Q, 1]`, the weight of that score; its inverse is the sum of `exp(score - highest)`.
+        top: `[B, heads, Q, 1]`, the weight of that score. Its inverse is the sum of `exp(score - highest)`.
     """
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
@@ -268,7 +268,7 @@ class _Part:
 
 
 def _shares(parts: Sequence[_Part]) -> list[Tensor]:
-    """Return how much of the whole softmax falls to each part, `[B, heads, Q, 1]`."""
+    """Return the share of each part in the whole softmax, `[B, heads, Q, 1]`."""
     highest = parts[0].highest
     for part in parts[1:]:
         highest = torch.maximum(highest, part.highest)

@@ -53,7 +53,7 @@ class AudioEncoder(nn.Module):
     """
 
     def __init__(self, dims: ModelDimensions, attention: AttentionImplementation | None = None) -> None:
-        """Build the encoder; `attention` is how queries, keys and values meet, `Cat` unless given."""
+        """Build the encoder. `attention` is its attention implementation, `Cat` unless given."""
         super().__init__()
         implementation = attention or Cat()
         self.dims = dims

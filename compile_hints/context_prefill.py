@@ -1,8 +1,8 @@
 """The caches after the tokens that every answer starts with, as a table: a look-up instead of decoder passes.
 
-What `<|startoftranscript|>`, the language and the task leave in the caches depends on the audio only a little, so their
-mean over audio can stand for it. The decoder is causal: the first token's caches are the same for all languages and
-tasks, and the second's for all tasks. So the tokens form a tree, and the table has one row for each of its nodes.
+The caches of `<|startoftranscript|>`, the language and the task depend only little on the audio, so their mean over
+audio can replace them. The decoder is causal: the first token's caches are the same for all languages and tasks, and
+the second's for all tasks. So the tokens form a tree, and the table has one row for each of its nodes.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 class ForcedTokens:
     """The tokens that an answer starts with: one, or three when the model takes a language and a task.
 
-    They form a tree, whose nodes are numbered: the start, then the languages, then each language's tasks.
+    They form a tree with numbered nodes: the start, then the languages, then each language's tasks.
 
     Attributes:
         start: Id of `<|startoftranscript|>`.
-        languages: Ids of the languages; empty for an English-only model.
-        tasks: Ids of `<|transcribe|>` and, where there is one, `<|translate|>`; empty for an English-only model.
+        languages: Ids of the languages. Empty for an English-only model.
+        tasks: Ids of `<|transcribe|>` and, where there is one, `<|translate|>`. Empty for an English-only model.
     """
 
     start: int
@@ -30,7 +30,7 @@ class ForcedTokens:
     tasks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check; raises `ValueError`."""
+        """Raise `ValueError` for ids that contradict each other."""
         if bool(self.languages) != bool(self.tasks):
             raise ValueError(f"{len(self.languages)} languages and {len(self.tasks)} tasks: expected both or neither")
         if len(set(self.languages)) < len(self.languages) or len(set(self.tasks)) < len(self.tasks):
@@ -38,7 +38,7 @@ class ForcedTokens:
 
     @property
     def length(self) -> int:
-        """How many tokens an answer starts with."""
+        """Number of tokens that an answer starts with."""
         return 3 if self.languages else 1
 
     @property
@@ -60,10 +60,10 @@ class ForcedTokens:
         return (*start, *pairs, *leaves)
 
     def path(self, language: int, task: int) -> tuple[int, ...]:
-        """The nodes of one answer.
+        """Return the nodes of one answer.
 
         Args:
-            language: The language's token id; without meaning for an English-only model.
+            language: The language's token id, without meaning for an English-only model.
             task: Index in `tasks`.
 
         Raises:
@@ -78,7 +78,7 @@ class ForcedTokens:
 
 
 class ContextPrefill(nn.Module):
-    """Looks up the caches of one language and task."""
+    """A look-up of the caches of one language and task."""
 
     def __init__(self, forced: ForcedTokens, keys: Tensor, values: Tensor) -> None:
         """Take the table.
@@ -89,7 +89,7 @@ class ContextPrefill(nn.Module):
             values: `[nodes, D * L]`.
 
         Raises:
-            ValueError: The tables have not one row for each node.
+            ValueError: The tables do not have one row for each node.
         """
         super().__init__()
         nodes = len(forced.tokens)
@@ -111,8 +111,8 @@ class ContextPrefill(nn.Module):
 
         Args:
             task: `[1]` int32: 0 to transcribe, 1 to translate.
-            language: `[1]` int32, the language's token id. One that the model does not know is taken for its first
-                language: a table cannot refuse.
+            language: `[1]` int32, the language's token id. An unknown one stands for the first language, because a
+                table cannot refuse.
 
         Returns:
             `key_cache_prefill` and `value_cache_prefill`, each `[1, D * L, 1, n]`.

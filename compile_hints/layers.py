@@ -26,7 +26,7 @@ def _unsqueeze_on_load(module: nn.Module, state_dict: dict[str, Any], prefix: st
 class SequenceConv(nn.Conv2d):
     """A convolution along the sequence: `[B, in, 1, S]` to `[B, out, 1, S / stride]`.
 
-    Principle: a linear layer is a 1x1 convolution, so that the data stays channels first and sequence last.
+    A linear layer is a 1x1 convolution, so that the data stays channels first and sequence last.
     Source: Apple, "Deploying Transformers on the Apple Neural Engine", principle 1.
     """
 
@@ -84,7 +84,7 @@ class FeedForward(nn.Module):
 
 
 def split(x: Tensor, size: int, dim: int) -> list[Tensor]:
-    """Split an axis into pieces of `size`, the last one maybe shorter; a single piece costs no operation."""
+    """Split an axis into pieces of `size`. The last one may be shorter. A single piece costs no operation."""
     return [x] if x.shape[dim] <= size else list(torch.split(x, size, dim=dim))
 
 

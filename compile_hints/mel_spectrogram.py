@@ -2,7 +2,7 @@
 
 Powers range from 4e4 (full scale) down to Whisper's floor of 1e-10, far below float16's smallest number, and rounding
 the audio itself to float16 raises the noise above the lower part of Whisper's 80 dB range. So the module computes in
-float32 on float32 audio; only its result, which lies between about -1.5 and 1.7, fits float16.
+float32 on float32 audio. Only its result, which lies between about -1.5 and 1.7, fits float16.
 """
 
 import math
@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 N_FFT = 400  # 25 ms
 HOP_LENGTH = 160  # 10 ms
 N_BINS = N_FFT // 2 + 1  # 201 frequencies, 0 to 8000 Hz
-N_FRAMES = WINDOW_SAMPLES // HOP_LENGTH  # 3000 frames in a window
 
 
 class MelSpectrogram(nn.Module):
@@ -57,7 +56,7 @@ class MelSpectrogram(nn.Module):
 def _windowed_dft() -> Tensor:
     """Return the kernels `[402, 1, 1, 400]`: Hann-windowed cosines, then sines, of each frequency.
 
-    On the CPU whatever the default device is, for they are constants and not weights to be loaded.
+    They are on the CPU whatever the default device is, because they are constants and not weights to be loaded.
     """
     sample = torch.arange(N_FFT, dtype=torch.float64, device="cpu")
     frequency = torch.arange(N_BINS, dtype=torch.float64, device="cpu")

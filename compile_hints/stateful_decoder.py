@@ -1,12 +1,12 @@
 """Whisper's text decoder with its caches as states (iOS 18, macOS 15), in two halves.
 
 `AudioProjection` runs once for each window: it projects the encoder's output to every layer's cross-attention keys and
-values and puts them into states. `StatefulTextDecoder` runs once for each token and takes the token, its position and
-a mask; what it attends to lies in the states, and it writes its own keys and values there. Both hold all four states,
-under the same names and in the same shapes, so that they can be two functions of one package on one state object.
+values and writes them to states. `StatefulTextDecoder` runs once for each token. It takes the token, its position and a
+mask, reads keys and values from the states, and writes its own there. Both hold all four states, under the same names
+and in the same shapes, so that they can be two functions of one package on one state object.
 
-The last axis of each state is a multiple of 32 elements: with others, stateful models fail on the Neural Engine
-(apple/coremltools#2631). The audio's 1500 positions become 1504, and the four that were added are masked.
+The last axis of each state is a multiple of 32 elements, because other lengths fail on the Neural Engine
+(apple/coremltools#2631). The audio's 1500 positions become 1504, and the four additional ones are masked.
 """
 
 from collections.abc import Iterable
@@ -26,8 +26,8 @@ from whisperkit_tools.contract import AUDIO_STATES, MASKED, TEXT_STATES, state_s
 def write_at(cache: Tensor, update: Tensor, position: Tensor) -> Tensor:
     """Put `update` `[..., 1]` at one position of `cache` `[..., S]`.
 
-    An operation of its own, because PyTorch has none for a position known only at run time that is exported as what
-    it is: the ML Program's `slice_update`, which the Neural Engine runs.
+    This is an operation of its own, because PyTorch has none for a position known only at run time that becomes the
+    ML Program's `slice_update`, which the Neural Engine runs.
     Source: ane-guide, appendix A: `slice_update`, `read_state` and `write_state` native on all chips.
 
     Args:
@@ -47,7 +47,7 @@ def _(cache: Tensor, update: Tensor, position: Tensor) -> Tensor:
 
 
 class _Stateful(nn.Module):
-    """Holds the four states as buffers; they are no part of the state dict."""
+    """The four states as buffers outside the state dict."""
 
     key_cache: Tensor
     value_cache: Tensor
@@ -65,7 +65,7 @@ class _Stateful(nn.Module):
 
 
 class _CrossAttention(nn.Module):
-    """A layer's cross-attention, as far as it depends on the audio alone, under the checkpoint's names."""
+    """The part of a layer's cross-attention that depends on the audio alone, under the checkpoint's names."""
 
     def __init__(self, attention: MultiHeadAttention) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class AudioProjection(_Stateful):
     """The half that runs once for each window."""
 
     def __init__(self, decoder: TextDecoder) -> None:
-        """Share the modules of a decoder; see `StatefulTextDecoder`."""
+        """Share the modules of a decoder, as `StatefulTextDecoder` does."""
         super().__init__()
         layers = cast("Iterable[TextDecoderLayer]", decoder.layers)
         self.layers = nn.ModuleList(_CrossAttention(layer.encoder_attn) for layer in layers)
@@ -85,14 +85,14 @@ class AudioProjection(_Stateful):
     def forward(self, encoder_output_embeds: Tensor) -> Tensor:
         """Project a window's audio into the states, and clear the text's first position.
 
-        The masks hide what the text's states hold from the window before; clearing a position makes these states part
+        The masks hide what the text's states hold from the previous window. Clearing a position makes these states part
         of this function too, so that both functions declare the same ones.
 
         Args:
             encoder_output_embeds: `[1, D, 1, 1500]`.
 
         Returns:
-            `first_audio_key`, `[1, 1, 1, 1]`: a program must give something out.
+            `first_audio_key`, `[1, 1, 1, 1]`, because a program must have an output.
         """
         missing = self.audio_key_cache.shape[3] - encoder_output_embeds.shape[3]
         silence = torch.zeros_like(encoder_output_embeds[..., :missing])
@@ -117,10 +117,10 @@ class StatefulTextDecoder(_Stateful):
         """Share the modules of a decoder, the weights under the same names.
 
         Args:
-            decoder: The decoder in the runtime's form, which stays as it is.
+            decoder: The decoder in the runtime's form. It stays unchanged.
 
         Raises:
-            ValueError: The length of its caches is no multiple of `STATE_ALIGNMENT`.
+            ValueError: The length of its caches is not a multiple of `STATE_ALIGNMENT`.
         """
         super().__init__()
         self.dims = decoder.dims
@@ -137,7 +137,7 @@ class StatefulTextDecoder(_Stateful):
         self.register_buffer("audio_padding", padding if length > used else None, persistent=False)
 
     def forward(self, input_ids: Tensor, cache_length: Tensor, decoder_key_padding_mask: Tensor) -> tuple[Tensor, ...]:
-        """Decode one token; the audio must have been projected, and the tokens before it decoded.
+        """Decode one token. Project the audio and decode the previous tokens first.
 
         Args:
             input_ids: `[1]` int32, the token.

@@ -15,7 +15,7 @@ AlignmentHeads: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class CachedStep:
-    """What every layer's self-attention needs of the cache at one step.
+    """Masks of one step, for the self-attention of every layer.
 
     Attributes:
         here: `[1, 1, 1, S]`, one at the current position.
@@ -31,7 +31,7 @@ class CachedStep:
     def updated(self, cache: Tensor, update: Tensor) -> Tensor:
         """Put `update` `[1, D, 1, 1]` at the current position of `cache` `[1, D, 1, S]`.
 
-        As arithmetic, because a scatter has no path on the Neural Engine.
+        This is arithmetic, because a scatter has no path on the Neural Engine.
         """
         return cache * self.elsewhere + update * self.here
 
@@ -74,7 +74,7 @@ class TextDecoder(nn.Module):
     """One decoding step.
 
     Parameter names are the checkpoint's below `model.decoder.`. The token embedding is used twice, to embed and to
-    give the logits, in the same shape, so that a package stores it once.
+    compute the logits, in the same shape, so that a package stores it once.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class TextDecoder(nn.Module):
             dims: The architecture.
             kv_length: Positions of the caches, at most `dims.n_text_ctx`.
             alignment_heads: Heads whose mean cross-attention is given out for word timestamps, or None for none.
-            attention: How queries, keys and values meet; `Cat` unless given.
-            logits_chunk_size: Most logits that one product may give, where the Neural Engine has a limit; None for all
-                at once.
+            attention: The attention implementation, `Cat` unless given.
+            logits_chunk_size: Maximum number of logits that one product gives, where the Neural Engine has a limit.
+                None for all at once.
 
         Raises:
             ValueError: `kv_length`, a head or `logits_chunk_size` is out of range.
@@ -170,10 +170,10 @@ class TextDecoder(nn.Module):
 
 
 def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
-    """Return the rows `[1, D]` of tokens `[1]` in a table that is cut into pieces of equal height but for the last.
+    """Return the rows `[1, D]` of tokens `[1]` in a table that is cut into pieces of equal height, except for the last.
 
-    All of it on whole numbers: float16 does not hold ids beyond 2048, and the converter takes clamping and division for
-    arithmetic of floats.
+    All arithmetic is on integers, because float16 does not hold ids beyond 2048. Clamping and division are not used,
+    because the converter makes them arithmetic of floats.
     """
     height, at_most = tables[0].shape[0], tables[-1].shape[0] - 1
     if len(tables) == 1:

@@ -1,13 +1,12 @@
-"""Choosing alignment heads on speech, for checkpoints that name none or those of another model.
+"""The choice of alignment heads on speech, for checkpoints that name none or those of another model.
 
-A head is good for word timestamps when, token after token, it looks at a small stretch of audio and that stretch moves
-on. So each head is scored by the attention that lies within 100 ms of the best path which advances with every token:
-one for a head that follows the speech exactly, near zero for one that looks everywhere.
+A head is good for word timestamps when, token after token, it attends to a small stretch of audio and that stretch
+moves on. So the score of a head is its attention within 100 ms of the best path that advances with every token. It is
+one for a head that follows the speech exactly, and near zero for one that attends everywhere.
 
-How high a score is says little by itself: a small model's heads follow the speech with broad attention, and few tokens
-find some path in anything. So it is held against chance: the score of the same attention with its tokens in another
-order. A head that follows the speech loses most of its score then; one that looks everywhere, or always at one place,
-loses none.
+A score alone says little: a small model's heads follow the speech with broad attention, and a few tokens find a path in
+anything. So it is compared with chance: the score of the same attention with its tokens in another order. A head that
+follows the speech then loses most of its score. One that attends everywhere, or always to one place, loses none.
 
 Source: the idea of choosing heads from their attention: k2-fsa/sherpa-onnx, pull request 2945.
 """
@@ -27,7 +26,7 @@ from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDeco
 
 SAMPLES_PER_POSITION = 320  # an encoder position is two mel frames, 20 ms
 _REACH = 5  # positions on each side of the path that count as on it
-_ADVANCE = 2  # positions that the path moves on with each token, at least
+_ADVANCE = 2  # minimum number of positions that the path moves on with each token
 _MAX_TOKENS = 120  # enough to tell heads apart, and bounded for a model that repeats itself
 _MIN_TOKENS = 8
 _TIMES_CHANCE = 2.0  # heads of trained models reach 2.7 to 4.3 where they follow the speech, others 0.9 to 1.6
@@ -39,12 +38,12 @@ _SILENCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class HeadChoice:
-    """The outcome of looking for alignment heads.
+    """Chosen alignment heads, or the reason why there are none.
 
     Attributes:
         heads: The heads, the best first, or None when none follows the speech.
-        reason: Why these, or why none, for the user.
-        scores: `[layers, heads]`, each head's score; None when nothing could be measured.
+        reason: The reason of the choice, for the user.
+        scores: `[layers, heads]`, each head's score. None when nothing could be measured.
         chance: `[layers, heads]`, each head's score with the tokens in another order.
     """
 
@@ -83,7 +82,7 @@ def choose_alignment_heads(checkpoint: Checkpoint, windows: Sequence[NDArray[np.
 
 
 def select(scores: Tensor, chance: Tensor) -> HeadChoice:
-    """Select the heads that follow the speech: the one that beats chance by most, and those that come near it.
+    """Select the head that is furthest above chance, and those that are close to it.
 
     Args:
         scores: `[layers, heads]`.
@@ -100,8 +99,8 @@ def select(scores: Tensor, chance: Tensor) -> HeadChoice:
             scores,
             chance,
         )
-    least = max(_TIMES_CHANCE, _RELATIVE_TO_BEST * best)
-    near = tuple(divmod(index, scores.shape[1]) for index in order if times[index] >= least)
+    minimum = max(_TIMES_CHANCE, _RELATIVE_TO_BEST * best)
+    near = tuple(divmod(index, scores.shape[1]) for index in order if times[index] >= minimum)
     return HeadChoice(
         near,
         f"{len(near)} alignment heads chosen on speech (they follow it up to {best:.1f} times as closely as with the "
@@ -112,7 +111,7 @@ def select(scores: Tensor, chance: Tensor) -> HeadChoice:
 
 
 def chance_scores(weights: Tensor) -> Tensor:
-    """Score what each head would reach with the tokens in another order, as `head_scores`."""
+    """Return the `head_scores` that each head reaches with the tokens in another order."""
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(weights.shape[2], generator=generator) for _ in range(_SHUFFLES)]
     return torch.stack([head_scores(weights[:, :, order]) for order in orders]).mean(0)
@@ -132,14 +131,14 @@ def head_scores(weights: Tensor) -> Tensor:
     best = near[:, 0]
     for token in range(1, near.shape[1]):
         so_far = best.cummax(dim=-1).values
-        # A path cannot have come from the last positions, nor stand at the first ones.
+        # A path cannot have come from the last positions, nor be at the first ones.
         reached = torch.nn.functional.pad(so_far[:, :-_ADVANCE], (_ADVANCE, 0), value=-torch.inf)
         best = reached + near[:, token]
     return (best.max(dim=-1).values / near.shape[1]).view(weights.shape[:2])
 
 
 def positions_with_sound(audio: NDArray[np.float32]) -> int:
-    """Return the number of encoder positions up to the last sound, silence behind it left out."""
+    """Return the number of encoder positions up to the last sound, without the silence after it."""
     sound = np.flatnonzero(np.abs(audio) > _SILENCE)
     return int(-(-(sound[-1] + 1) // SAMPLES_PER_POSITION)) if sound.size else 0
 
@@ -147,7 +146,7 @@ def positions_with_sound(audio: NDArray[np.float32]) -> int:
 def transcribe_attention(
     decoder: TextDecoder, encoder_output_embeds: Tensor, generation: dict[str, Any]
 ) -> tuple[list[int], Tensor]:
-    """Transcribe a window greedily and without timestamps, watching all heads.
+    """Transcribe a window greedily and without timestamps, and record the attention of all heads.
 
     Args:
         decoder: The decoder.
@@ -165,12 +164,12 @@ def transcribe_attention(
         watched.step(languages[int(logits[languages].argmax())])
         watched.step(generation["task_to_id"]["transcribe"])
     logits, weights = watched.step(generation["no_timestamps_token_id"])
-    barred = [*(generation.get("suppress_tokens") or []), start]
+    suppressed = [*(generation.get("suppress_tokens") or []), start]
     at_first = generation.get("begin_suppress_tokens") or []
     tokens: list[int] = []
     rows: list[Tensor] = []
     while len(rows) < min(_MAX_TOKENS, decoder.dims.n_text_ctx - 4):
-        logits[barred if rows else [*barred, *at_first]] = -torch.inf
+        logits[suppressed if rows else [*suppressed, *at_first]] = -torch.inf
         logits[generation["no_timestamps_token_id"] :] = -torch.inf  # timestamps follow it in every Whisper
         token = int(logits.argmax())
         if token == generation["eos_token_id"]:
@@ -183,7 +182,7 @@ def transcribe_attention(
 
 
 class _WatchedDecoder:
-    """A decoder on one window that shows every head, and projects the audio to keys and values only once."""
+    """A decoder on one window that returns every head's attention, and projects the audio only once."""
 
     def __init__(self, decoder: TextDecoder, encoder_output_embeds: Tensor) -> None:
         self.decoder = decoder
@@ -195,7 +194,7 @@ class _WatchedDecoder:
         self.text = [(empty, empty) for _ in self.layers]
 
     def step(self, token: int) -> tuple[Tensor, Tensor]:
-        """Decode one token; return the logits `[V]` and the cross-attention `[layers, heads, 1500]`."""
+        """Decode one token, and return the logits `[V]` and the cross-attention `[layers, heads, 1500]`."""
         decoder = self.decoder
         embedded = decoder.embed_tokens(torch.tensor([token])) + decoder.embed_positions(torch.tensor([self.position]))
         self.position += 1
@@ -217,6 +216,6 @@ class _WatchedDecoder:
 
 
 def _encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> list[Tensor]:
-    """Return the audio embeddings of each window; the encoder is gone afterwards."""
+    """Return the audio embeddings of each window. The encoder is released afterwards."""
     mel, encoder = MelSpectrogram(checkpoint.dims.n_mels), checkpoint.load_encoder()
     return [encoder(mel(torch.from_numpy(window))) for window in windows]

@@ -9,12 +9,12 @@ from whisperkit_tools.mil.coreml import import_coremltools
 
 
 def package_problems(component: str, path: Path, interface: PackageInterface) -> list[str]:
-    """Where a package on disk differs from what the runtime reads; see `interface_problems`."""
+    """Return the differences of a package on disk from the contract, see `interface_problems`."""
     return interface_problems(component, import_coremltools().utils.load_spec(str(path)), interface)
 
 
 def stateful_problems(component: str, path: Path, interfaces: Mapping[str, PackageInterface]) -> list[str]:
-    """Where the functions of a package on disk differ from their interfaces; one line for each difference."""
+    """Return the differences of a package's functions on disk from their interfaces, one line for each."""
     spec = import_coremltools().utils.load_spec(str(path))
     found = {function.name: function for function in spec.description.functions}
     problems = [f"{component}: function {name} is missing" for name in interfaces if name not in found]
@@ -24,21 +24,21 @@ def stateful_problems(component: str, path: Path, interfaces: Mapping[str, Packa
 
 
 def interface_problems(component: str, spec: Any, interface: PackageInterface) -> list[str]:
-    """Where a package's declared inputs and outputs differ from what the runtime reads.
+    """Return the differences of a package's declared inputs and outputs from the contract.
 
     Args:
         component: The package's name, for the messages.
         spec: Its Core ML `Model` protobuf.
-        interface: What is expected.
+        interface: The expected interface.
 
     Returns:
-        One line for each difference; empty when the contract is kept.
+        One line for each difference. Empty when the contract is kept.
     """
     return function_problems(component, spec.description, interface)
 
 
 def function_problems(component: str, description: Any, interface: PackageInterface) -> list[str]:
-    """Where a function's description differs from its interface; `description` is the protobuf of it or of a model."""
+    """Return the differences of a function's or a model's description, a protobuf, from its interface."""
     problems: list[str] = []
     for kind, expected, declared in (
         ("input", interface.inputs, description.input),

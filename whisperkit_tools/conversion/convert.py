@@ -66,7 +66,7 @@ def convert(checkpoint: Checkpoint, config: ConvertConfig, progress: Progress | 
         OptionsError: The options do not fit the checkpoint.
         ConversionError: coremltools refuses the checkpoint, or it can have no prefill although one is required.
         CheckpointError: Weights are damaged.
-        QualityGateError: A package does not compute what the checkpoint does.
+        QualityGateError: A package does not compute what the checkpoint computes.
         BundleError: The bundle exists.
     """
     start = time.monotonic()
@@ -127,7 +127,7 @@ class _Conversion:
         return choice.heads
 
     def _ship_chosen_heads(self, path: Path) -> None:
-        """Write the heads that were chosen where other tools look for them."""
+        """Write the chosen heads where other tools look for them."""
         generation = {**self.checkpoint.generation_config, "alignment_heads": [list(pair) for pair in self.heads or ()]}
         write_json(path, generation)
 
@@ -167,7 +167,7 @@ class _Conversion:
             compile_package(path)
 
     def _export(self, components: Components, name: str, module: torch.nn.Module, path: Path) -> list[str]:
-        """Write one package; return where it differs from its interface."""
+        """Write one package, and return its differences from its interface."""
         metadata, target = self._metadata(name), self.config.deployment_target
         if self.config.stateful and isinstance(module, TextDecoder):
             from whisperkit_tools.conversion.stateful import export_stateful

@@ -1,4 +1,4 @@
-"""One PyTorch module to one `.mlpackage`.
+"""Export of one PyTorch module to one `.mlpackage`.
 
 `torch.export` records the graph without computing it, and the weights stay float16 from the checkpoint's file to the
 package's, so that large-v3 needs little more memory than its weights.
@@ -18,7 +18,7 @@ import torch
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
 from whisperkit_tools.contract import DEPLOYMENT_TARGETS, STATEFUL_TARGETS, PackageInterface, TensorInterface
 from whisperkit_tools.errors import ConversionError, OptionsError, option
-from whisperkit_tools.files import first_line
+from whisperkit_tools.files import first_line, write_whole
 from whisperkit_tools.mil.coreml import import_coremltools
 
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
@@ -27,7 +27,7 @@ _PACKAGE_NAMESPACE = uuid.UUID("5b9ac6de-3a0f-5e9c-8a52-4f2f4f6d3c11")
 
 @dataclass(frozen=True, slots=True)
 class PackageMetadata:
-    """What a package says of itself.
+    """The description that a package carries.
 
     Attributes:
         description: One sentence on the component.
@@ -56,16 +56,16 @@ def export_package(
     """Export a module and save it as an `.mlpackage`.
 
     Args:
-        module: The module; its forward takes the interface's inputs by name and returns its outputs in order. Float16
-            parameters are kept as they are; nothing is rounded here.
+        module: The module. Its forward takes the interface's inputs by name and returns its outputs in order. Float16
+            parameters stay as they are, and nothing is rounded here.
         interface: Names, shapes and types to declare.
-        path: Where to save; must not exist.
+        path: The package. It must not exist.
         deployment_target: A key of `DEPLOYMENT_TARGETS`.
-        metadata: What the package says of itself.
+        metadata: The description that the package carries.
         float32: Compute in float32 whatever the outputs' type is.
 
     Raises:
-        ConversionError: coremltools cannot convert the module, or gives other outputs than the interface's.
+        ConversionError: coremltools cannot convert the module, or returns other outputs than the interface's.
     """
     program = exported(module, interface)
     model = converted(program, interface, path, deployment_target=deployment_target, float32=float32)
@@ -100,9 +100,9 @@ def converted(
     """Convert an exported program and save it.
 
     Args:
-        program: What `exported` gave.
+        program: The result of `exported`.
         interface: Names, shapes and types to declare.
-        path: Where to save; must not exist.
+        path: The package. It must not exist.
         deployment_target: A key of `DEPLOYMENT_TARGETS`.
         float32: Compute in float32 whatever the outputs' type is.
         last_passes: Names of registered passes to run after all others.
@@ -133,7 +133,7 @@ def converted(
 
 
 def exported(module: torch.nn.Module, interface: PackageInterface) -> torch.export.ExportedProgram:
-    """Record what a module computes, in the form that coremltools converts without float32 copies."""
+    """Record the graph of a module, in the form that coremltools converts without float32 copies."""
     from whisperkit_tools.conversion.passes import cast_quotients, cast_scalars
 
     example = tuple(_example(tensor) for tensor in interface.inputs.values())
@@ -155,7 +155,7 @@ def _pipeline(ct: Any, float32: bool) -> Any:
     from whisperkit_tools.conversion import passes
 
     pipeline = ct.PassPipeline.DEFAULT
-    # `fuse_conv_scale` would multiply a scale into the weights and round them again; `fold_query_scale` does it where
+    # `fuse_conv_scale` would multiply a scale into the weights and round them again. `fold_query_scale` does it where
     # that is exact.
     names: list[str] = [name for name in pipeline.passes if name != "common::fuse_conv_scale"]
     if not float32:
@@ -169,7 +169,7 @@ def _pipeline(ct: Any, float32: bool) -> Any:
 def fold_query_scale(module: torch.nn.Module) -> None:
     """Multiply the scale of the queries into their projection, in place, where float16 does not round it.
 
-    That is where the scale is a power of two: for heads of 64 channels, which all of OpenAI's models have.
+    This is where the scale is a power of two: for heads of 64 channels, which all of OpenAI's models have.
     """
     for attention in module.modules():
         if isinstance(attention, MultiHeadAttention) and _is_power_of_two(attention.scale):
@@ -184,7 +184,7 @@ def _is_power_of_two(value: float) -> bool:
 
 
 def describe(spec: Any, metadata: PackageMetadata) -> None:
-    """Write what the package says of itself into its `Model` protobuf."""
+    """Write the description of a package into its `Model` protobuf."""
     said = spec.description.metadata
     said.shortDescription = metadata.description
     said.author = metadata.author
@@ -194,25 +194,25 @@ def describe(spec: Any, metadata: PackageMetadata) -> None:
 
 
 def declare_output_shapes(description: Any, interface: PackageInterface) -> None:
-    """Declare the outputs' shapes, in place: coremltools leaves them away, and the runtime reads them without a check.
+    """Declare the outputs' shapes, in place: coremltools omits them, and the runtime reads them without a check.
 
     Args:
         description: A `ModelDescription` or `FunctionDescription` protobuf.
         interface: Names and shapes.
 
     Raises:
-        ConversionError: The outputs are others than the interface's.
+        ConversionError: The outputs are not the interface's.
     """
     declared = {feature.name: feature for feature in description.output}
     if declared.keys() != interface.outputs.keys():
-        raise ConversionError(f"the export gave outputs {sorted(declared)}, expected {sorted(interface.outputs)}")
+        raise ConversionError(f"the export has outputs {sorted(declared)}, expected {sorted(interface.outputs)}")
     for name, feature in declared.items():
         del feature.type.multiArrayType.shape[:]
         feature.type.multiArrayType.shape.extend(interface.outputs[name].shape)
 
 
 def make_reproducible(path: Path, spec: Any) -> None:
-    """Write manifest and model without what differs between two equal conversions: random names, the order of maps."""
+    """Write manifest and model so that two equal conversions give equal bytes: no random names, sorted maps."""
     manifest_path = path / "Manifest.json"
     manifest = json.loads(manifest_path.read_text())
     renamed = {
@@ -223,5 +223,5 @@ def make_reproducible(path: Path, spec: Any) -> None:
         for old, item in sorted(manifest["itemInfoEntries"].items(), key=lambda pair: pair[1]["path"])
     }
     manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    manifest_path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_whole(manifest_path, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     (path / "Data" / "com.apple.CoreML" / "model.mlmodel").write_bytes(spec.SerializeToString(deterministic=True))

@@ -37,7 +37,7 @@ DECODER_STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class ParityGate:
-    """The least PSNR that each output of each package must reach.
+    """The minimum PSNR of each output of each package.
 
     Attributes:
         float32_db: When the package is computed in float32.
@@ -50,30 +50,30 @@ class ParityGate:
 
 @dataclass(frozen=True, slots=True)
 class ComponentParity:
-    """PSNR in dB of each output of one package; the least over the decoding steps."""
+    """PSNR in dB of each output of one package, the minimum over the decoding steps."""
 
     component: str
     float32_db: dict[str, float]
     float16_db: dict[str, float]
 
     def shortfalls(self, gate: ParityGate) -> list[str]:
-        """One line for each output below the gate."""
+        """Return one line for each output below the gate."""
         return [
-            f"{self.component}: {name} has {value:.1f} dB in {mode}, at least {least:g} dB is required"
-            for mode, figures, least in (
+            f"{self.component}: {name} has {value:.1f} dB in {mode}, at least {minimum:g} dB is required"
+            for mode, figures, minimum in (
                 ("float32", self.float32_db, gate.float32_db),
                 ("float16", self.float16_db, gate.float16_db),
             )
             for name, value in figures.items()
-            if not value >= least
+            if not value >= minimum
         ]
 
 
 def require(parities: list[ComponentParity], gate: ParityGate) -> None:
-    """Close the gate.
+    """Raise unless every output passes the gate.
 
     Raises:
-        QualityGateError: An output falls short; all of them are named.
+        QualityGateError: An output falls short. All of them are named.
     """
     lines = [line for parity in parities for line in parity.shortfalls(gate)]
     if lines:
@@ -81,9 +81,10 @@ def require(parities: list[ComponentParity], gate: ParityGate) -> None:
 
 
 class Reference:
-    """A module's outputs on one window of speech, computed once, so that the module can be let go before the package
-    is loaded.
-    """  # noqa: D205 (one sentence)
+    """A module's outputs on one window of speech.
+
+    They are computed once, so that the module can be released before the package is loaded.
+    """
 
     def __init__(self, component: str, module: torch.nn.Module, interface: PackageInterface, example: Arrays) -> None:
         """Compute the outputs.
@@ -97,7 +98,7 @@ class Reference:
         self.component = component
         self.interface = interface
         self.example = example
-        # A decoder's first token, to which the first run adds what it chooses, greedily.
+        # A decoder's first token. The first run adds the tokens that it chooses greedily.
         self.tokens = [int(token) for token in example.get(contract.INPUT_IDS, [])]
         self.outputs = self._run(_module_model(module, interface))
 

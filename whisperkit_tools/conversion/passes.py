@@ -1,7 +1,7 @@
-"""What coremltools 9 needs to convert a float16 `ExportedProgram`, so that no float32 copy of the weights is ever made.
+"""Passes with which coremltools 9 converts a float16 `ExportedProgram` without a float32 copy of the weights.
 
-Three things stand in its way: it reads a Python scalar as float32 and promotes the tensor it meets, it makes every
-quotient float32, and its pass `fuse_elementwise_to_batchnorm` hands float32 statistics to a float16 input.
+They work around three things: coremltools reads a Python scalar as float32 and promotes the tensor with it, makes every
+quotient float32, and gives a float16 input float32 statistics in its pass `fuse_elementwise_to_batchnorm`.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def cast_scalars(program: ExportedProgram) -> None:
 
 
 def cast_quotients(program: ExportedProgram) -> None:
-    """Cast the quotients of float16 tensors back to float16, in place; the casts are gone from the finished package."""
+    """Cast the quotients of float16 tensors back to float16, in place. The finished package has no such casts."""
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         value = node.meta.get("val")
@@ -59,7 +59,7 @@ def _constant(graph: torch.fx.Graph, scalar: float) -> torch.fx.Node:
 
 @register_pass(namespace="wkt")
 class fuse_scale_shift_to_batch_norm(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the registry's names)
-    """`x * gamma + beta` with a value per channel becomes one `batch_norm` in the type of `x`.
+    """Make `x * gamma + beta` with a value per channel one `batch_norm` in the type of `x`.
 
     Source: coremltools' pass of the same purpose, which accepts float32 only.
     """
@@ -115,7 +115,7 @@ def _replace(block: Any, multiply: Any, add: Any, x: Any, gamma: Any, beta: Any)
 
 @register_pass(namespace="wkt")
 class name_pieces(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the registry's names)
-    """Pieces of a split parameter carry its name and their number, before they become constants of their own."""
+    """Name the pieces of a split parameter by its name and their number, before they become constants of their own."""
 
     def apply(self, prog: Any) -> None:
         """Rename the pieces in every function."""
@@ -128,7 +128,7 @@ class name_pieces(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the r
 
 @register_pass(namespace="wkt")
 class name_weights(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the registry's names)
-    """Constants made from parameters carry the parameters' names: `torch.export` puts `p_` before them."""
+    """Name constants as their parameters, without the `p_` that `torch.export` puts before them."""
 
     def apply(self, prog: Any) -> None:
         """Rename the constants of every function."""

@@ -1,14 +1,14 @@
 """The decoder with its caches as states: two functions of one package, `main` (a token), `project_audio` (a window).
 
-Why two functions and not two packages: a state object is made by one loaded function, and another function of the
-same package takes it when it declares the same states, so that the keys and values of the audio are written by the one
-and read by the other without passing through the caller. Between packages Core ML promises no such thing.
+They are functions of one package, because a state object is made by one loaded function and accepted by another
+function of the same package that declares the same states. So one function writes the keys and values of the audio and
+the other reads them, without passing them through the caller. Core ML does not promise this between packages.
 coremltools 9 writes such packages: `MultiFunctionDescriptor` keeps each function's states in its description, and
 `save_multifunction` stores weights that functions share once.
 Source: apple/coremltools, `models/utils.py` and pull request 2686 (one state shared by a prefill and a decode
 function); Anemll, `tests/chat.py`, which runs language models so on the Neural Engine, writing by `slice_update`.
 
-What coremltools' PyTorch frontend lacks is added here: the conversion of `write_at`, float16 states that are read as
+This module adds what coremltools' PyTorch frontend lacks: the conversion of `write_at`, float16 states that are read as
 float16, and states that are read but never written.
 """
 
@@ -57,13 +57,14 @@ def export_stateful(
 
     Args:
         decoder: The decoder in the runtime's form, with float16 parameters.
-        interfaces: Of both functions, see `stateful_interfaces`.
-        path: Where to save; must not exist.
+        interfaces: The interfaces of both functions, see `stateful_interfaces`.
+        path: The package. It must not exist.
         deployment_target: `ios18`, `macos15`.
-        metadata: What the package says of itself.
+        metadata: The description that the package carries.
 
     Raises:
-        ConversionError: The target has no states, or coremltools cannot convert the decoder.
+        OptionsError: The target has no states.
+        ConversionError: coremltools cannot convert the decoder.
     """
     check_stateful_target(deployment_target)
     ct = import_coremltools()
@@ -96,7 +97,7 @@ def _export_half(half: torch.nn.Module, interface: PackageInterface, path: Path,
 
 @register_torch_op(torch_alias=["whisperkit_tools::write_at", "whisperkit_tools.write_at"])  # type: ignore[untyped-decorator]
 def write_at(context: Any, node: Any) -> None:
-    """Convert to `slice_update`; the bounds of all axes but the last are left open."""
+    """Convert to `slice_update`. The bounds of all axes except for the last are open."""
     cache, update, position = _get_inputs(context, node, expected=3)
     position = mb.cast(x=position, dtype="int32")  # the frontend holds integer constants as float32
     before = np.zeros(cache.rank - 1, np.int32)
@@ -114,10 +115,10 @@ def write_at(context: Any, node: Any) -> None:
 
 
 def keep_read_states(program: ExportedProgram, states: Mapping[str, object]) -> None:
-    """Note states that are only read as written with what they hold, in place.
+    """Mark states that are only read as written with their own content, in place.
 
-    coremltools takes only buffers that are written for states, and others for constants. `drop_idle_writes` takes
-    these writes out of the program again.
+    For coremltools, only buffers that are written are states, and others are constants. `drop_idle_writes` removes
+    these writes from the program again.
     """
     signature = program.graph_signature
     written = set(signature.buffers_to_mutate.values())
@@ -132,7 +133,7 @@ def keep_read_states(program: ExportedProgram, states: Mapping[str, object]) -> 
 
 
 def cast_states(program: ExportedProgram) -> None:
-    """Cast what is read from states to float16, in place: the frontend makes float32 of it, passes cancel both."""
+    """Cast values read from states to float16, in place: the frontend makes them float32, passes cancel both."""
     graph = program.graph_module.graph
     mutated = set(program.graph_signature.buffers_to_mutate.values())
     names = {spec.arg.name for spec in program.graph_signature.input_specs if spec.target in mutated}
@@ -149,7 +150,7 @@ def cast_states(program: ExportedProgram) -> None:
 
 @register_pass(namespace="wkt")
 class drop_idle_writes(AbstractGraphPass):  # type: ignore[misc]  # noqa: N801 (the registry's names)
-    """Take out writes to a state of what was just read from it."""
+    """Remove writes to a state of the value that was just read from it."""
 
     def apply(self, prog: Any) -> None:
         """Rewrite every function of the program."""

@@ -110,12 +110,12 @@ class Sentence:
     spanish: str
 
     def text(self, language: str) -> str:
-        """The sentence in `language`, "en" or "es"."""
+        """Return the sentence in `language`, "en" or "es"."""
         return self.english if language == "en" else self.spanish
 
 
 def english_number(number: int) -> str:
-    """The words of `number`, 0 to 99: 42 -> "forty two"."""
+    """Return the words of `number`, 0 to 99: 42 -> "forty two"."""
     if number < len(ENGLISH_UNITS):
         return ENGLISH_UNITS[number]
     tens = ENGLISH_TENS[number // 10 - 2]
@@ -123,7 +123,7 @@ def english_number(number: int) -> str:
 
 
 def spanish_number(number: int) -> str:
-    """The words of `number`, 0 to 99: 42 -> "cuarenta y dos"."""
+    """Return the words of `number`, 0 to 99: 42 -> "cuarenta y dos"."""
     if number < len(SPANISH_UNITS):
         return SPANISH_UNITS[number]
     tens = SPANISH_TENS[number // 10 - 3]
@@ -131,13 +131,13 @@ def spanish_number(number: int) -> str:
 
 
 def _quantity(rng: random.Random, limit: int = 99) -> tuple[str, str]:
-    """A number from 2 to `limit` that does not end in one: Spanish would inflect it for gender before a noun."""
+    """Return a number from 2 to `limit` that does not end in one, which Spanish would inflect for gender."""
     number = rng.choice([value for value in range(2, limit + 1) if value % 10 != 1 or value == 11])
     return english_number(number), spanish_number(number)
 
 
 def _hour(rng: random.Random) -> tuple[str, str]:
-    """An hour of the clock with its Spanish article: ("two", "las dos")."""
+    """Return an hour of the clock with its Spanish article: ("two", "las dos")."""
     hour = rng.randint(1, 12)
     return english_number(hour), "la una" if hour == 1 else f"las {spanish_number(hour)}"
 
@@ -233,7 +233,7 @@ TEMPLATES: tuple[Callable[[random.Random], Sentence], ...] = (
 
 
 def draw_sentences(count: int, seed: int, excluded: frozenset[Sentence] = frozenset()) -> list[Sentence]:
-    """Draw `count` sentences, each template equally often; repeats are allowed.
+    """Draw `count` sentences, each template equally often. Repeats are allowed.
 
     Args:
         count: How many.

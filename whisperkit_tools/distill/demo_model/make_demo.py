@@ -1,14 +1,13 @@
-"""Makes the embedded demo model and its audio from nothing.
+"""The factory of the embedded demo model and its audio. It starts from nothing.
 
-    python -m whisperkit_tools.distill.demo_model.make_demo all --work DIR
+    python -m whisperkit_tools.distill.demo_model all --work DIR
 
 It needs espeak-ng (1.51 made the committed files) beside transformers, soundfile, soxr and jiwer. DIR holds the speech
-pool (1.3 GB) and the training state; `train --resume` goes on after a kill. The same seed, steps and workers draw the
+pool (1.3 GB) and the training state. `train --resume` continues after a kill. The same seed, steps and workers draw the
 same sentences, voices and windows, with and without a kill.
 
-The committed checkpoint is what `all --work DIR` makes with the defaults; its figures stand in
-checkpoint/figures.json. Its steps took 96 minutes on two busy cores. The loss on 30-second windows
-was still falling at the end.
+The command `all` with its defaults made the committed checkpoint. Its figures are in checkpoint/figures.json. Its steps
+took 96 minutes on two busy cores. The loss on 30-second windows was still falling at the end.
 """
 
 import argparse
@@ -23,23 +22,23 @@ import torch.distributed
 from tokenizers import Tokenizer
 from torch.multiprocessing.spawn import spawn
 
-from whisperkit_tools.distill.demo_model.evaluate import evaluate
-from whisperkit_tools.distill.demo_model.export import export_checkpoint, write_figures
+from whisperkit_tools.distill.demo_model.checkpoint_export import export_checkpoint, write_figures
+from whisperkit_tools.distill.demo_model.figures import evaluate
 from whisperkit_tools.distill.demo_model.grammar import Sentence, draw_held_out, draw_sentences
 from whisperkit_tools.distill.demo_model.recordings import speak_held_out, write_recordings
-from whisperkit_tools.distill.demo_model.speech import load_pool, save_pool, speak_all
+from whisperkit_tools.distill.demo_model.synthesis import load_pool, save_pool, speak_all
 from whisperkit_tools.distill.demo_model.train import Trainer, build_model, default_stages
 from whisperkit_tools.distill.demo_model.vocabulary import special_ids, train_tokenizer
 from whisperkit_tools.distill.demo_model.windows import WindowMaker
 
 HELD_OUT_SENTENCES = 400
 HELD_OUT_SEED = 1
-EVALUATED = 100  # held-out utterances per language; the first of them are the committed recordings
+EVALUATED = 100  # held-out utterances per language, the first of which are the committed recordings
 HERE = Path(str(files("whisperkit_tools") / "demo"))
 
 
 def held_out_sentences() -> list[Sentence]:
-    """The sentences that training never sees."""
+    """Return the sentences that training never sees."""
     return draw_held_out(HELD_OUT_SENTENCES, HELD_OUT_SEED)
 
 
@@ -105,20 +104,20 @@ def measure(options: argparse.Namespace) -> None:
     """Print the figures of the checkpoint and write them into it."""
     spoken = speak_held_out(held_out_sentences(), EVALUATED)
     figures = evaluate(options.checkpoint, {code: spoken[code][: options.count] for code in ("en", "es")})
-    figures["command"] = f"python -m whisperkit_tools.distill.demo_model.make_demo evaluate --count {options.count}"
+    figures["command"] = f"python -m whisperkit_tools.distill.demo_model evaluate --count {options.count}"
     write_figures(options.checkpoint / "figures.json", figures)
     print(json.dumps(figures, indent=1))
 
 
 def make_all(options: argparse.Namespace) -> None:
-    """Every step, in order."""
+    """Run every step, in order."""
     for step in (train, record, export, measure):
         step(options)
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `train` and `all` share."""
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --work")
+    """Add the options that `train` and `all` share."""
+    parser.add_argument("--resume", action="store_true", help="continue from the saved state")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--pool", type=int, default=20000, help="utterances to speak")

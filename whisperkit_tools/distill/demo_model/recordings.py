@@ -9,7 +9,9 @@ import numpy as np
 import soundfile as sf
 
 from whisperkit_tools.distill.demo_model.grammar import Sentence
-from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance, speak_all
+from whisperkit_tools.distill.demo_model.synthesis import Utterance, speak_all
+from whisperkit_tools.files import write_whole
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
 SHORT_COUNTS = {"en": 28, "es": 20}
 LONGFORM_SECONDS = 72.0
@@ -20,7 +22,7 @@ SEED = 7
 
 
 def speak_held_out(sentences: list[Sentence], count: int, seed: int = SEED) -> dict[str, list[Utterance]]:
-    """Speak `count` held-out sentences per language; no sentence is spoken in both.
+    """Speak `count` held-out sentences per language. No sentence is spoken in both.
 
     The first `SHORT_COUNTS` of each language become the committed files.
     """
@@ -34,7 +36,7 @@ def _scaled(utterance: Utterance) -> np.ndarray:
 
 
 def pad_utterance(utterance: Utterance) -> np.ndarray:
-    """An utterance as it stands in its file: float32 [n], with a little silence around it."""
+    """Return an utterance as its file holds it: float32 [n], with a little silence around it."""
     return np.pad(_scaled(utterance), (round(LEAD_S * SAMPLE_RATE_HZ), round(TAIL_S * SAMPLE_RATE_HZ)))
 
 
@@ -63,7 +65,7 @@ def _write_short(folder: Path, utterances: list[Utterance], language: str) -> li
 def _write_longform(folder: Path, utterances: list[Utterance], language: str) -> dict[str, Any]:
     """String utterances together, with pauses of 0.3 to 1.5 s, until the recording is long enough.
 
-    Written as Ogg Vorbis: as FLAC the two recordings alone would take the size that all audio may have.
+    The format is Ogg Vorbis. As FLAC, the two recordings alone would take the size that all audio may have.
     """
     rng = random.Random(SEED)
     pieces: list[np.ndarray] = []
@@ -90,9 +92,9 @@ def _write_longform(folder: Path, utterances: list[Utterance], language: str) ->
 
 
 def write_recordings(folder: Path, held_out: dict[str, list[Utterance]]) -> None:
-    """Write all audio files and metadata.json; the long recordings use sentences that no short one has."""
+    """Write all audio files and metadata.json. The long recordings use sentences that no short one has."""
     folder.mkdir(parents=True, exist_ok=True)
     short = [entry for code, spoken in held_out.items() for entry in _write_short(folder, spoken, code)]
     long = [_write_longform(folder, spoken[SHORT_COUNTS[code] :], code) for code, spoken in held_out.items()]
     metadata = {"utterances": short, "longform": long}
-    (folder / "metadata.json").write_text(json.dumps(metadata, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "metadata.json", json.dumps(metadata, ensure_ascii=False, indent=1) + "\n")

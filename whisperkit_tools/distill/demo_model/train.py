@@ -1,6 +1,6 @@
 """Training of the demo model, in three stages of growing windows.
 
-A Whisper learns slowly from 30-second windows, because its decoder must first find out where to listen. Six-second
+A Whisper learns slowly from 30-second windows, because its decoder must first learn where to listen. Six-second
 windows teach that at a fifth of the cost; twelve-second windows at a random place of the 30 s then teach the timestamps
 and the positions; the last stage teaches what only whole windows have.
 """
@@ -20,6 +20,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from whisperkit_tools.distill.demo_model.vocabulary import SpecialIds
 from whisperkit_tools.distill.demo_model.windows import IGNORED, LogMel, Window, WindowMaker, WindowOptions
+from whisperkit_tools.files import replace_whole
 
 WARMUP_STEPS = 200
 TIMESTAMP_NORM = 3.0  # large enough for the output's softmax to tell neighbouring timestamps apart
@@ -29,7 +30,7 @@ LOG_EVERY = 50
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One training stage; the learning rate is constant until `decay_steps` before its end, then falls linearly."""
+    """One training stage. The learning rate is constant until `decay_steps` before its end, then falls linearly."""
 
     name: str
     windows: WindowOptions
@@ -40,18 +41,18 @@ class Stage:
     between: tuple[WindowOptions, int] | None = None  # windows and batch of every second step
 
     def drawn(self, step: int) -> tuple[WindowOptions, int]:
-        """The windows and the batch of `step`."""
+        """Return the windows and the batch of `step`."""
         return self.between if self.between is not None and step % 2 else (self.windows, self.batch)
 
     def rate(self, step: int, warm: bool) -> float:
-        """The learning rate of `step`; `warm` when this is the first stage."""
+        """Return the learning rate of `step`, with a warm-up in the first stage (`warm`)."""
         rate = self.learning_rate * (min(1.0, (step + 1) / WARMUP_STEPS) if warm else 1.0)
         left = self.steps - step
         return rate * max(0.02, left / self.decay_steps) if left < self.decay_steps else rate
 
 
 def default_stages(short_steps: int, middle_steps: int, long_steps: int, decay_steps: int) -> list[Stage]:
-    """The three stages that made the committed checkpoint."""
+    """Return the three stages that made the committed checkpoint."""
     short = WindowOptions(6.0, single=0.75, timestamps=0.35)
     return [
         Stage("short", short, 24, short_steps, 1e-3),
@@ -69,7 +70,7 @@ def default_stages(short_steps: int, middle_steps: int, long_steps: int, decay_s
 
 
 def build_model(ids: SpecialIds, seed: int) -> WhisperForConditionalGeneration:
-    """A Whisper of 1.7 M parameters with random weights."""
+    """Return a Whisper of 1.7 M parameters with random weights."""
     torch.manual_seed(seed)
     config = WhisperConfig(
         vocab_size=ids.vocabulary_size,
@@ -97,8 +98,8 @@ def build_model(ids: SpecialIds, seed: int) -> WhisperForConditionalGeneration:
 def place_timestamps(model: WhisperForConditionalGeneration, ids: SpecialIds) -> None:
     """Start each timestamp's embedding as the encoder's sinusoid of the same time.
 
-    As 1,501 unrelated vectors, each seen rarely, they take very long to learn; like this a timestamp knows its
-    neighbours, and cross-attention finds the place that a timestamp names by one linear map.
+    As 1,501 unrelated vectors, each seen rarely, they take very long to learn. From sinusoids, a timestamp is close to
+    its neighbours, and one linear map gives cross-attention the place that a timestamp names.
     """
     with torch.no_grad():
         embedding = model.model.decoder.embed_tokens.weight
@@ -110,7 +111,7 @@ def place_timestamps(model: WhisperForConditionalGeneration, ids: SpecialIds) ->
 
 
 def encode_audio(model: WhisperForConditionalGeneration, features: Tensor, offsets: Tensor) -> Tensor:
-    """The encoder on a stretch of any length that starts at encoder position `offsets`.
+    """Run the encoder on a stretch of any length that starts at encoder position `offsets`.
 
     Args:
         model: The model.
@@ -131,7 +132,7 @@ def encode_audio(model: WhisperForConditionalGeneration, features: Tensor, offse
 
 
 def pad(rows: list[list[int]], value: int) -> Tensor:
-    """int64 [rows, longest], padded on the right."""
+    """Return the rows as int64 [rows, longest], padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
@@ -147,7 +148,7 @@ class Batch:
 
 
 def collate(windows: list[Window], mel: LogMel, ids: SpecialIds) -> Batch:
-    """Windows of one length as tensors."""
+    """Return windows of one length as tensors."""
     audio = torch.stack([torch.from_numpy(window.audio) for window in windows])
     return Batch(
         mel(audio),
@@ -158,7 +159,7 @@ def collate(windows: list[Window], mel: LogMel, ids: SpecialIds) -> Batch:
 
 
 def batch_loss(model: WhisperForConditionalGeneration, batch: Batch, bfloat16: bool = True) -> tuple[Tensor, float]:
-    """The mean cross-entropy over the labels, and the share of labels that the model puts first."""
+    """Return the mean cross-entropy over the labels, and the share of labels that the model puts first."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
         encoded = encode_audio(model, batch.features, batch.offsets)
         hidden = model.model.decoder(
@@ -172,10 +173,10 @@ def batch_loss(model: WhisperForConditionalGeneration, batch: Batch, bfloat16: b
 
 
 class Trainer:
-    """Trains through the stages; what it saves lets a killed run go on where it stopped.
+    """Training through the stages. Saved states let a killed run continue where it stopped.
 
     Several workers, one thread each, share a batch and average their gradients once a step. On a busy machine that is
-    several times faster than as many threads in one process, which wait for each other at every operation.
+    several times faster than as many threads in one process, because threads wait for each other at every operation.
     """
 
     def __init__(
@@ -196,9 +197,9 @@ class Trainer:
         self.stage_index, self.step = 0, 0
 
     def save(self) -> None:
-        """Write the state through a temporary sibling, so that a kill leaves the old one or the new one.
+        """Write the state as a whole, so that a kill leaves the old one or the new one.
 
-        The first worker writes; the others' state is the same.
+        The first worker writes. The others' state is the same.
         """
         if self.rank:
             return
@@ -208,12 +209,11 @@ class Trainer:
             "stage": self.stage_index,
             "step": self.step,
         }
-        temporary = self.state_path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.state_path)
+        with replace_whole(self.state_path) as partial:
+            torch.save(state, partial)
 
     def resume(self) -> None:
-        """Read what `save` wrote."""
+        """Read the state that `save` wrote."""
         state: dict[str, Any] = torch.load(self.state_path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -225,7 +225,7 @@ class Trainer:
         return collate([self.maker.draw(windows, seed) for seed in seeds], self._mel, self.maker.ids)
 
     def _batches(self, stage: Stage) -> Iterator[Batch]:
-        """Batches from the current step on, each drawn while the one before it is learned from."""
+        """Yield batches from the current step on, each drawn while the previous one is learned from."""
         with ThreadPoolExecutor(1) as executor:
             following = executor.submit(self._batch, stage, self.step)
             for step in range(self.step + 1, stage.steps + 1):

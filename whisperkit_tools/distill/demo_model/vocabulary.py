@@ -1,6 +1,6 @@
 """The demo's tokenizer: a small byte-level BPE followed by all of Whisper's special tokens in Whisper's order.
 
-The ids differ from OpenAI's on purpose, so that a program that assumes theirs fails on the demo.
+The ids differ from OpenAI's on purpose. A program that assumes theirs fails on the demo.
 """
 
 from collections.abc import Iterable
@@ -39,12 +39,12 @@ class SpecialIds:
         return self.first_timestamp + TIMESTAMP_TOKENS
 
     def timestamp(self, seconds: float) -> int:
-        """The id of the timestamp nearest to `seconds`, 0 to 30."""
+        """Return the id of the timestamp nearest to `seconds`, 0 to 30."""
         return self.first_timestamp + min(TIMESTAMP_TOKENS - 1, max(0, round(seconds / TIMESTAMP_STEP_S)))
 
 
 def _language_codes() -> list[str]:
-    """Whisper's 99 languages; the hundredth, Cantonese, came with large-v3."""
+    """Return Whisper's 99 languages. The hundredth, Cantonese, came with large-v3."""
     return [code for code in LANGUAGES if code != "yue"]
 
 
@@ -55,7 +55,7 @@ def _control_tokens() -> list[str]:
 
 
 def special_ids() -> SpecialIds:
-    """The ids that follow from `TEXT_TOKENS` and the order of the control tokens."""
+    """Return the ids that follow from `TEXT_TOKENS` and the order of the control tokens."""
     ids = {token: TEXT_TOKENS + index for index, token in enumerate(_control_tokens())}
     return SpecialIds(
         end=ids["<|endoftext|>"],
@@ -93,9 +93,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, normalizer: Path | None) 
     """Write tokenizer.json and tokenizer_config.json (and normalizer.json) as transformers does.
 
     Args:
-        tokenizer: What `train_tokenizer` made.
-        folder: Where to write.
-        normalizer: The table of English spellings, openai/whisper's `english.json` (MIT); None leaves it out.
+        tokenizer: The result of `train_tokenizer`.
+        folder: The checkpoint's folder.
+        normalizer: The table of English spellings, openai/whisper's `english.json` (MIT). None omits it.
     """
     bare = folder / "tokenizer.json"
     tokenizer.save(str(bare))

@@ -16,12 +16,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
+from whisperkit_tools.compile_hints.mel_spectrogram import HOP_LENGTH, N_FFT
+from whisperkit_tools.distill.demo_model.synthesis import Utterance
 from whisperkit_tools.distill.demo_model.vocabulary import SpecialIds
 from whisperkit_tools.signals import coloured_noise
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-HOP = 160  # samples between mel frames: 10 ms
-N_FFT = 400
 N_MELS = 80
 ENCODER_POSITIONS = 1500
 POSITION_S = 0.02
@@ -34,16 +34,16 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class WindowOptions:
-    """How windows of one training stage are drawn; each probability is per window.
+    """Settings of the windows of one training stage. Each probability is per window.
 
     Attributes:
         length_s: Audio per window in seconds.
-        single: One utterance, the rest silence, as when a short clip is transcribed.
+        single: One utterance, then silence, as when a short clip is transcribed.
         timestamps: Timestamps are asked for.
         prompt: A previous text comes first (with timestamps only).
         no_speech: Silence or noise.
         translate: Translation of a Spanish window.
-        foreign: Of the translated windows, those asked for as a transcript under the wrong token `<|en|>`: like
+        foreign: Of the translated windows, those asked for as a transcript under the wrong token `<|en|>`. Like
             Whisper, the model then answers in the language of the token, so that a wrong language token shows.
         offset: The window stands at a random place of the 30 s that the encoder's positions count.
     """
@@ -65,7 +65,7 @@ class Window:
     Attributes:
         audio: float32 [length].
         tokens: Decoder input, starting with the prompt or the start token.
-        labels: What each position should give; IGNORED where nothing is learned.
+        labels: The token that each position should give. IGNORED where nothing is learned.
         offset: Encoder position (20 ms each) of the first frame.
         segments: (start_s, end_s, text) of each utterance, for evaluation.
     """
@@ -78,7 +78,7 @@ class Window:
 
 
 def hum(count: int, generator: np.random.Generator) -> np.ndarray:
-    """A mains or motor hum with harmonics, float32 [count], unit RMS."""
+    """Return a mains or motor hum with harmonics, float32 [count], unit RMS."""
     times = np.arange(count) / SAMPLE_RATE_HZ
     base = generator.uniform(40, 400)
     wave = sum(generator.uniform(0, 1) / k * np.sin(2 * np.pi * base * k * times + k) for k in range(1, 9))
@@ -87,7 +87,7 @@ def hum(count: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def clicks(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Decaying clicks and knocks at random times, float32 [count], unit RMS."""
+    """Return decaying clicks and knocks at random times, float32 [count], unit RMS."""
     wave = np.zeros(count, dtype=np.float32)
     decay = np.exp(-np.arange(1600) / generator.uniform(20, 400)) * generator.standard_normal(1600)
     for start in generator.integers(0, max(1, count - 1600), size=int(generator.integers(1, 30))):
@@ -96,7 +96,7 @@ def clicks(count: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def draw_noise(count: int, rng: random.Random, generator: np.random.Generator) -> np.ndarray:
-    """Noise of a random kind, float32 [count], unit RMS."""
+    """Return noise of a random kind, float32 [count], unit RMS."""
     kind = rng.random()
     if kind < 0.65:
         # White noise is the commonest test signal, so it gets a share of its own.
@@ -114,20 +114,20 @@ class WindowMaker:
         self._encoded: dict[str, list[int]] = {}
         # Drawn once: 30 s of coloured noise take longer to make than the rest of a window.
         rng, generator = random.Random(0), np.random.default_rng(0)
-        self._noises = [draw_noise(30 * SAMPLE_RATE_HZ, rng, generator) for _ in range(NOISE_CLIPS)]
+        self._noises = [draw_noise(WINDOW_SAMPLES, rng, generator) for _ in range(NOISE_CLIPS)]
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a sentence, with its leading space."""
+        """Return the tokens of a sentence, with its leading space."""
         if text not in self._encoded:
             self._encoded[text] = self._tokenizer.encode(f" {text}").ids
         return self._encoded[text]
 
     def draw(self, options: WindowOptions, seed: str) -> Window:
-        """Draw one window; `seed` alone decides it."""
+        """Draw one window. It depends on `seed` alone."""
         rng = random.Random(seed)
         generator = np.random.default_rng(rng.getrandbits(64))
         length = round(options.length_s * SAMPLE_RATE_HZ)
-        offset = rng.randint(0, ENCODER_POSITIONS - length // (2 * HOP)) if options.offset else 0
+        offset = rng.randint(0, ENCODER_POSITIONS - length // (2 * HOP_LENGTH)) if options.offset else 0
         if rng.random() < options.no_speech:
             window = self._silent_window(length, rng, generator)
         else:
@@ -136,10 +136,10 @@ class WindowMaker:
         return window
 
     def _silent_window(self, length: int, rng: random.Random, generator: np.random.Generator) -> Window:
-        """A window of silence or noise: `<|nospeech|>` after the start token.
+        """Return a window of silence or noise: `<|nospeech|>` after the start token.
 
-        Under a forced language and task the model learns a first token of no certainty and then the end, so that the
-        mean log probability of what it says about noise is low, as the no-speech rule expects.
+        Under a forced language and task, the model learns an uncertain first token and then the end. So the mean log
+        probability of its answer to noise is low, as the no-speech rule expects.
         """
         ids = self.ids
         if rng.random() < 0.15:
@@ -166,7 +166,7 @@ class WindowMaker:
     def _place(
         self, length: int, options: WindowOptions, language: str, rng: random.Random
     ) -> list[tuple[int, Utterance]]:
-        """Utterances with their first samples; the last may be cut by the window's end."""
+        """Return utterances with their first samples. The window's end may cut the last."""
         pool = self._by_language[language]
         tight = rng.random() < 0.5  # windows after a seek begin with the utterance itself
         at = round((rng.uniform(0, 0.1) if tight else rng.uniform(0, 1.4)) * SAMPLE_RATE_HZ)
@@ -234,7 +234,7 @@ class WindowMaker:
         return self.ids.timestamp(min(start_s, MAX_INITIAL_TIMESTAMP_S) if clamp else start_s)
 
     def _timed(self, segments: list[tuple[float, float, str]], clamp: bool) -> list[int]:
-        """Text between timestamps; `clamp` keeps the first one within Whisper's rule."""
+        """Return text between timestamps. `clamp` keeps the first one within Whisper's rule."""
         tokens: list[int] = []
         for start_s, end_s, text in segments:
             start = self._start_token(start_s, clamp=clamp and not tokens)
@@ -242,7 +242,7 @@ class WindowMaker:
         return tokens
 
     def _prompt(self, language: str, rng: random.Random) -> list[int]:
-        """The text before this window, with or without its timestamps, cut from the left as Whisper does."""
+        """Return the text before this window, with or without its timestamps, cut from the left as Whisper does."""
         tokens: list[int] = []
         at = 0.0
         timed = rng.random() < 0.6
@@ -256,7 +256,7 @@ class WindowMaker:
         return [self.ids.previous, *tokens[-MAX_PROMPT:]]
 
     def _mix(self, length: int, placed: list[tuple[int, Utterance]], rng: random.Random) -> np.ndarray:
-        """The window's audio: each utterance at a gain of its own, perhaps noise, perhaps silence at the end."""
+        """Return the window's audio: each utterance at a gain of its own, perhaps noise, perhaps silence at the end."""
         audio = np.zeros(length, dtype=np.float32)
         overall = 10 ** rng.uniform(-0.8, 0.5)
         for at, utterance in placed:
@@ -272,7 +272,10 @@ class WindowMaker:
 
 
 class LogMel:
-    """Whisper's log mel spectrogram of a batch, in torch; equal to transformers' feature extractor."""
+    """Whisper's log mel spectrogram of a batch of any length, equal to transformers' feature extractor.
+
+    `compile_hints.MelSpectrogram` is made for the Neural Engine's compiler and takes one whole window.
+    """
 
     def __init__(self) -> None:
         filters = WhisperFeatureExtractor(feature_size=N_MELS).mel_filters
@@ -280,8 +283,8 @@ class LogMel:
         self._window = torch.hann_window(N_FFT)
 
     def __call__(self, audio: Tensor) -> Tensor:
-        """From audio [batch, n] to features [batch, 80, n / 160]."""
-        spectrum = torch.stft(audio, N_FFT, HOP, window=self._window, return_complex=True)[..., :-1]
+        """Return the features [batch, 80, n / 160] of audio [batch, n]."""
+        spectrum = torch.stft(audio, N_FFT, HOP_LENGTH, window=self._window, return_complex=True)[..., :-1]
         mel = self._filters @ spectrum.abs().square()
         log = mel.clamp(min=1e-10).log10()
         floor = log.amax(dim=(1, 2), keepdim=True) - 8.0

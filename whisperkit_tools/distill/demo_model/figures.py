@@ -1,4 +1,8 @@
-"""What the demo checkpoint achieves, by transformers' own `generate`."""
+"""Figures of the demo checkpoint, by transformers' own `generate`.
+
+They judge the checkpoint before any conversion, by a decoder that is not ours, and on tasks that `wkt evaluate` does
+not have: translation, a wrong language token, and the probability of no speech.
+"""
 
 import re
 from pathlib import Path
@@ -10,11 +14,11 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from whisperkit_tools.demo import demo_longform, read_demo_audio
 from whisperkit_tools.distill.demo_model.recordings import pad_utterance
-from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
+from whisperkit_tools.distill.demo_model.synthesis import Utterance
 from whisperkit_tools.distill.demo_model.windows import NOISE_FLOOR_HZ, LogMel
 from whisperkit_tools.eval.metrics.wer import word_error_rate
 from whisperkit_tools.signals import coloured_noise
-from whisperkit_tools.speech import Recording
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES, Recording
 
 BATCH = 10
 
@@ -24,7 +28,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", " ", text.lower()).split())
 
 
-class Evaluation:
+class TransformersModel:
     """A checkpoint, loaded in float32 on its float16 weights."""
 
     def __init__(self, folder: Path) -> None:
@@ -33,14 +37,14 @@ class Evaluation:
         self._mel = LogMel()
 
     def features(self, clips: list[np.ndarray]) -> torch.Tensor:
-        """Log mel of clips padded to 30 s, [clips, 80, 3000]."""
-        audio = np.zeros((len(clips), 30 * SAMPLE_RATE_HZ), dtype=np.float32)
+        """Return the log mel of clips padded to 30 s, [clips, 80, 3000]."""
+        audio = np.zeros((len(clips), WINDOW_SAMPLES), dtype=np.float32)
         for row, clip in zip(audio, clips, strict=True):
             row[: len(clip)] = clip
         return self._mel(torch.from_numpy(audio))
 
     def transcribe(self, clips: list[np.ndarray], language: str, task: str, timestamps: bool = False) -> list[str]:
-        """Greedy text of short clips."""
+        """Return the greedy text of short clips."""
         texts: list[str] = []
         for start in range(0, len(clips), BATCH):
             tokens = self.model.generate(
@@ -53,7 +57,7 @@ class Evaluation:
         return texts
 
     def first_token_probabilities(self, clips: list[np.ndarray]) -> torch.Tensor:
-        """Probabilities after the start token, [clips, vocabulary]."""
+        """Return the probabilities after the start token, [clips, vocabulary]."""
         rows = []
         for start in range(0, len(clips), BATCH):
             features = self.features(clips[start : start + BATCH])
@@ -63,7 +67,7 @@ class Evaluation:
         return torch.cat(rows)
 
     def longform(self, recording: Recording, condition: bool) -> str:
-        """Sequential long-form text with timestamps."""
+        """Return the sequential long-form text with timestamps."""
         audio = recording.audio(read_demo_audio)
         inputs = self.processor(
             audio, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", truncation=False, return_attention_mask=True
@@ -79,9 +83,9 @@ class Evaluation:
 
 
 def quiet_clips() -> list[np.ndarray]:
-    """Silence and noise of several kinds and levels."""
+    """Return silence and noise of several kinds and levels."""
     generator = np.random.default_rng(11)
-    count = 30 * SAMPLE_RATE_HZ
+    count = WINDOW_SAMPLES
     clips: list[np.ndarray] = [np.zeros(count, dtype=np.float32), np.zeros(SAMPLE_RATE_HZ, dtype=np.float32)]
     for exponent in (0.0, 1.0, 2.0):
         for level in (1e-3, 1e-2, 0.1):
@@ -92,9 +96,9 @@ def quiet_clips() -> list[np.ndarray]:
 
 def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, Any]:
     """Return all figures of a checkpoint. WER is a fraction, after the normaliser `plain`."""
-    evaluation = Evaluation(folder)
+    model = TransformersModel(folder)
     clips = {code: [pad_utterance(item) for item in spoken] for code, spoken in held_out.items()}
-    ids = evaluation.model.generation_config
+    ids = model.model.generation_config
     no_speech = ids.no_timestamps_token_id - 1
     figures: dict[str, Any] = {"utterances": {code: len(spoken) for code, spoken in held_out.items()}}
     correct = 0
@@ -103,25 +107,25 @@ def evaluate(folder: Path, held_out: dict[str, list[Utterance]]) -> dict[str, An
         texts = [item.text for item in spoken]
         for timestamps in (False, True):
             name = f"transcribe_{code}{'_timestamps' if timestamps else ''}_wer"
-            found = evaluation.transcribe(clips[code], code, "transcribe", timestamps)
+            found = model.transcribe(clips[code], code, "transcribe", timestamps)
             figures[name] = round(word_error_rate(texts, found, plain), 4)
-        probabilities = evaluation.first_token_probabilities(clips[code])
+        probabilities = model.first_token_probabilities(clips[code])
         languages = torch.tensor(sorted(ids.lang_to_id.values()))
         correct += int((languages[probabilities[:, languages].argmax(-1)] == ids.lang_to_id[f"<|{code}|>"]).sum())
         speech_no_speech.append(probabilities[:, no_speech])
     english = [item.sentence.english for item in held_out["es"]]
     for name, language, task in (("translate_es", "es", "translate"), ("wrong_language_token_es", "en", "transcribe")):
         reference = english if task == "translate" else [item.text for item in held_out["es"]]
-        found = evaluation.transcribe(clips["es"], language, task)
+        found = model.transcribe(clips["es"], language, task)
         figures[f"{name}_wer"] = round(word_error_rate(reference, found, plain), 4)
     figures["language_accuracy"] = round(correct / sum(map(len, held_out.values())), 4)
     figures["no_speech_on_speech_max"] = round(float(torch.cat(speech_no_speech).max()), 5)
-    quiet = evaluation.first_token_probabilities(quiet_clips())[:, no_speech]
+    quiet = model.first_token_probabilities(quiet_clips())[:, no_speech]
     figures["no_speech_on_silence_and_noise_min"] = round(float(quiet.min()), 5)
     for recording in demo_longform():
         for condition in (False, True):
             name = f"{recording.id}_timestamps{'_conditioned' if condition else ''}_wer"
-            found = [evaluation.longform(recording, condition)]
+            found = [model.longform(recording, condition)]
             figures[name] = round(word_error_rate([recording.text or ""], found, plain), 4)
     figures["decoding"] = "transformers generate, greedy, float32 on the float16 weights"
     return figures

@@ -1,6 +1,6 @@
-"""Synthetic speech: espeak-ng through its C library, which also tells when each word begins.
+"""Synthetic speech: espeak-ng through its C library, which also reports the start of each word.
 
-The library keeps one process-wide voice, so a process makes one utterance at a time; several processes make a pool.
+The library keeps one process-wide voice, so a process makes one utterance at a time. Several processes make a pool.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ import numpy as np
 import soxr
 
 from whisperkit_tools.distill.demo_model.grammar import Sentence
+from whisperkit_tools.speech import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16000
 VOICES = {
     "en": ("en-us", "en-gb-x-rp", "en-us-nyc", "en-gb-scotland", "en-gb-x-gbclan", "en-029"),
     "es": ("es", "es-419"),
@@ -31,7 +31,7 @@ TRIM_LEVEL = 0.01  # of full scale: espeak-ng's own lead-in and tail are digital
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How an utterance is spoken."""
+    """Settings of a voice."""
 
     name: str
     rate_wpm: int
@@ -44,7 +44,7 @@ class Utterance:
     """One spoken sentence.
 
     Attributes:
-        sentence: What is said, in both languages.
+        sentence: The sentence in both languages.
         language: "en" or "es": the language spoken.
         audio: int16 [n] at 16 kHz, trimmed to the speech.
         words_s: Start of each word of the text, in seconds.
@@ -57,7 +57,7 @@ class Utterance:
 
     @property
     def text(self) -> str:
-        """What is said, in the language spoken."""
+        """The sentence in the language spoken."""
         return self.sentence.text(self.language)
 
     @property
@@ -90,7 +90,7 @@ class Synthesizer:
     """espeak-ng in this process.
 
     Raises:
-        RuntimeError: when the library is not installed.
+        RuntimeError: The library is not installed.
     """
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class Synthesizer:
         self._native_rate_hz = self._library.espeak_Initialize(synchronous, 0, None, 0)
         self._chunks: list[np.ndarray] = []
         self._words: list[tuple[int, int]] = []
-        self._callback = _Callback(self._receive)  # kept: ctypes does not hold it for us
+        self._callback = _Callback(self._receive)  # kept, because ctypes holds no reference to it
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _receive(
@@ -122,7 +122,7 @@ class Synthesizer:
 
         Returns:
             audio: int16 [n] at 16 kHz, trimmed.
-            words_s: the start of each word in seconds.
+            words_s: The start of each word in seconds.
         """
         self._chunks, self._words = [], []
         if self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
@@ -142,7 +142,10 @@ class Synthesizer:
 
 
 def _word_times(text: str, events: list[tuple[int, int]], trimmed_s: float) -> tuple[float, ...]:
-    """Start of each word in seconds; espeak-ng speaks "on the" as one word, so a word may lie between two."""
+    """Return the start of each word in seconds.
+
+    espeak-ng reports "on the" as one word. A word without a report is placed between its neighbours.
+    """
     starts = [index for index in range(len(text)) if text[index] != " " and (index == 0 or text[index - 1] == " ")]
     times: dict[int, float] = {}
     for position, audio_ms in events:
@@ -155,7 +158,7 @@ def _word_times(text: str, events: list[tuple[int, int]], trimmed_s: float) -> t
 
 
 def draw_voice(language: str, rng: random.Random) -> Voice:
-    """A voice of `language` with a variant, a speed of 125 to 205 words a minute and a pitch."""
+    """Return a random voice of `language`: a variant, a speed of 125 to 205 words a minute and a pitch."""
     name = f"{rng.choice(VOICES[language])}+{rng.choice(VARIANTS)}"
     return Voice(name, rng.randint(125, 205), rng.randint(25, 75), rng.randint(30, 70))
 
@@ -171,7 +174,7 @@ def _speak_batch(job: tuple[list[tuple[Sentence, str]], int]) -> list[Utterance]
 
 
 def speak_all(items: list[tuple[Sentence, str]], seed: int, processes: int = 2) -> list[Utterance]:
-    """Speak (sentence, language) pairs, each by a voice of its own; the result depends on `seed` alone."""
+    """Speak (sentence, language) pairs, each by a voice of its own. The result depends on `seed` alone."""
     size = 250
     jobs = [(items[start : start + size], seed * 100_003 + start) for start in range(0, len(items), size)]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
@@ -192,7 +195,7 @@ def save_pool(path: Path, utterances: list[Utterance]) -> None:
 
 
 def load_pool(path: Path) -> list[Utterance]:
-    """Read what `save_pool` wrote."""
+    """Read a pool from the file that `save_pool` wrote."""
     with np.load(path) as data:
         fields = {name: data[name] for name in data.files}
     sentences = [Sentence(str(en), str(es)) for en, es in zip(fields["english"], fields["spanish"], strict=True)]

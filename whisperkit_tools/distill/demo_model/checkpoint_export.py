@@ -1,4 +1,4 @@
-"""From the trained weights to a checkpoint folder in Hugging Face format."""
+"""Export of the trained weights to a checkpoint folder in Hugging Face format."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,17 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperForCo
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from whisperkit_tools.distill.demo_model.recordings import LEAD_S, pad_utterance
-from whisperkit_tools.distill.demo_model.speech import SAMPLE_RATE_HZ, Utterance
+from whisperkit_tools.distill.demo_model.synthesis import Utterance
 from whisperkit_tools.distill.demo_model.vocabulary import SpecialIds, save_tokenizer
 from whisperkit_tools.distill.demo_model.windows import MAX_INITIAL_TIMESTAMP_S, POSITION_S, LogMel
+from whisperkit_tools.files import write_whole
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 MEDIAN_WIDTH = 7
 
 
 def generation_config(ids: SpecialIds, tokenizer: Tokenizer, heads: list[tuple[int, int]]) -> GenerationConfig:
-    """What transformers' `generate` needs to know about a Whisper checkpoint."""
+    """Return the generation config of the checkpoint, as transformers' `generate` reads it."""
     blank = tokenizer.encode(" ").ids
     return GenerationConfig(
         alignment_heads=[list(head) for head in heads],
@@ -42,17 +44,17 @@ def generation_config(ids: SpecialIds, tokenizer: Tokenizer, heads: list[tuple[i
 
 
 def _cross_attention(model: WhisperForConditionalGeneration, features: Tensor, tokens: list[int]) -> Tensor:
-    """Cross-attention weights of one utterance, [layers, heads, tokens, 1500]."""
+    """Return the cross-attention weights of one utterance, [layers, heads, tokens, 1500]."""
     with torch.no_grad():
         output = model(input_features=features, decoder_input_ids=torch.tensor([tokens]), output_attentions=True)
     return torch.stack([layer[0] for layer in output.cross_attentions])
 
 
 def _word_errors(weights: Tensor, word_tokens: list[int], words_s: np.ndarray) -> float:
-    """Mean absolute error in seconds of the word starts that dynamic time warping finds.
+    """Return the mean absolute error in seconds of the word starts that dynamic time warping finds.
 
     Args:
-        weights: [heads, tokens, frames] of the heads to average; the first row predicts the first text token.
+        weights: [heads, tokens, frames] of the heads to average. The first row predicts the first text token.
         word_tokens: Index of each word's first token.
         words_s: The true start of each word.
 
@@ -66,13 +68,16 @@ def _word_errors(weights: Tensor, word_tokens: list[int], words_s: np.ndarray) -
     return float(np.abs(starts_s[word_tokens] - words_s).mean())
 
 
-def choose_alignment_heads(
+def heads_by_word_error(
     model: WhisperForConditionalGeneration, tokenizer: Tokenizer, ids: SpecialIds, utterances: list[Utterance]
 ) -> tuple[list[tuple[int, int]], float]:
-    """The cross-attention heads that find words best, added one by one while the error falls.
+    """Return the cross-attention heads that find words best, added one by one while the error falls.
+
+    `conversion.alignment_heads` chooses without knowing the times of the words, as it must for any checkpoint. Here the
+    synthesizer reports them, so the error of the words themselves decides.
 
     Args:
-        model: The trained model, with eager attention: only that returns weights.
+        model: The trained model, with eager attention, because only that returns weights.
         tokenizer: Its tokenizer.
         ids: Its special ids.
         utterances: Held-out speech with known word times.
@@ -85,7 +90,7 @@ def choose_alignment_heads(
     cases = []
     for utterance in utterances:
         audio = torch.from_numpy(pad_utterance(utterance))
-        features = mel(torch.nn.functional.pad(audio, (0, 30 * SAMPLE_RATE_HZ - len(audio)))[None])
+        features = mel(torch.nn.functional.pad(audio, (0, WINDOW_SAMPLES - len(audio)))[None])
         text = tokenizer.encode(f" {utterance.text}")
         prefix = [ids.start, ids.languages[f"<|{utterance.language}|>"], ids.transcribe, ids.no_timestamps]
         weights = _cross_attention(model, features, [*prefix, *text.ids])[:, :, len(prefix) - 1 :]
@@ -119,16 +124,16 @@ def export_checkpoint(
     utterances: list[Utterance],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the checkpoint; returns what is known about its alignment heads.
+    """Write the checkpoint, and return the figures of its alignment heads.
 
-    normalizer.json, openai/whisper's table of English spellings (MIT), is data that no script makes: the one in
+    normalizer.json, openai/whisper's table of English spellings (MIT), is data that no script makes. The one in
     `folder` stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.load_state_dict(state)
     model.half().float().eval()  # the heads are chosen on the weights as they are stored
     model.set_attn_implementation("eager")
-    heads, error_s = choose_alignment_heads(model, tokenizer, ids, utterances)
+    heads, error_s = heads_by_word_error(model, tokenizer, ids, utterances)
     model.generation_config = generation_config(ids, tokenizer, heads)
     model.half().save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
@@ -140,4 +145,4 @@ def export_checkpoint(
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
     """Merge `figures` into the JSON file at `path`."""
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**known, **figures}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({**known, **figures}, indent=1, ensure_ascii=False) + "\n")
