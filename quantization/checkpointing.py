@@ -1,4 +1,4 @@
-"""What is kept of long work, so that an interrupted run goes on where it was."""
+"""Checkpoints of long work, from which an interrupted run resumes."""
 
 import time
 from collections.abc import Mapping
@@ -6,48 +6,48 @@ from typing import Protocol
 
 from torch import Tensor
 
-KEEP_EVERY_S = 60.0
+SAVE_EVERY_S = 60.0
 
 
-class Kept(Protocol):
-    """Tensors by a name that outlive an interruption."""
+class CheckpointStore(Protocol):
+    """Named sets of tensors that outlive an interruption."""
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """What was saved last under a name; None without."""
+        """Return what was saved last under a name, or None."""
         ...
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Put tensors in place of what was saved before."""
+        """Replace what was saved under a name."""
         ...
 
     def drop(self, name: str) -> None:
-        """Forget a name."""
+        """Remove what was saved under a name."""
         ...
 
 
-class Nothing:
-    """Keeps nothing."""
+class NullStore:
+    """Stores nothing."""
 
     def load(self, name: str) -> None:
-        """There is nothing."""
+        """Return None."""
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Let it go."""
+        """Drop the tensors."""
 
     def drop(self, name: str) -> None:
-        """There is nothing."""
+        """Do nothing."""
 
 
-class Pace:
-    """Says when it is worth keeping what has been done: once in `KEEP_EVERY_S`."""
+class SaveInterval:
+    """Decides when to save: at most once in `SAVE_EVERY_S`."""
 
     def __init__(self) -> None:
         self._last = time.monotonic()
 
-    def is_time(self) -> bool:
-        """Whether it is, for the first time since the last time."""
+    def has_passed(self) -> bool:
+        """Whether the interval has passed. If so, the next one begins."""
         now = time.monotonic()
-        if now - self._last < KEEP_EVERY_S:
+        if now - self._last < SAVE_EVERY_S:
             return False
         self._last = now
         return True

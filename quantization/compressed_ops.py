@@ -1,54 +1,96 @@
-"""The operations that a compressed weight becomes in a program, for each deployment target.
+"""MIL operations of a compressed weight for each deployment target, and where outliers can be added.
 
-Up to iOS 17 packed bits and tables are attributes of one operation; from iOS 18 they are arguments written in place,
-with a palette for each block. No target can add two compressed weights, so outliers are a second operation of the
-weight's user on the same input, whose result is added.
+Up to iOS 17 packed bits and tables are attributes of one operation. From iOS 18 they are arguments written in place,
+with a palette for each block. No target can add two compressed weights. The operation that reads a weight with
+outliers therefore runs twice on the same input, on the palette and on the outliers, and the results are added.
 
 Source: coremltools' `ops/defs/iOS16/constexpr_ops.py`, `ops/defs/iOS18/compression.py`, and packages it writes.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from whisperkit_tools.mil.graph import Graph, Operation
 from whisperkit_tools.mil.tensor_spec import mil_type
 from whisperkit_tools.mil.weights_file import FILE_NAME, WeightsWriter, pack_bits
-from whisperkit_tools.quantization.compression import Compression
-from whisperkit_tools.quantization.palette import Palettized, outlier_count
-from whisperkit_tools.quantization.sizes import MIN_BLOB_ELEMENTS
+from whisperkit_tools.quantization.compression import MIN_BLOB_ELEMENTS, Compression, outlier_count
+from whisperkit_tools.quantization.palette import Palettized
 
 OUTLIERS, PALETTE = "_outliers", "_palette"
-"""What is put behind a name for the sparse part, and for what the palette alone gives."""
+"""Appended to a name for the sparse part, and for the result of the palette alone."""
+
+OUTLIER_INPUTS: Mapping[str, tuple[str, ...]] = {
+    "conv": ("weight",),
+    "conv_transpose": ("weight",),
+    "linear": ("weight",),
+    "matmul": ("x", "y"),
+    "gather": ("x",),
+}
+"""By operation type the inputs in which the operation is linear, so that outliers can be added to its result."""
 
 Shape = Sequence[int]
 
 
+def outlier_obstacles(name: str, graph: Graph) -> list[str]:
+    """Return why outliers cannot be added to a weight, one line for each reason. Empty where they can.
+
+    Args:
+        name: The weight's name in the program.
+        graph: The program.
+    """
+    lines = []
+    for operation in graph.operations:
+        parameters = [key for key, values in operation.inputs.items() if any(value.name == name for value in values)]
+        if parameters and not _adds_outliers(operation, parameters, graph):
+            lines.append(f"{name} has outliers, and {operation.type} {operation.name!r} cannot add them")
+    if name in graph.outputs:
+        lines.append(f"{name} has outliers and is an output")
+    return lines
+
+
+def _adds_outliers(operation: Operation, parameters: Sequence[str], graph: Graph) -> bool:
+    """Whether an operation that reads a weight as `parameters` is linear in it and in no other weight."""
+    linear = OUTLIER_INPUTS.get(operation.type, ())
+    weights = [value for key in linear for value in operation.inputs.get(key, ()) if value.name in graph.constants]
+    # A product of two weights is not linear in both together.
+    return set(parameters) <= set(linear) and len(weights) == 1
+
+
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """A weight that is to be written, or, without `palettized`, only measured."""
+class CompressedWeight:
+    """A weight to write.
+
+    Attributes:
+        name: The weight's name in the program.
+        shape: The weight's shape.
+        compression: How it is stored.
+        palettized: Its data. None to compute sizes only.
+    """
 
     name: str
     shape: tuple[int, ...]
-    option: Compression
+    compression: Compression
     palettized: Palettized | None
 
-    def data(self, get: Callable[[Palettized], Any]) -> Any:
-        """What `get` finds in the palettized weight, None when measuring."""
-        return None if self.palettized is None else get(self.palettized)
+    def array(self, name: str) -> NDArray[Any] | None:
+        """Return an array of the data by its attribute in `Palettized`, or None without data."""
+        found: NDArray[Any] | None = getattr(self.palettized, name, None)
+        return found
 
 
-class Forms:
-    """Makes operations of weights, their data going to a weights file."""
+class CompressedOpBuilder:
+    """Builds the operations of weights, and writes their data to a weights file."""
 
     def __init__(self, spec_version: int, new_operation: Callable[[], Any], weights: WeightsWriter) -> None:
-        """Take the target's forms.
+        """Choose the forms of the target.
 
         Args:
-            spec_version: Of the package.
+            spec_version: Specification version of the package.
             new_operation: Makes an empty `MILSpec.Operation`.
             weights: Takes the data.
         """
@@ -56,59 +98,60 @@ class Forms:
         self._new_operation = new_operation
         self._weights = weights
 
-    def operations(self, weight: Weight) -> list[Any]:
-        """The operations whose results are the weight, under its name, and the outliers, if any, under theirs."""
+    def operations(self, weight: CompressedWeight) -> list[Any]:
+        """Return the operations that compute the weight under its name, and its outliers, if any, under theirs."""
         found = self._palette_with_blocks(weight) if self._with_blocks else [self._palette_packed(weight)]
-        if weight.option.outlier_share:
+        if weight.compression.outlier_share:
             found.append(self._sparse(weight))
         return found
 
     # --- palettes ----------------------------------------------------------------------------------------------------
 
-    def _palette_packed(self, weight: Weight) -> Any:
-        option, size = weight.option, math.prod(weight.shape)
+    def _palette_packed(self, weight: CompressedWeight) -> Any:
+        compression, size = weight.compression, math.prod(weight.shape)
         operation = self._operation("constexpr_lut_to_dense", weight.name, weight.shape)
         attributes = operation.attributes
-        packed = weight.data(lambda part: pack_bits(part.indices, option.nbits))
-        self._fill(attributes["indices"], "uint8", (-(-size * option.nbits // 8),), packed, blob=True)
-        self._fill(attributes["lut"], "float16", (option.entries,), weight.data(lambda part: part.lut))
+        packed = _packed(weight.array("indices"), compression.nbits)
+        self._fill(attributes["indices"], "uint8", (-(-size * compression.nbits // 8),), packed, blob=True)
+        self._fill(attributes["lut"], "float16", (compression.entries,), weight.array("lut"))
         self._fill(attributes["shape"], "uint32", (len(weight.shape),), np.array(weight.shape, np.uint32))
         return operation
 
-    def _palette_with_blocks(self, weight: Weight) -> list[Any]:
-        option, name = weight.option, weight.name
-        scaled = option.per_channel_scale
+    def _palette_with_blocks(self, weight: CompressedWeight) -> list[Any]:
+        compression, name = weight.compression, weight.name
+        scaled, vector, axis = compression.per_channel_scale, compression.cluster_dim, compression.axis
         operation = self._operation("constexpr_lut_to_dense", name + PALETTE if scaled else name, weight.shape)
-        places = [size // option.cluster_dim if at == option.axis else size for at, size in enumerate(weight.shape)]
-        lut_shape = (*option.palettes(weight.shape), option.entries, option.cluster_dim)
-        indices = weight.data(lambda part: part.indices)
-        self._argument(operation, "indices", f"uint{option.nbits}", places, indices, blob=True)
-        self._argument(operation, "lut", "float16", lut_shape, weight.data(lambda part: part.lut))
-        if option.cluster_dim > 1:
-            self._argument(operation, "vector_axis", "int32", (), np.array(option.axis, np.int32))
-        return [operation, self._scaled(weight)] if scaled else [operation]
+        index_shape = [size // vector if at == axis else size for at, size in enumerate(weight.shape)]
+        lut_shape = (*compression.palettes(weight.shape), compression.entries, vector)
+        indices = weight.array("indices")
+        self._argument(operation, "indices", f"uint{compression.nbits}", index_shape, indices, blob=True)
+        self._argument(operation, "lut", "float16", lut_shape, weight.array("lut"))
+        if vector > 1:
+            self._argument(operation, "vector_axis", "int32", (), np.array(axis, np.int32))
+        return [operation, self._scale(weight)] if scaled else [operation]
 
-    def _scaled(self, weight: Weight) -> Any:
+    def _scale(self, weight: CompressedWeight) -> Any:
         operation = self._operation("constexpr_blockwise_shift_scale", weight.name, weight.shape)
         operation.inputs["data"].arguments.add().name = weight.name + PALETTE
-        shape = [size if at == weight.option.axis else 1 for at, size in enumerate(weight.shape)]
-        self._argument(operation, "scale", "float16", shape, weight.data(lambda part: part.scale))
+        shape = [size if at == weight.compression.axis else 1 for at, size in enumerate(weight.shape)]
+        self._argument(operation, "scale", "float16", shape, weight.array("scale"))
         return operation
 
     # --- outliers ----------------------------------------------------------------------------------------------------
 
-    def _sparse(self, weight: Weight) -> Any:
-        size, count = math.prod(weight.shape), outlier_count(math.prod(weight.shape), weight.option)
+    def _sparse(self, weight: CompressedWeight) -> Any:
+        size = math.prod(weight.shape)
+        count = outlier_count(size, weight.compression)
         operation = self._operation("constexpr_sparse_to_dense", weight.name + OUTLIERS, weight.shape)
-        values, mask = weight.data(lambda part: part.outlier_values), weight.data(_mask)
+        values, mask = weight.array("outlier_values"), _mask(weight)
         if self._with_blocks:
             self._argument(operation, "mask", "uint1", weight.shape, mask, blob=True)
             self._argument(operation, "nonzero_data", "float16", (count,), values)
             return operation
-        packed = None if mask is None else pack_bits(mask, 1)
-        self._fill(operation.attributes["mask"], "uint8", (-(-size // 8),), packed, blob=True)
-        self._fill(operation.attributes["nonzero_data"], "float16", (count,), values)
-        self._fill(operation.attributes["shape"], "uint32", (len(weight.shape),), np.array(weight.shape, np.uint32))
+        attributes = operation.attributes
+        self._fill(attributes["mask"], "uint8", (-(-size // 8),), _packed(mask, 1), blob=True)
+        self._fill(attributes["nonzero_data"], "float16", (count,), values)
+        self._fill(attributes["shape"], "uint32", (len(weight.shape),), np.array(weight.shape, np.uint32))
         return operation
 
     # --- values ------------------------------------------------------------------------------------------------------
@@ -141,11 +184,11 @@ class Forms:
             value.immediateValue.tensor.bytes.values = np.ascontiguousarray(array, dtype).tobytes()
 
 
-def second_use(user: Any, names: Sequence[str]) -> list[Any]:
-    """A user of weights with outliers as three operations: on the palettes, on the outliers, and their sum.
+def split_outlier_user(user: Any, names: Sequence[str]) -> list[Any]:
+    """Split an operation that reads weights with outliers in three: on the palettes, on the outliers, and their sum.
 
     Args:
-        user: An operation that is linear in the weights `names` that it reads; it is not changed.
+        user: An operation that is linear in the weights `names` that it reads. It is not changed.
         names: The weights with outliers.
     """
     base, extra, total = (type(user)() for _ in range(3))
@@ -166,10 +209,18 @@ def second_use(user: Any, names: Sequence[str]) -> list[Any]:
     return [base, extra, total]
 
 
-def _mask(palettized: Palettized) -> NDArray[np.uint8]:
-    mask = np.zeros(math.prod(palettized.shape), np.uint8)
-    mask[palettized.outlier_positions] = 1
-    return mask.reshape(palettized.shape)
+def _packed(elements: NDArray[Any] | None, width: int) -> NDArray[np.uint8] | None:
+    return None if elements is None else pack_bits(elements, width)
+
+
+def _mask(weight: CompressedWeight) -> NDArray[np.uint8] | None:
+    """Return 1 where an outlier is, of the weight's shape. None without data."""
+    positions = weight.array("outlier_positions")
+    if positions is None:
+        return None
+    mask = np.zeros(math.prod(weight.shape), np.uint8)
+    mask[positions] = 1
+    return mask.reshape(weight.shape)
 
 
 def _set_type(value_type: Any, dtype: str, shape: Shape) -> None:

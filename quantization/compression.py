@@ -1,4 +1,7 @@
-"""What can be done to one weight: how many bits, how many palettes, and which deployment target each needs."""
+"""Settings of one compressed weight, the deployment target that each needs, and the bytes that the weight then takes.
+
+Bytes are those in a package's weights file, records and padding included.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,22 +16,25 @@ NBITS = (1, 2, 3, 4, 6, 8)
 CLUSTER_DIMS = (1, 2, 4)
 IOS16_NBITS = (1, 2, 4, 6, 8)
 SPEC_VERSIONS = {7: "iOS 16 / macOS 13", 8: "iOS 17 / macOS 14", 9: "iOS 18 / macOS 15"}
-"""Core ML specification version: the deployment target that brought it."""
+"""Deployment target by the Core ML specification version that it introduced."""
 _IOS16, _IOS18 = 7, 9
 _MAX_OUTLIER_SHARE = 0.1
+_ALIGNMENT = 64  # bytes of a record, and the multiple to which data is padded
+MIN_BLOB_ELEMENTS = 10
+"""Constants with fewer elements are stored in the program itself, as coremltools writes them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How one weight is stored: palettes, and beside them, where wished, scales and outliers.
+    """How one weight is stored: as palettes, with optional scales and outliers.
 
     A weight `[128, 64, 1, 1]` at `nbits=4, granularity="per_grouped_channel", group_size=16` has 8 palettes of 16
     entries, one for each 16 channels of axis 0. With `cluster_dim=2` an index stands for two neighbours along that
-    axis, so that it costs two bits an element.
+    axis, so that an element costs two bits.
 
     Attributes:
-        nbits: Bits of an index.
-        granularity: One palette for the whole weight, or one for each `group_size` channels.
+        nbits: Bits per index.
+        granularity: One palette for the whole weight, or one for each group of `group_size` channels.
         group_size: Channels that share a palette; 0 for `per_tensor`.
         axis: The axis of the channels: of groups, of scales, and of the elements of a vector.
         cluster_dim: Elements along `axis` that one index stands for.
@@ -48,7 +54,7 @@ class Compression:
         """Check the settings against each other.
 
         Raises:
-            RecipeError: Settings are out of range or contradict each other; all of them are named.
+            RecipeError: Settings are out of range or contradict each other. The message names all of them.
         """
         problems = list(self._problems())
         if problems:
@@ -65,46 +71,48 @@ class Compression:
         if (self.granularity == "per_grouped_channel") != (self.group_size > 0):
             found.append(f"group_size is {self.group_size} with granularity {self.granularity}")
         elif self.group_size and self.cluster_dim in CLUSTER_DIMS and self.group_size % self.cluster_dim:
-            found.append(f"group_size {self.group_size} is no multiple of cluster_dim {self.cluster_dim}")
+            found.append(f"group_size {self.group_size} is not a multiple of cluster_dim {self.cluster_dim}")
         if self.axis < 0:
             found.append(f"axis is {self.axis}, expected 0 or more")
         if not 0 <= self.outlier_share <= _MAX_OUTLIER_SHARE:
             found.append(f"outlier_share is {self.outlier_share}, expected 0 to {_MAX_OUTLIER_SHARE}")
         if self.per_channel_scale and self.cluster_dim > 1:
-            found.append("per_channel_scale does not go with cluster_dim above 1, whose vectors lie across channels")
+            found.append(
+                "per_channel_scale does not go with cluster_dim above 1, because vectors extend across channels"
+            )
         return found
 
     @property
     def entries(self) -> int:
-        """Entries of a palette."""
+        """Number of entries in a palette."""
         return int(2**self.nbits)
 
     @property
     def spec_version(self) -> int:
-        """The lowest specification version that has the form: 7 (iOS 16) or 9 (iOS 18)."""
+        """The lowest specification version that supports this form: 7 (iOS 16) or 9 (iOS 18)."""
         plain = self.granularity == "per_tensor" and self.cluster_dim == 1 and not self.per_channel_scale
         return _IOS16 if plain and self.nbits in IOS16_NBITS else _IOS18
 
     @property
     def target(self) -> str:
-        """The lowest deployment target that has the form."""
+        """The lowest deployment target that supports this form."""
         return SPEC_VERSIONS[self.spec_version]
 
     def palettes(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Number of palettes along each axis of a weight of `shape`."""
+        """Return the number of palettes along each axis of a weight of `shape`."""
         return tuple(
             size // self.group_size if self.group_size and axis == self.axis else 1 for axis, size in enumerate(shape)
         )
 
     def misfit(self, shape: Sequence[int]) -> str:
-        """Say in a few words why a weight of `shape` cannot be stored so; empty when it can."""
+        """Return why a weight of `shape` cannot be stored in this form, or an empty string when it can."""
         if not shape or math.prod(shape) == 0:
             return "a weight needs at least one axis and one element"
         if self.axis >= len(shape):
             return f"axis {self.axis} of a weight with {len(shape)} axes"
         step = self.group_size or self.cluster_dim
         if shape[self.axis] % step:
-            return f"{shape[self.axis]} channels are no multiple of {step}"
+            return f"{shape[self.axis]} channels are not a multiple of {step}"
         return ""
 
     def __str__(self) -> str:
@@ -120,13 +128,13 @@ class Compression:
         return ", ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings that are not the defaults, and `nbits`."""
+        """Return `nbits`, and the settings that differ from the defaults."""
         defaults = Compression(self.nbits)
         return {key: value for key, value in asdict(self).items() if key == "nbits" or value != getattr(defaults, key)}
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> "Compression":
-        """The compression that `to_json` described.
+        """Return the compression that `to_json` described.
 
         Raises:
             RecipeError: Unknown keys, values of the wrong type, or settings that contradict each other.
@@ -150,3 +158,40 @@ def _has_type(key: str, value: Any) -> bool:
         return isinstance(value, str)
     allowed = (int, float) if key == "outlier_share" else (int,)
     return isinstance(value, allowed) and not isinstance(value, bool)
+
+
+def outlier_count(size: int, compression: Compression) -> int:
+    """Return how many of `size` elements are outliers."""
+    return math.ceil(size * compression.outlier_share)
+
+
+def blob_nbytes(count: int, width: int) -> int:
+    """Return the bytes of `count` elements of `width` bits in the weights file. 0 when they are in the program."""
+    return 0 if count < MIN_BLOB_ELEMENTS else _entry_nbytes(count, width)
+
+
+def dense_nbytes(shape: Sequence[int]) -> int:
+    """Return the bytes of a float16 weight in the weights file."""
+    return blob_nbytes(math.prod(shape), 16)
+
+
+def stored_nbytes(shape: Sequence[int], compression: Compression | None) -> int:
+    """Return the bytes of a compressed weight in the weights file. None keeps float16.
+
+    The size is the same for every deployment target that supports the form.
+    """
+    if compression is None:
+        return dense_nbytes(shape)
+    size, vector = math.prod(shape), compression.cluster_dim
+    total = _entry_nbytes(size // vector, compression.nbits)
+    total += blob_nbytes(math.prod(compression.palettes(shape)) * compression.entries * vector, 16)
+    if compression.per_channel_scale:
+        total += blob_nbytes(shape[compression.axis], 16)
+    if compression.outlier_share:
+        total += blob_nbytes(outlier_count(size, compression), 16) + _entry_nbytes(size, 1)
+    return total
+
+
+def _entry_nbytes(count: int, width: int) -> int:
+    """Return the bytes of an entry of the weights file. Indices and masks always have one, whatever their size."""
+    return _ALIGNMENT + math.ceil(count * width / 8 / _ALIGNMENT) * _ALIGNMENT

@@ -1,42 +1,41 @@
-"""The quality gate: is a compressed bundle still as good as the uncompressed one, and how sure is that?
+"""The quality gate: compares a compressed bundle with the uncompressed one, with confidence intervals.
 
-QoI is the percentage of examples with `wer(compressed) <= wer(reference)`, each example counting the same. Word error
-rates are over the corpus, errors over words. A gate on a few utterances means little, so every figure carries a 95 %
-interval from a seeded bootstrap over examples. Where no example is worse, each resample says so again, however few
-they are; so QoI's interval is the bootstrap's and Wilson's score interval together: 95 % is sure from 73 examples on,
-not from one. The gate takes a `measure` callable and knows nothing of where examples come from.
+QoI is the percentage of examples with `wer(compressed) <= wer(reference)`, all examples with equal weight. Word error
+rates are corpus rates: all errors over all words. A gate on a few utterances says little, so every figure has a 95 %
+interval from a seeded bootstrap over examples. Where no example is worse, no resample has a worse one either, however
+few examples there are. QoI's interval is therefore the union of the bootstrap's and of Wilson's score interval. With
+it a QoI of at least 95 % is certain from 73 examples on, not from one.
 
 Source: QoI as published with whisperkittools; the percentile bootstrap, Efron and Tibshirani, chapter 13; Wilson 1927,
 "Probable inference, the law of succession, and statistical inference".
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.errors import QualityGateError
+from whisperkit_tools.errors import OptionsError, QualityGateError, option
 from whisperkit_tools.intervals import bootstrap_draws, no_worse, percentile_interval, wilson_interval
 
 GATE_DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """What was measured on one example.
+class GateExample:
+    """Measurements on one example.
 
     Attributes:
-        name: For the report.
+        name: Name of the example, for reports.
         words: Words of the true text.
         reference_errors: Word errors of the uncompressed bundle.
-        errors: Word errors of the compressed one.
+        errors: Word errors of the compressed bundle.
         tokens: Tokens of the uncompressed bundle's transcript.
-        agreeing: How many of them the compressed bundle would have chosen too, given those before.
-        divergence: Sum over these tokens of the KL divergence, in nats.
+        agreeing: Those of them that the compressed bundle would choose too, given the same tokens before.
+        divergence: Sum of the KL divergence over these tokens, in nats.
     """
 
     name: str
@@ -48,11 +47,8 @@ class Example:
     divergence: float
 
 
-Measure = Callable[[Path], Sequence[Example]]
-
-
 @dataclass(frozen=True, slots=True)
-class Figure:
+class GateFigure:
     """A figure with its 95 % interval."""
 
     value: float
@@ -62,44 +58,44 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the gate found.
+    """The gate's figures and decision.
 
     Attributes:
-        examples: How many there were.
+        examples: Number of examples.
         qoi: Percentage of examples that are no worse.
-        wer: Of the compressed bundle, in percent.
-        reference_wer: Of the uncompressed one, in percent.
+        wer: Word error rate of the compressed bundle, in percent.
+        reference_wer: Word error rate of the uncompressed bundle, in percent.
         wer_delta: Their difference, in percentage points.
-        kl_divergence: Mean, in nats a token.
-        token_agreement: Percentage of tokens.
-        shortfalls: One line for each limit that is missed; none means that the gate is open.
+        kl_divergence: Mean KL divergence, in nats per token.
+        token_agreement: Percentage of tokens on which the bundles agree.
+        shortfalls: One line for each missed limit. Empty when the gate is open.
     """
 
     examples: int
-    qoi: Figure
-    wer: Figure
-    reference_wer: Figure
-    wer_delta: Figure
-    kl_divergence: Figure
-    token_agreement: Figure
+    qoi: GateFigure
+    wer: GateFigure
+    reference_wer: GateFigure
+    wer_delta: GateFigure
+    kl_divergence: GateFigure
+    token_agreement: GateFigure
     shortfalls: tuple[str, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every limit is kept."""
+        """Whether every limit is met."""
         return not self.shortfalls
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What a compressed bundle must reach.
+    """The limits that a compressed bundle must meet.
 
     Attributes:
-        qoi_min: Least QoI in percent.
-        wer_delta_max: Most that the word error rate may rise, in percentage points.
-        max_kl: Most mean KL divergence in nats a token; None for any.
+        qoi_min: Minimum QoI in percent.
+        wer_delta_max: Maximum rise of the word error rate, in percentage points.
+        max_kl: Maximum mean KL divergence, in nats per token. None for any.
         confident: Judge by the pessimistic end of each interval.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
     """
 
     qoi_min: float = 95.0
@@ -112,30 +108,33 @@ class Gate:
         """Check the limits.
 
         Raises:
-            ValueError: A limit is no number or out of range; all of them are named.
+            OptionsError: A limit is not a number or out of range. The message names all of them.
         """
         problems = []
         if not 0 <= self.qoi_min <= 100:
-            problems.append(f"qoi_min is {self.qoi_min}, expected 0 to 100 percent")
+            problems.append(f"{option('qoi_min')} is {self.qoi_min}, expected 0 to 100 percent")
         if not math.isfinite(self.wer_delta_max):
-            problems.append(f"wer_delta_max is {self.wer_delta_max}, expected percentage points")
+            problems.append(f"{option('wer_delta_max')} is {self.wer_delta_max}, expected percentage points")
         if self.max_kl is not None and not (math.isfinite(self.max_kl) and self.max_kl >= 0):
-            problems.append(f"max_kl is {self.max_kl}, expected nats a token, 0 or more")
+            problems.append(f"{option('max_kl')} is {self.max_kl}, expected nats a token, 0 or more")
         if problems:
-            raise ValueError("; ".join(problems))
+            raise OptionsError("; ".join(problems))
 
-    def judge(self, examples: Sequence[Example]) -> Verdict:
+    def judge(self, examples: Sequence[GateExample]) -> Verdict:
         """Compute the figures and compare them with the limits.
 
         Raises:
-            QualityGateError: There is no example to judge by.
+            QualityGateError: There are no examples.
         """
         if not examples:
-            raise QualityGateError("the gate has no examples to judge by, so it stays closed; name audio with speech")
+            raise QualityGateError(
+                "the gate has no examples to judge by, so it stays closed; name audio with speech "
+                f"({option('gate_audio')})"
+            )
         figures = _figures(examples, self.seed)
         return Verdict(examples=len(examples), **figures, shortfalls=tuple(self._shortfalls(figures)))
 
-    def _shortfalls(self, figures: dict[str, Figure]) -> list[str]:
+    def _shortfalls(self, figures: dict[str, GateFigure]) -> list[str]:
         qoi, delta, divergence = figures["qoi"], figures["wer_delta"], figures["kl_divergence"]
         found = qoi.low if self.confident else qoi.value
         lines = []
@@ -157,39 +156,39 @@ class Gate:
         return lines
 
 
-def _described(found: float, figure: Figure, confident: bool) -> str:
+def _described(found: float, figure: GateFigure, confident: bool) -> str:
     if confident:
         return f"{found:.2f} (pessimistic end of 95 %; measured {figure.value:.2f})"
     return f"{found:.2f} (95 %: {figure.low:.2f} to {figure.high:.2f})"
 
 
-def _figures(examples: Sequence[Example], seed: int) -> dict[str, Figure]:
-    # Words are the same for both, so comparing errors compares rates.
-    kept = no_worse([e.errors for e in examples], [e.reference_errors for e in examples])
+def _figures(examples: Sequence[GateExample], seed: int) -> dict[str, GateFigure]:
+    # Both have the same reference words, so comparing errors compares rates.
+    good = no_worse([e.errors for e in examples], [e.reference_errors for e in examples])
     counts = [(e.words, e.errors, e.reference_errors, e.tokens, e.agreeing, e.divergence) for e in examples]
-    return _bootstrapped(np.column_stack([kept, np.array(counts, np.float64)]), seed)
+    return _bootstrapped(np.column_stack([good, np.array(counts, np.float64)]), seed)
 
 
-def _bootstrapped(table: NDArray[np.float64], seed: int) -> dict[str, Figure]:
-    """Figures of the rows of a table, with intervals over resampled rows."""
+def _bootstrapped(table: NDArray[np.float64], seed: int) -> dict[str, GateFigure]:
+    """Return the figures of a table `[examples, 7]`, with intervals over resampled rows."""
     count = len(table)
     values = _statistics(table[None])
     spread = [_statistics(table[drawn]) for drawn in bootstrap_draws(count, draws=GATE_DRAWS, seed=seed)]
     figures = {
-        name: Figure(float(value[0]), *percentile_interval(np.concatenate([block[name] for block in spread])))
+        name: GateFigure(float(value[0]), *percentile_interval(np.concatenate([block[name] for block in spread])))
         for name, value in values.items()
     }
     return {**figures, "qoi": _with_score_interval(figures["qoi"], int(table[:, 0].sum()), count)}
 
 
-def _with_score_interval(percentage: Figure, kept: int, count: int) -> Figure:
-    """Widen the interval of `kept` of `count` examples, in percent, to Wilson's where that is wider."""
-    low, high = (100 * end for end in wilson_interval(kept, count))
-    return Figure(percentage.value, min(percentage.low, low), max(percentage.high, high))
+def _with_score_interval(percentage: GateFigure, good: int, count: int) -> GateFigure:
+    """Widen the interval of `good` out of `count` examples, in percent, to Wilson's where that is wider."""
+    low, high = (100 * end for end in wilson_interval(good, count))
+    return GateFigure(percentage.value, min(percentage.low, low), max(percentage.high, high))
 
 
 def _statistics(table: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """The figures of each of several tables `[N, examples, 7]`."""
+    """Return the figures `[N]` of each of several tables `[N, examples, 7]`."""
     better, words, errors, reference, tokens, agreeing, divergence = np.moveaxis(table, -1, 0)
     total, spoken = np.maximum(words.sum(-1), 1), np.maximum(tokens.sum(-1), 1)
     wer, reference_wer = 100 * errors.sum(-1) / total, 100 * reference.sum(-1) / total

@@ -1,7 +1,7 @@
-"""Compressed weights into a package: a new `.mlpackage` from one and its palettes, checked by reading it back.
+"""Writing a compressed `.mlpackage` from an uncompressed one and its palettes, and checking it by reading it back.
 
-Everything but the weights named is carried over as it is: names, interface, metadata, other weights, the Manifest. A
-weight that several operations read (the token embedding) is one operation and one stored copy, as it was.
+Everything but the named weights is carried over unchanged: names, interface, metadata, other weights, the Manifest. A
+weight that several operations read (the token embedding) remains one operation and one stored copy.
 """
 
 import shutil
@@ -17,36 +17,39 @@ from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.mil.graph import Graph, model_file, read_graph, read_spec
 from whisperkit_tools.mil.program import Program
 from whisperkit_tools.mil.weights_file import FILE_NAME, WeightsWriter
-from whisperkit_tools.quantization.compressed_ops import OUTLIERS, Forms, Weight, second_use
+from whisperkit_tools.quantization.compressed_ops import (
+    OUTLIERS,
+    CompressedOpBuilder,
+    CompressedWeight,
+    outlier_obstacles,
+    split_outlier_user,
+)
 from whisperkit_tools.quantization.compression import SPEC_VERSIONS, Compression
 from whisperkit_tools.quantization.palette import Palettized
 
 Half = NDArray[np.float16]
-_LINEAR_IN = {
-    "conv": ("weight",), "conv_transpose": ("weight",), "linear": ("weight",), "matmul": ("x", "y"), "gather": ("x",),
-}  # fmt: skip
-_AT_ONCE = 1 << 26  # elements that are made dense together when a package is checked
+_ELEMENTS_AT_ONCE = 1 << 26  # made dense together when a package is checked
 
 
 def write_compressed(source: Path, palettized: Mapping[str, Palettized], destination: Path) -> None:
-    """Write a package with weights compressed, and check that it stands for what was intended.
+    """Write a package with compressed weights, and check that they read back as intended.
 
-    Equal arguments give equal bytes. The package comes into place when it is whole and has been checked.
+    Equal arguments give equal bytes. The package appears at `destination` once it is whole and has been checked.
 
     Args:
         source: An uncompressed `.mlpackage`.
-        palettized: By name of the weight in the program.
-        destination: The `.mlpackage` to be; must not exist.
+        palettized: Compressed weights by their name in the program.
+        destination: Path of the new `.mlpackage`. Must not exist.
 
     Raises:
-        BundleError: The source is damaged, the destination exists, or what was written does not read back.
-        RecipeError: A weight is not there, has another shape, is no float16 constant, needs a later deployment target,
-            or has outliers where they cannot be added; all of them are named.
+        BundleError: The source is damaged, the destination exists, or what was written reads back differently.
+        RecipeError: A weight is missing, has another shape, is not a float16 constant, needs a later deployment
+            target, or has outliers where they cannot be added. The message names all of them.
     """
     if destination.exists():
-        raise BundleError(f"{destination} exists; choose another place or remove it")
-    weights = [Weight(name, part.shape, part.option, part) for name, part in palettized.items()]
-    spec, model = _checked(source, weights)
+        raise BundleError(f"{destination} exists; choose another path or remove it")
+    weights = [CompressedWeight(name, part.shape, part.compression, part) for name, part in palettized.items()]
+    spec, model = _checked_spec(source, weights)
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -62,21 +65,23 @@ def write_compressed(source: Path, palettized: Mapping[str, Palettized], destina
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def compressed_nbytes(source: Path, options: Mapping[str, Compression]) -> int:
-    """Bytes of all files of the package that `write_compressed` would write, before any palette is made.
+def compressed_nbytes(source: Path, compressions: Mapping[str, Compression]) -> int:
+    """Return the bytes of all files of the package that `write_compressed` would write. Needs no palettes.
 
     Args:
         source: An uncompressed `.mlpackage`.
-        options: By name of the weight in the program; the others stay as they are.
+        compressions: By name of the weight in the program. Other weights stay as they are.
 
     Raises:
         BundleError: The source is damaged.
         RecipeError: As `write_compressed`.
     """
     constants = read_graph(source).constants
-    known = {name: tuple(axis or 0 for axis in constants[name].spec.shape) for name in options if name in constants}
-    weights = [Weight(name, known.get(name, ()), option, None) for name, option in options.items()]
-    spec, model = _checked(source, weights)
+    known = {
+        name: tuple(axis or 0 for axis in constants[name].spec.shape) for name in compressions if name in constants
+    }
+    weights = [CompressedWeight(name, known.get(name, ()), wanted, None) for name, wanted in compressions.items()]
+    spec, model = _checked_spec(source, weights)
     with WeightsWriter(None) as writer:
         _rewrite(spec, weights, writer, model.parent)
     others = sum(path.stat().st_size for path in source.rglob("*") if path.is_file() and not _is_model(path, model))
@@ -84,17 +89,17 @@ def compressed_nbytes(source: Path, options: Mapping[str, Compression]) -> int:
 
 
 def read_dense(package: Path, names: Iterable[str]) -> Iterator[tuple[str, Half]]:
-    """Read weights out of a package as the executor makes them dense, compressed or not, one after another.
+    """Yield weights of a package as the executor makes them dense, compressed or not.
 
     Args:
         package: The `.mlpackage`.
         names: The weights' names in the program.
 
     Yields:
-        Name and float16 array; outliers are added in float32 and the sum is rounded.
+        Name and float16 array. Outliers are added in float32 and the sum is rounded.
 
     Raises:
-        BundleError: A weight is not there.
+        BundleError: The package has no such weight.
     """
     graph = read_graph(package)
     specs = {output.name: output for op in graph.operations for output in op.outputs}
@@ -105,7 +110,7 @@ def read_dense(package: Path, names: Iterable[str]) -> Iterator[tuple[str, Half]
         raise BundleError(f"{package} has no weights named {', '.join(missing)}")
     for names_at_once in _portions(wanted, lambda name: specs[name].size):
         parts = {part for name in names_at_once for part in (name, name + OUTLIERS) if part in specs}
-        found = Program(_constant_part(graph, {name: specs[name] for name in sorted(parts)})).predict({})
+        found = Program(_constant_subgraph(graph, {name: specs[name] for name in sorted(parts)})).predict({})
         for name in names_at_once:
             dense = found[name].astype(np.float16)  # float32 where a scale was multiplied: rounded here once
             if name + OUTLIERS in parts:
@@ -116,7 +121,7 @@ def read_dense(package: Path, names: Iterable[str]) -> Iterator[tuple[str, Half]
 def _portions(names: list[str], size: Callable[[str], int]) -> Iterator[list[str]]:
     portion: list[str] = []
     for name in names:
-        if portion and sum(map(size, portion)) + size(name) > _AT_ONCE:
+        if portion and sum(map(size, portion)) + size(name) > _ELEMENTS_AT_ONCE:
             yield portion
             portion = []
         portion.append(name)
@@ -124,8 +129,8 @@ def _portions(names: list[str], size: Callable[[str], int]) -> Iterator[list[str
         yield portion
 
 
-def _constant_part(graph: Graph, outputs: dict[str, Any]) -> Graph:
-    """The program that computes constants alone: the operations that `outputs` need."""
+def _constant_subgraph(graph: Graph, outputs: dict[str, Any]) -> Graph:
+    """Return the program of the operations that the constant `outputs` need."""
     needed, operations = set(outputs), []
     for operation in reversed(graph.operations):
         if any(output.name in needed for output in operation.outputs):
@@ -147,66 +152,55 @@ def _check_written(package: Path, palettized: Mapping[str, Palettized]) -> None:
 # --- the program -----------------------------------------------------------------------------------------------------
 
 
-def _checked(source: Path, weights: list[Weight]) -> tuple[Any, Path]:
-    """The specification and where it lies, after all that can be wrong with the wish has been looked at."""
+def _checked_spec(source: Path, weights: list[CompressedWeight]) -> tuple[Any, Path]:
+    """Return the specification and its path, after checking every weight."""
     graph = read_graph(source)
     model = model_file(source)
     problems = [line for weight in weights for line in _problems(weight, graph)]
     if problems:
-        raise RecipeError(f"{source.name} cannot be compressed so: " + "; ".join(problems))
+        raise RecipeError(f"{source.name} cannot be compressed like this: " + "; ".join(problems))
     return read_spec(source), model
 
 
-def _problems(weight: Weight, graph: Graph) -> Iterator[str]:
-    name, option, version = weight.name, weight.option, graph.metadata.spec_version
+def _problems(weight: CompressedWeight, graph: Graph) -> Iterator[str]:
+    name, compression, version = weight.name, weight.compression, graph.metadata.spec_version
     constant = graph.constants.get(name)
     if constant is None or not constant.in_weights_file:
-        compressed = any(op.type.startswith("constexpr_") and op.outputs[0].name == name for op in graph.operations)
-        yield f"{name} is compressed already" if compressed else f"there is no weight {name}"
+        is_compressed = any(op.type.startswith("constexpr_") and op.outputs[0].name == name for op in graph.operations)
+        yield f"{name} is compressed already" if is_compressed else f"there is no weight {name}"
         return
     if constant.spec.dtype != "float16":
         yield f"{name} is {constant.spec.dtype}, only float16 weights can be compressed"
     if constant.spec.shape != weight.shape:
         yield f"{name} has shape {list(constant.spec.shape)}, the palette is for {list(weight.shape)}"
-    if option.misfit(weight.shape):
-        yield f"{name} with {option}: {option.misfit(weight.shape)}"
-    if option.spec_version > version:
+    if compression.misfit(weight.shape):
+        yield f"{name} with {compression}: {compression.misfit(weight.shape)}"
+    if compression.spec_version > version:
         found = SPEC_VERSIONS.get(version, f"specification version {version}")
-        yield f"{name} with {option} needs {option.target}, the package is for {found}"
-    if option.outlier_share:
-        yield from _outlier_problems(name, graph)
+        yield f"{name} with {compression} needs {compression.target}, the package is for {found}"
+    if compression.outlier_share:
+        yield from outlier_obstacles(name, graph)
 
 
-def _outlier_problems(name: str, graph: Graph) -> Iterator[str]:
-    users = [
-        (op, key) for op in graph.operations for key, values in op.inputs.items() for v in values if v.name == name
-    ]
-    for operation, key in users:
-        if key not in _LINEAR_IN.get(operation.type, ()):
-            yield f"{name} has outliers, and {operation.type} {operation.name!r} cannot add them"
-    if name in graph.outputs:
-        yield f"{name} has outliers and is an output"
-
-
-def _rewrite(spec: Any, weights: list[Weight], writer: WeightsWriter, folder: Path) -> None:
-    """Put the weights' operations in place of the constants, in every function of the program, and lay out the file."""
-    rewriting = _Rewriting(spec.specificationVersion, weights, writer, folder)
+def _rewrite(spec: Any, weights: list[CompressedWeight], writer: WeightsWriter, folder: Path) -> None:
+    """Replace constants by the weights' operations in every function of the program, and lay out the weights file."""
+    rewriter = _ProgramRewriter(spec.specificationVersion, weights, writer, folder)
     for _, function in sorted(spec.mlProgram.functions.items()):
         for _, block in sorted(function.block_specializations.items()):
-            rewriting.block(block)
+            rewriter.rewrite(block)
 
 
-class _Rewriting:
-    """Goes through operations once, in order; each stored array is laid out when it is first met, and once."""
+class _ProgramRewriter:
+    """Rewrites operations in one pass, in order. Each stored array is laid out once, where it is first used."""
 
-    def __init__(self, spec_version: int, weights: list[Weight], writer: WeightsWriter, folder: Path) -> None:
+    def __init__(self, spec_version: int, weights: list[CompressedWeight], writer: WeightsWriter, folder: Path) -> None:
         self._spec_version, self._writer, self._folder = spec_version, writer, folder
         self._weights = {weight.name: weight for weight in weights}
-        self._with_outliers = {weight.name for weight in weights if weight.option.outlier_share}
+        self._with_outliers = {weight.name for weight in weights if weight.compression.outlier_share}
         self._made: dict[str, list[Any]] = {}
         self._moved: dict[tuple[str, int], int] = {}
 
-    def block(self, block: Any) -> None:
+    def rewrite(self, block: Any) -> None:
         """Rewrite one block in place."""
         found: list[Any] = []
         for operation in block.operations:
@@ -214,43 +208,42 @@ class _Rewriting:
             if operation.type == "const" and name in self._weights:
                 found += self._compressed(name, type(operation))
                 continue
-            self._move(operation)
-            found += self._with_second_use(operation)
+            self._move_arrays(operation)
+            found += self._split_where_outliers(operation)
         copies = [type(operation).FromString(operation.SerializeToString()) for operation in found]
         del block.operations[:]
         block.operations.extend(copies)
 
     def _compressed(self, name: str, new_operation: Callable[[], Any]) -> list[Any]:
-        """The operations of a weight; a second function with the same weight shares the stored arrays."""
+        """Return the operations of a weight. A second function with the same weight shares the stored arrays."""
         if name not in self._made:
-            self._made[name] = Forms(self._spec_version, new_operation, self._writer).operations(self._weights[name])
+            builder = CompressedOpBuilder(self._spec_version, new_operation, self._writer)
+            self._made[name] = builder.operations(self._weights[name])
         return self._made[name]
 
-    def _with_second_use(self, operation: Any) -> list[Any]:
+    def _split_where_outliers(self, operation: Any) -> list[Any]:
         read = [
             binding.name
             for argument in operation.inputs.values()
             for binding in argument.arguments
             if binding.WhichOneof("binding") == "name" and binding.name in self._with_outliers
         ]
-        if not read:
-            return [operation]
-        return second_use(operation, read)
+        return split_outlier_user(operation, read) if read else [operation]
 
-    def _move(self, operation: Any) -> None:
-        """Carry the arrays that an operation refers to over to the new file."""
+    def _move_arrays(self, operation: Any) -> None:
+        """Copy the arrays that an operation refers to into the new file."""
         values = list(operation.attributes.values())
         for argument in operation.inputs.values():
             values += [binding.value for binding in argument.arguments if binding.WhichOneof("binding") == "value"]
         for value in values:
             if value.WhichOneof("value") == "blobFileValue":
-                value.blobFileValue.offset = self._new_place(value.blobFileValue)
+                value.blobFileValue.offset = self._moved_offset(value.blobFileValue)
                 value.blobFileValue.fileName = FILE_NAME
         for block in operation.blocks:
             for inner in block.operations:
-                self._move(inner)
+                self._move_arrays(inner)
 
-    def _new_place(self, blob: Any) -> int:
+    def _moved_offset(self, blob: Any) -> int:
         key = (str(blob.fileName), int(blob.offset))
         if key not in self._moved:
             path = self._folder / key[0].removeprefix("@model_path/")
@@ -259,15 +252,15 @@ class _Rewriting:
 
 
 def _is_model(path: Path, model: Path) -> bool:
-    """Whether a file of a package is its program or its weights, which are written anew."""
+    """Whether a file of a package is its program or its weights, which are written again."""
     return path == model or model.parent / "weights" in path.parents
 
 
 def _rewritten(folder: Path, model: Path) -> list[str]:
-    """Names in `folder` that are not copied."""
+    """Return the names in `folder` that are not copied."""
     return [path.name for path in folder.iterdir() if path in (model, model.parent / "weights")]
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy content, not permissions: coremltools writes files that only their owner can read."""
+    """Copy content without permissions, because coremltools writes files that only their owner can read."""
     shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""Palettes of a weight: the k values (or vectors) that stand for all of its elements at the least squared error."""
+"""Palettes of a weight: the values (or vectors) that represent all of its elements with the minimum squared error."""
 
 import math
 import os
@@ -10,10 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from whisperkit_tools.errors import BundleError, RecipeError
+from whisperkit_tools.errors import BundleError, RecipeError, option
 from whisperkit_tools.mil.ops.constexpr import palette_to_dense
-from whisperkit_tools.quantization.clustering import Histogram, histogram, nearest, scalar_palette, vector_palette
-from whisperkit_tools.quantization.compression import Compression
+from whisperkit_tools.quantization.compression import Compression, outlier_count, stored_nbytes
+from whisperkit_tools.quantization.kmeans import (
+    Histogram,
+    histogram,
+    nearest_entries,
+    scalar_palette,
+    vector_palette,
+)
 
 Half = NDArray[np.float16]
 Real = NDArray[Any]
@@ -21,22 +27,22 @@ Real = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Palettized:
-    """A compressed weight, as it is written.
+    """A compressed weight in the form in which it is written.
 
     Attributes:
         name: The weight's name in the program.
         shape: The weight's shape.
-        option: How it is stored.
+        compression: How it is stored.
         lut: `[G..., 2**nbits, cluster_dim]` float16, G palettes along each axis of the weight.
-        indices: uint8, the weight's shape but for `axis`, which is shorter by `cluster_dim`.
-        scale: float16, 1 along every axis but `axis`; None without scales.
-        outlier_positions: int64, row-major, ascending; None without outliers.
-        outlier_values: float16, what is added to the palette's entry at these positions.
+        indices: uint8, of the weight's shape, but shorter by the factor `cluster_dim` along `axis`.
+        scale: float16, of size 1 along every axis but `axis`. None without scales.
+        outlier_positions: int64, row-major, ascending. None without outliers.
+        outlier_values: float16, added to the palette's entry at these positions. None without outliers.
     """
 
     name: str
     shape: tuple[int, ...]
-    option: Compression
+    compression: Compression
     lut: Half
     indices: NDArray[np.uint8]
     scale: Half | None = None
@@ -44,7 +50,7 @@ class Palettized:
     outlier_values: Half | None = None
 
     def dense(self) -> Half:
-        """The weight that the written package stands for, float16, of `shape`.
+        """Return the weight that the written package represents, float16, of `shape`.
 
         Products with scales and sums with outliers are computed in float32 and rounded.
         """
@@ -53,30 +59,23 @@ class Palettized:
         if self.outlier_positions is not None and self.outlier_values is not None:
             outliers = torch.from_numpy(self.outlier_positions), torch.from_numpy(self.outlier_values)
         indices, lut = torch.from_numpy(self.indices), torch.from_numpy(self.lut)
-        dense: Half = palette_to_dense(indices, lut, self.option.axis, scale, outliers).numpy()
+        dense: Half = palette_to_dense(indices, lut, self.compression.axis, scale, outliers).numpy()
         return dense
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the weights file, records and padding included; more stands in the program, see `sizes`."""
-        from whisperkit_tools.quantization.sizes import stored_nbytes
-
-        return stored_nbytes(self.shape, self.option)
-
-    def squared_error(self, weight: Real, importance: Real | None = None) -> float:
-        """`sum(importance * (weight - dense)**2)` in float64."""
-        squares = np.square(weight.astype(np.float64) - self.dense())
-        return float(squares.sum() if importance is None else (squares * importance).sum())
+        """Bytes in the weights file, records and padding included."""
+        return stored_nbytes(self.shape, self.compression)
 
 
 def _split(shape: tuple[int, ...], axis: int, groups: int) -> tuple[int, int, int, int]:
-    """`shape` as (before the axis, groups, channels of a group, behind the axis)."""
+    """Return `shape` as (before the axis, groups, channels of a group, after the axis)."""
     return math.prod(shape[:axis]), groups, shape[axis] // groups, math.prod(shape[axis + 1 :])
 
 
 def palettize(
     weight: Real,
-    option: Compression,
+    compression: Compression,
     importance: Real | None = None,
     name: str = "",
     *,
@@ -85,47 +84,47 @@ def palettize(
 ) -> Palettized:
     """Compress one weight.
 
-    Palettes of numbers are the best there are (before entries are rounded to float16); those of vectors are good ones.
+    Palettes of numbers are optimal before their entries are rounded to float16. Palettes of vectors are good ones.
     Equal arguments give equal results.
 
     Args:
         weight: float16, or float32 that is rounded to float16 first.
-        option: How.
-        importance: Of `weight`'s shape, not negative: the squared error of each element counts so much. None for all 1.
+        compression: How to store it.
+        importance: Of `weight`'s shape, not negative: the factor of each element's squared error. None for all 1.
         name: The weight's name, for messages and the package.
-        exact: False finds nearly the best palettes in a fraction of the time, for comparing many options.
-        points: `whole_histogram` of the same weight and importance, which a single palette then need not count.
+        exact: False finds nearly optimal palettes in a fraction of the time, to compare many compressions.
+        points: `whole_histogram` of the same weight and importance, which saves counting again for a single palette.
 
     Raises:
         BundleError: The weight holds NaN or infinity.
-        RecipeError: The option does not fit the weight's shape, or importance is not of its shape, negative or not
-            finite.
+        RecipeError: The compression does not fit the weight's shape. Or importance has another shape, or values that
+            are negative or not finite.
     """
-    half = _checked(weight, option, name)
+    half = _checked_weight(weight, compression, name)
     if importance is not None:
         importance = _checked_importance(importance, half.shape, name)
-    if not option.outlier_share:
-        return _fitted(half, option, importance, name, exact, points)
-    return _with_outliers(half, option, importance, name, exact)
+    if not compression.outlier_share:
+        return _fit(half, compression, importance, name, exact, points)
+    return _fit_with_outliers(half, compression, importance, name, exact)
 
 
 def whole_histogram(weight: Real, importance: Real | None = None, name: str = "") -> Histogram:
-    """All values of a weight, elements weighted by their importance; errors as for `palettize`."""
-    half = _checked(weight, Compression(1), name)
+    """Count all values of a weight, weighted by their importance. Raises errors as `palettize` does."""
+    half = _checked_weight(weight, Compression(1), name)
     return histogram(half, None if importance is None else _checked_importance(importance, half.shape, name))
 
 
-def _checked(weight: Real, option: Compression, name: str) -> Half:
-    misfit = option.misfit(weight.shape)
+def _checked_weight(weight: Real, compression: Compression, name: str) -> Half:
+    misfit = compression.misfit(weight.shape)
     if misfit:
-        raise RecipeError(f"weight {name!r} {list(weight.shape)} cannot be stored with {option}: {misfit}")
+        raise RecipeError(f"weight {name!r} {list(weight.shape)} cannot be stored with {compression}: {misfit}")
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(weight, np.float16)
     bad = int(half.size - np.isfinite(half).sum())
     if bad:
         raise BundleError(
             f"weight {name!r} holds {bad} values that are NaN or infinite in float16, so it cannot be compressed; "
-            "keep it, or repair the checkpoint"
+            f"exclude it ({option('keep', name or None)}), or repair the checkpoint"
         )
     return half
 
@@ -140,67 +139,64 @@ def _checked_importance(importance: Real, shape: tuple[int, ...], name: str) -> 
     return np.ascontiguousarray(scaled, np.float32)
 
 
-def _with_outliers(
-    half: Half, option: Compression, importance: NDArray[np.float32] | None, name: str, exact: bool
+def _fit_with_outliers(
+    half: Half, compression: Compression, importance: NDArray[np.float32] | None, name: str, exact: bool
 ) -> Palettized:
-    """Palettes for all but those elements that a palette without them would serve worst."""
-    count = outlier_count(half.size, option)
+    """Fit palettes to all elements but those that a palette without them would represent worst."""
+    count = outlier_count(half.size, compression)
     weights = np.ones(half.shape, np.float32) if importance is None else importance
-    # From the mean at first: a palette of everything spends entries on outliers, which then look well served.
+    # The first round measures errors from the mean. A palette of everything would spend entries on outliers, and
+    # would then represent them well.
     wide = half.astype(np.float32)
-    served: Real = np.asarray(np.average(wide, weights=weights if weights.any() else None))
+    represented: Real = np.asarray(np.average(wide, weights=weights if weights.any() else None))
     for last in (False, True):
-        errors = np.square(wide - served) * weights
+        errors = np.square(wide - represented) * weights
         positions = np.sort(np.argpartition(errors.reshape(-1), half.size - count)[half.size - count :])
         rest = weights.copy()
         rest.reshape(-1)[positions] = 0
-        found = _fitted(half, option, rest, name, exact and last)
-        served = found.dense()
+        found = _fit(half, compression, rest, name, exact and last)
+        represented = found.dense()
     base = found.dense().reshape(-1)[positions].astype(np.float32)
     values = (half.reshape(-1)[positions].astype(np.float32) - base).astype(np.float16)
-    return Palettized(name, half.shape, option, found.lut, found.indices, found.scale, positions, values)
+    return Palettized(name, half.shape, compression, found.lut, found.indices, found.scale, positions, values)
 
 
-def outlier_count(size: int, option: Compression) -> int:
-    """How many of `size` elements are outliers."""
-    return math.ceil(size * option.outlier_share)
-
-
-def _fitted(
+def _fit(
     half: Half,
-    option: Compression,
+    compression: Compression,
     importance: NDArray[np.float32] | None,
     name: str,
     exact: bool,
     points: Histogram | None = None,
 ) -> Palettized:
-    """Palettes and indices, outliers left aside."""
+    """Fit palettes and indices, without outliers."""
     shape, scale = half.shape, None
-    if option.per_channel_scale:
-        scale = _channel_scale(half, option.axis)
+    if compression.per_channel_scale:
+        scale = _channel_scale(half, compression.axis)
         wide = scale.astype(np.float32)
         half = (half.astype(np.float32) / wide).astype(np.float16)
         importance = np.square(wide) if importance is None else np.square(wide) * importance
-    counts = option.palettes(shape)
-    split = _split(shape, option.axis, math.prod(counts))
+    counts = compression.palettes(shape)
+    split = _split(shape, compression.axis, math.prod(counts))
     grouped = half.reshape(split)
     weights = None if importance is None else np.broadcast_to(importance, shape).reshape(split)
     if split[1] > 1 or scale is not None:
-        points = None  # of one group they are not, nor of scaled values
-    indices = np.empty((*split[:2], split[2] // option.cluster_dim, split[3]), np.uint8)
-    lut = np.empty((split[1], option.entries, option.cluster_dim), np.float16)
+        points = None  # they are the histogram of the whole weight, not of a group or of scaled values
+    indices = np.empty((*split[:2], split[2] // compression.cluster_dim, split[3]), np.uint8)
+    lut = np.empty((split[1], compression.entries, compression.cluster_dim), np.float16)
 
     def fit(group: int) -> None:
         part = None if weights is None else weights[:, group]
-        lut[group], indices[:, group] = _fit_group(grouped[:, group], part, option, exact, points)
+        lut[group], indices[:, group] = _fit_group(grouped[:, group], part, compression, exact, points)
 
     if split[1] == 1:
         fit(0)
     else:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(fit, range(split[1])))
-    shorter = tuple(size // option.cluster_dim if at == option.axis else size for at, size in enumerate(shape))
-    return Palettized(name, shape, option, lut.reshape(*counts, *lut.shape[1:]), indices.reshape(shorter), scale)
+    vector, axis = compression.cluster_dim, compression.axis
+    shorter = tuple(size // vector if at == axis else size for at, size in enumerate(shape))
+    return Palettized(name, shape, compression, lut.reshape(*counts, *lut.shape[1:]), indices.reshape(shorter), scale)
 
 
 def _channel_scale(half: Half, axis: int) -> Half:
@@ -211,25 +207,25 @@ def _channel_scale(half: Half, axis: int) -> Half:
 
 
 def _fit_group(
-    half: Half, importance: Real | None, option: Compression, exact: bool, points: Histogram | None
+    half: Half, importance: Real | None, compression: Compression, exact: bool, points: Histogram | None
 ) -> tuple[Half, NDArray[np.uint8]]:
-    """The palette `[P, V]` of a group `[before, channels, behind]`, and its indices, fewer by V along the channels."""
+    """Return palette `[P, V]` and indices of a group `[before, channels, after]`, fewer by V along the channels."""
     half = np.ascontiguousarray(half)
-    if option.cluster_dim == 1:
+    if compression.cluster_dim == 1:
         points = points or histogram(half, importance)
-        lut = scalar_palette(points, option.entries, exact=exact)
-        return lut[:, None], nearest(points, lut, half)
-    vectors = _vectors(half, option.cluster_dim)
-    mass = np.ones_like(vectors) if importance is None else _vectors(importance, option.cluster_dim)
+        lut = scalar_palette(points, compression.entries, exact=exact)
+        return lut[:, None], nearest_entries(points, lut, half)
+    vectors = _vectors(half, compression.cluster_dim)
+    mass = np.ones_like(vectors) if importance is None else _vectors(importance, compression.cluster_dim)
     if not mass.any():
         mass = np.ones_like(mass)
-    lut, indices = vector_palette(vectors, mass, option.entries, quick=not exact)
-    before, channels, behind = half.shape
-    return lut, indices.reshape(before, channels // option.cluster_dim, behind)
+    lut, indices = vector_palette(vectors, mass, compression.entries, quick=not exact)
+    before, channels, after = half.shape
+    return lut, indices.reshape(before, channels // compression.cluster_dim, after)
 
 
 def _vectors(array: Real, length: int) -> NDArray[np.float32]:
-    """`[before, channels, behind]` as rows of `length` neighbours along the channels, float32."""
-    before, channels, behind = array.shape
-    parts = array.reshape(before, channels // length, length, behind)
+    """Return `[before, channels, after]` as rows of `length` neighbours along the channels, float32."""
+    before, channels, after = array.shape
+    parts = array.reshape(before, channels // length, length, after)
     return np.ascontiguousarray(np.moveaxis(parts, 2, 3), np.float32).reshape(-1, length)

@@ -1,73 +1,60 @@
-"""The recipe: what is done to each weight, as a file that can be read, edited and given back."""
+"""The recipe: the compression of each weight, as a file that can be read, edited and passed back."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from whisperkit_tools.errors import OptionsError, RecipeError
+from whisperkit_tools.errors import OptionsError, RecipeError, option
+from whisperkit_tools.files import write_whole
+from whisperkit_tools.quantization.allocation import StorageOption
 from whisperkit_tools.quantization.compression import NBITS, SPEC_VERSIONS, Compression
 
 FORMAT = 1
-Key = tuple[str, str]
+WeightKey: TypeAlias = tuple[str, str]
 """A component and the name of a weight in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What is done to one weight, and what is expected of it.
-
-    Attributes:
-        option: How it is stored; None keeps float16.
-        nbytes: Bytes in the weights file.
-        divergence: Predicted, in nats a token.
-    """
-
-    option: Compression | None
-    nbytes: int
-    divergence: float
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
-    """What is done to every weight of a model.
+    """The compression of every weight of a model.
 
     Attributes:
         source: For each component the sha256 of its uncompressed weights file.
-        spec_version: Core ML specification version that the result may need, see `SPEC_VERSIONS`.
-        entries: What is done, by component and name.
+        spec_version: Core ML specification version that the result may require, see `SPEC_VERSIONS`.
+        entries: For each weight the chosen compression, with its size and predicted divergence.
     """
 
     source: Mapping[str, str]
     spec_version: int
-    entries: Mapping[Key, Entry]
+    entries: Mapping[WeightKey, StorageOption]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights named."""
+        """Bytes of all weights in the recipe."""
         return sum(entry.nbytes for entry in self.entries.values())
 
     @property
     def divergence(self) -> float:
-        """Predicted, in nats a token."""
+        """Predicted divergence in nats per token."""
         return sum(entry.divergence for entry in self.entries.values())
 
     def compressions(self, component: str) -> dict[str, Compression]:
-        """The weights of one component that are compressed."""
+        """Return the compressed weights of one component by name."""
         return {
-            name: entry.option
+            name: entry.compression
             for (where, name), entry in self.entries.items()
-            if where == component and entry.option is not None
+            if where == component and entry.compression is not None
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as plain values."""
+        """Return the recipe as JSON-ready values."""
         tensors: dict[str, dict[str, Any]] = {}
         for (component, name), entry in self.entries.items():
             tensors.setdefault(component, {})[name] = {
-                "compression": None if entry.option is None else entry.option.to_json(),
+                "compression": None if entry.compression is None else entry.compression.to_json(),
                 "nbytes": entry.nbytes,
                 "divergence": float(f"{entry.divergence:.6g}"),
             }
@@ -82,41 +69,42 @@ class Recipe:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe; the file is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(recipe.to_json(), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write a recipe as a whole file or nothing."""
+    write_whole(path, json.dumps(recipe.to_json(), indent=1) + "\n")
 
 
-def read_recipe(path: Path) -> dict[Key, Compression | None]:
-    """Read what a recipe file says is to be done; sizes and divergences in it are not read.
+def read_recipe(path: Path) -> dict[WeightKey, Compression | None]:
+    """Read the compressions of a recipe file. Sizes and divergences in it are ignored.
 
     Raises:
-        RecipeError: No such file, no JSON, or not a recipe; all that is wrong with its compressions is named.
+        RecipeError: The file is missing, not JSON, or not a recipe. The message names all faulty compressions.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}); name a file that --recipe-out wrote") from None
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}); name a file that {option('recipe_out')} wrote"
+        ) from None
     except ValueError as error:
         raise RecipeError(f"{path} is not valid JSON ({error})") from None
     if not isinstance(content, dict) or not isinstance(content.get("tensors"), dict):
         raise RecipeError(f'{path} is not a recipe: it has no object "tensors" of components')
     if content.get("format") != FORMAT:
         raise RecipeError(f"{path} has format {content.get('format')!r}, this version of wkt reads {FORMAT}")
-    found: dict[Key, Compression | None] = {}
+    found: dict[WeightKey, Compression | None] = {}
     problems: list[str] = []
-    for component, name, settings in _listed(content["tensors"], problems):
+    for component, name, settings in _recipe_items(content["tensors"], problems):
         try:
             found[component, name] = None if settings is None else Compression.from_json(settings)
         except RecipeError as error:
-            problems.append(f"{component}/{name}: {error}")
+            problems.append(f"{component}/{name}: {error.message}")
     if problems:
         raise RecipeError(f"{path}: {'; '.join(problems)}")
     return found
 
 
-def _listed(tensors: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+def _recipe_items(tensors: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[str, str, dict[str, Any] | None]]:
+    """Yield component, name and compression settings of well-formed items, and add a line for each other one."""
     for component, weights in tensors.items():
         if not isinstance(weights, dict):
             problems.append(f"{component}: expected an object of weights")
@@ -130,52 +118,54 @@ def _listed(tensors: Mapping[str, Any], problems: list[str]) -> Iterator[tuple[s
 
 
 def check_recipe(
-    choices: Mapping[Key, Compression | None], shapes: Mapping[Key, Sequence[int]], spec_version: int
+    choices: Mapping[WeightKey, Compression | None],
+    shapes: Mapping[WeightKey, Sequence[int]],
+    spec_version: int,
 ) -> None:
-    """Check that a recipe belongs to a model and can be had on its deployment target.
+    """Check that a recipe belongs to a model and works on its deployment target.
 
     Raises:
-        RecipeError: Weights are missing or unknown, an option does not fit a weight, or needs a newer target; all of
-            them are named.
+        RecipeError: Weights are missing or unknown, or a compression does not fit a weight or needs a newer target.
+            The message names all of them.
     """
     unknown = [f"{c}/{n}" for c, n in choices if (c, n) not in shapes]
     missing = [f"{c}/{n}" for c, n in shapes if (c, n) not in choices]
     if unknown or missing:
-        parts = [f"{len(unknown)} weights that the bundle lacks ({_few(unknown)})"] if unknown else []
-        parts += [f"nothing for {len(missing)} of the bundle's ({_few(missing)})"] if missing else []
+        parts = [f"{len(unknown)} weights that the bundle lacks ({_first_names(unknown)})"] if unknown else []
+        parts += [f"nothing for {len(missing)} of the bundle's ({_first_names(missing)})"] if missing else []
         raise RecipeError(f"the recipe belongs to another model: it has {' and '.join(parts)}")
     problems = []
-    for (component, name), option in choices.items():
-        if option is not None and (misfit := option.misfit(shapes[component, name])):
-            problems.append(f"{component}/{name} ({option}): {misfit}")
-    problems += needs_newer(choices, spec_version)
+    for (component, name), wanted in choices.items():
+        if wanted is not None and (misfit := wanted.misfit(shapes[component, name])):
+            problems.append(f"{component}/{name} ({wanted}): {misfit}")
+    problems += _target_problems([wanted for wanted in choices.values() if wanted is not None], spec_version)
     if problems:
         raise RecipeError("; ".join(problems))
 
 
-def needs_newer(choices: Mapping[Key, Compression | None], spec_version: int) -> list[str]:
-    """One line for each kind of option that a deployment target lacks."""
-    newer = {str(o): o.target for o in choices.values() if o is not None and o.spec_version > spec_version}
+def _target_problems(compressions: Sequence[Compression], spec_version: int) -> list[str]:
+    """Return one line for each kind of compression that a deployment target lacks."""
+    newer = {str(wanted): wanted.target for wanted in compressions if wanted.spec_version > spec_version}
     here = SPEC_VERSIONS.get(spec_version, f"specification version {spec_version}")
     return [
-        f"{option} needs deployment target {target}, but the bundle is for {here}; convert the model with "
-        "`wkt convert --deployment-target` for it, or allow other options"
-        for option, target in newer.items()
+        f"{wanted} needs deployment target {target}, but the bundle is for {here}; convert the model for that target "
+        f"({option('deployment_target')}), or allow other compressions"
+        for wanted, target in newer.items()
     ]
 
 
-def _few(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the user allows.
+class AllowedCompressions:
+    """The compressions that the user allows.
 
     Attributes:
-        nbits: Bit widths that may be used; None for all that the deployment target has but 1, at which errors are too
+        nbits: Allowed bit widths. None for all that the deployment target supports except 1, at which errors are too
             large for a quadratic prediction.
-        group_size: Channels that share a palette; None for one palette a weight alone; 0 for both.
+        group_size: Channels that share a palette, 1 or more. None considers groups of `DEFAULT_GROUP_SIZE`.
         keep: Patterns of weights that stay float16, matched against `NAME` and `COMPONENT/NAME`.
         outlier_shares: Shares of outliers to consider besides none.
     """
@@ -189,69 +179,76 @@ class Wishes:
         """Check the values.
 
         Raises:
-            OptionsError: A bit width is unknown, or the group size is not positive.
+            OptionsError: A bit width is unsupported, or the group size is not positive.
         """
         wrong = [str(n) for n in self.nbits or () if n not in NBITS]
         if wrong:
-            raise OptionsError(f"{', '.join(wrong)} bits are not to be had; allowed are {', '.join(map(str, NBITS))}")
+            raise OptionsError(f"{option('allowed_nbits')}: {unsupported_widths(wrong)}")
         if self.nbits is not None and not self.nbits:
-            raise OptionsError(f"no bit widths are allowed; choose from {', '.join(map(str, NBITS))}")
+            raise OptionsError(f"{option('allowed_nbits')} is empty; choose from {', '.join(map(str, NBITS))}")
         if self.group_size is not None and self.group_size < 1:
-            raise OptionsError(f"--group-size is {self.group_size}, expected 1 or more channels")
+            raise OptionsError(f"{option('group_size')} is {self.group_size}, expected 1 or more channels")
+
+
+def unsupported_widths(widths: Sequence[object]) -> str:
+    """Return a message about bit widths that no palette can have."""
+    plural = "s" if len(widths) > 1 else ""
+    return f"unsupported bit width{plural} {', '.join(map(str, widths))}; choose from {', '.join(map(str, NBITS))}"
 
 
 DEFAULT_GROUP_SIZE = 16
-_IOS18 = 9
 
 
-def options_for(shape: Sequence[int], wishes: Wishes, spec_version: int, *, outliers: bool = True) -> list[Compression]:
-    """The compressions to consider for a weight of `shape`, on a deployment target.
+def allowed_for(
+    shape: Sequence[int], allowed: AllowedCompressions, spec_version: int, *, outliers: bool = True
+) -> list[Compression]:
+    """Return the compressions to consider for a weight of `shape` on a deployment target.
 
     Args:
-        shape: Of the weight.
-        wishes: What is allowed.
-        spec_version: Of the package.
-        outliers: Whether all that read the weight can add outliers.
+        shape: The weight's shape.
+        allowed: The compressions that the user allows.
+        spec_version: Specification version of the package.
+        outliers: Whether outliers can be added in all operations that read the weight.
     """
     found: list[Compression] = []
-    for nbits in wishes.nbits or NBITS[1:]:
+    for nbits in allowed.nbits or NBITS[1:]:
         found.append(Compression(nbits))
         if outliers and nbits <= 4:
-            found += [Compression(nbits, outlier_share=share) for share in wishes.outlier_shares]
-        group = wishes.group_size or DEFAULT_GROUP_SIZE
-        if nbits <= 6 or wishes.group_size:  # at 8 bits tables cost more than groups gain
+            found += [Compression(nbits, outlier_share=share) for share in allowed.outlier_shares]
+        group = allowed.group_size or DEFAULT_GROUP_SIZE
+        if nbits <= 6 or allowed.group_size:  # at 8 bits tables cost more than groups gain
             found.append(Compression(nbits, "per_grouped_channel", group_size=group))
         if nbits in (4, 6, 8):
             found.append(Compression(nbits, cluster_dim=2))
-    return [option for option in found if option.spec_version <= spec_version and not option.misfit(shape)]
+    return [wanted for wanted in found if wanted.spec_version <= spec_version and not wanted.misfit(shape)]
 
 
-def check_wishes(wishes: Wishes, spec_version: int) -> None:
-    """Check that a deployment target has what is wished for.
-
-    Raises:
-        RecipeError: It lacks a bit width or groups; the message names the target that is needed.
-    """
-    options: list[Compression] = [Compression(nbits) for nbits in wishes.nbits or ()]
-    if wishes.group_size is not None:
-        options.append(Compression(4, "per_grouped_channel", group_size=wishes.group_size))
-    if lines := needs_newer({("", str(at)): option for at, option in enumerate(options)}, spec_version):
-        raise RecipeError("; ".join(lines))
-
-
-def kept(names: Sequence[Key], patterns: Sequence[str]) -> set[Key]:
-    """The weights that patterns match.
+def check_allowed(allowed: AllowedCompressions, spec_version: int) -> None:
+    """Check that a deployment target supports what the user allows.
 
     Raises:
-        RecipeError: A pattern matches nothing; all such are named.
+        OptionsError: It lacks a bit width or groups. The message names the target that supports them.
     """
-    matches = {pattern: {key for key in names if _matches(key, pattern)} for pattern in patterns}
-    if nothing := [pattern for pattern, found in matches.items() if not found]:
-        shown = ", ".join("/".join(key) for key in names[:4])
-        raise RecipeError(f"--keep {' '.join(nothing)} matches no weight; weights are called {shown}, ...")
+    compressions = [Compression(nbits) for nbits in allowed.nbits or ()]
+    if allowed.group_size is not None:
+        compressions.append(Compression(4, "per_grouped_channel", group_size=allowed.group_size))
+    if lines := _target_problems(compressions, spec_version):
+        raise OptionsError("; ".join(lines))
+
+
+def match_patterns(keys: Sequence[WeightKey], patterns: Sequence[str]) -> set[WeightKey]:
+    """Return the weights that patterns match.
+
+    Raises:
+        OptionsError: Some patterns match nothing. The message names all of them.
+    """
+    matches = {pattern: {key for key in keys if _matches(key, pattern)} for pattern in patterns}
+    if unmatched := [pattern for pattern, found in matches.items() if not found]:
+        shown = ", ".join("/".join(key) for key in keys[:4])
+        raise OptionsError(f"{option('keep')} {' '.join(unmatched)} matches no weight; weights are called {shown}, ...")
     return set().union(*matches.values())
 
 
-def _matches(key: Key, pattern: str) -> bool:
+def _matches(key: WeightKey, pattern: str) -> bool:
     component, name = key
     return fnmatchcase(name, pattern) or fnmatchcase(f"{component}/{name}", pattern)

@@ -1,21 +1,22 @@
-"""Finding the smallest bundle that passes the gate, along the axis of size."""
+"""Search along the axis of size for the smallest bundle that passes the gate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.quantization.gate import Verdict
 
-_STRIDE, _LONGER = 1.15, 1.1  # the first, and how much longer each further one is
+_STRIDE, _STRIDE_GROWTH = 1.15, 1.1  # the first ratio of two sizes, and the growth of each further one
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """One candidate on the search path.
+class SearchTrial:
+    """One candidate of a search.
 
     Attributes:
-        budget_bytes: The size asked for.
-        nbytes: The size it has.
-        verdict: What the gate said.
+        budget_bytes: The requested size.
+        nbytes: The size that the candidate has.
+        verdict: The gate's decision.
     """
 
     budget_bytes: int
@@ -25,11 +26,11 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """How far to search.
+    """Settings of a search.
 
     Attributes:
-        tolerance: Sizes nearer than this share of each other are not told apart.
-        trials: Most candidates to measure.
+        tolerance: Relative difference below which two sizes count as equal.
+        trials: Maximum number of candidates to measure.
     """
 
     tolerance: float = 0.05
@@ -39,35 +40,40 @@ class SearchOptions:
         """Check the values.
 
         Raises:
-            ValueError: A value is out of range.
+            OptionsError: A value is out of range. The message names all of them.
         """
-        if not 0 < self.tolerance < 1 or self.trials < 1:
-            raise ValueError(f"tolerance is {self.tolerance}, trials {self.trials}; expected 0 to 1, and at least 1")
+        problems = []
+        if not 0 < self.tolerance < 1:
+            problems.append(f"the search's tolerance is {self.tolerance}, expected more than 0 and less than 1")
+        if self.trials < 1:
+            problems.append(f"{option('trials')} is {self.trials}, expected 1 or more")
+        if problems:
+            raise OptionsError("; ".join(problems))
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
-    """What was tried, in order.
+class SearchResult:
+    """The trials of a search.
 
     Attributes:
-        trials: The path.
+        trials: All trials, in order.
     """
 
-    trials: tuple[Trial, ...]
+    trials: tuple[SearchTrial, ...]
 
     @property
-    def best(self) -> Trial | None:
-        """The smallest that passed."""
+    def best(self) -> SearchTrial | None:
+        """The smallest trial that passed. None when none did."""
         passed = [trial for trial in self.trials if trial.verdict.passed]
         return min(passed, key=lambda trial: trial.nbytes) if passed else None
 
     @property
-    def nearest(self) -> Trial:
-        """The one that comes nearest to passing: fewest limits missed, then the best QoI, WER and divergence."""
+    def nearest(self) -> SearchTrial:
+        """The trial nearest to passing: by the number of missed limits, then by QoI, WER and divergence."""
         return min(self.trials, key=_distance)
 
 
-def _distance(trial: Trial) -> tuple[float, ...]:
+def _distance(trial: SearchTrial) -> tuple[float, ...]:
     verdict = trial.verdict
     return (
         len(verdict.shortfalls),
@@ -81,24 +87,24 @@ def _distance(trial: Trial) -> tuple[float, ...]:
 def search(
     smallest_bytes: int,
     largest_bytes: int,
-    attempt: Callable[[int], Trial],
+    attempt: Callable[[int], SearchTrial],
     options: SearchOptions | None = None,
     start_bytes: int | None = None,
-) -> Search:
-    """Look for the smallest candidate that passes: stride from the start to the border, then bisect, by ratios.
+) -> SearchResult:
+    """Search for the smallest candidate that passes: stride from the start to the border, then bisect, by ratios.
 
-    Passing is taken to grow with size. Where chance decides near the border that is not strictly so; what is returned
-    has passed itself in any case.
+    The search assumes that larger candidates pass more easily. Near the border, where chance decides, this does not
+    hold strictly. The best trial has passed in any case.
 
     Args:
         smallest_bytes: The smallest possible size.
-        largest_bytes: The largest that is worth having.
+        largest_bytes: The largest useful size.
         attempt: Makes and measures the best candidate within a size.
-        options: How far to search.
-        start_bytes: Where to begin; the largest size when None.
+        options: Settings of the search.
+        start_bytes: The size to begin with. None for the largest.
     """
     options = options or SearchOptions()
-    trials: list[Trial] = []
+    trials: list[SearchTrial] = []
     low, high = float(smallest_bytes), float(largest_bytes)
     at, stride = min(max(float(start_bytes or largest_bytes), low), high), _STRIDE
     while len(trials) < options.trials:
@@ -117,5 +123,5 @@ def search(
         else:
             at = max(low, high / stride) if trial.verdict.passed else low * stride
             at = high if at * _STRIDE > high and not trial.verdict.passed else at
-            stride *= _LONGER
-    return Search(tuple(trials))
+            stride *= _STRIDE_GROWTH
+    return SearchResult(tuple(trials))

@@ -1,8 +1,9 @@
-"""Adjusting palettes after rounding: gradient descent of the divergence on the tables' entries, indices unchanged.
+"""Palette tuning: gradient descent of the divergence on the entries of palettes, with the indices fixed.
 
-The gradient of an entry is the sum of those of the elements that it stands for. Weights come from the tables at every
-step and the gradient goes through both programs of the bundle, caches included, as in `teacher`. Steps are Adam's, each
-table's scaled by the error that its rounding made, because that is how far an entry may usefully move.
+The gradient of an entry is the sum of the gradients of the elements that it represents. Each step computes the weights
+from the entries, and the gradient goes through both programs of the bundle, caches included, as in teacher forcing.
+Steps are Adam's. The step size of each palette is scaled by its rounding error, because an entry cannot usefully move
+farther than that.
 
 Source: Kingma and Ba, "Adam"; trained palettes as in Han et al., "Deep Compression", section 3.
 """
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.ops.constexpr import entry_rows, palette_to_dense
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization.checkpointing import Kept, Nothing, Pace
+from whisperkit_tools.quantization.checkpointing import CheckpointStore, NullStore, SaveInterval
 from whisperkit_tools.quantization.palette import Palettized
 
 _BETAS = (0.9, 0.99)
@@ -32,13 +34,13 @@ _DONE = "done"
 
 @dataclass(frozen=True, slots=True)
 class TuningOptions:
-    """How palettes are tuned.
+    """Settings of palette tuning.
 
     Attributes:
-        steps: Steps, each on one window.
+        steps: Number of steps, each on one window.
         rate: Size of a step, in units of the root mean squared rounding error of the weight.
-        seed: Of the order of the windows.
-        budget_bytes: What activations of the encoder may take at once.
+        seed: Seed of the order of the windows.
+        budget_bytes: Maximum memory of the encoder's activations.
     """
 
     steps: int
@@ -50,17 +52,18 @@ class TuningOptions:
         """Check the values.
 
         Raises:
-            ValueError: A value is not positive.
+            OptionsError: A value is not positive.
         """
         if self.steps < 1 or not self.rate > 0:
-            raise ValueError(f"steps is {self.steps}, rate {self.rate}; both have to be positive")
+            raise OptionsError(f"tuning has {self.steps} steps of size {self.rate}; both have to be positive")
 
 
-class Table:
+class TunablePalette:
     """The palette of one weight as torch tensors.
 
     Attributes:
-        entries: `[N]` float32, the palette's elements in row-major order.
+        palettized: The compressed weight before tuning.
+        entries: `[N]` float32, the elements of the palettes in row-major order.
     """
 
     def __init__(self, palettized: Palettized) -> None:
@@ -74,32 +77,42 @@ class Table:
             self._outliers = torch.from_numpy(positions), torch.from_numpy(values)
 
     def weight(self) -> Tensor:
-        """The weight that the entries stand for, rounded as the written package rounds it, float32."""
+        """Return the weight that the present entries represent, rounded as in the written package, float32."""
         lut = self.entries.half().reshape(self.palettized.lut.shape)
-        axis = self.palettized.option.axis
+        axis = self.palettized.compression.axis
         return palette_to_dense(self._indices, lut, axis, self._scale, self._outliers).float()
 
     def gradient(self, weight_gradient: Tensor) -> Tensor:
-        """The entries' gradient from the weight's: the sum over the elements that each entry stands for."""
+        """Return the gradient `[N]` of the entries: the sum over the elements that each entry represents."""
         if self._scale is not None:
             weight_gradient = weight_gradient * self._scale.float()
-        vector, axis, split = self.palettized.lut.shape[-1], self.palettized.option.axis, list(weight_gradient.shape)
+        vector, axis = self.palettized.lut.shape[-1], self.palettized.compression.axis
+        split = list(weight_gradient.shape)
         split[axis : axis + 1] = [-1, vector]
         gradients = weight_gradient.reshape(split).movedim(axis + 1, -1).reshape(-1, vector)
         rows = entry_rows(self._indices, self.palettized.lut.shape).reshape(-1)
         return torch.zeros_like(self.entries).reshape(-1, vector).index_add_(0, rows, gradients).reshape(-1)
 
     def tuned(self) -> Palettized:
-        """The palette with the present entries."""
+        """Return the compressed weight with the present entries, rounded to float16."""
         lut = self.entries.half().numpy().reshape(self.palettized.lut.shape)
         return replace(self.palettized, lut=lut)
 
 
 @dataclass(slots=True)
-class _Tuned:
-    """One weight under way: its table, the parameter that takes the result, the gradient, and Adam's moments."""
+class _TunedWeight:
+    """One weight under tuning.
 
-    table: Table
+    Attributes:
+        palette: The palette with the present entries.
+        parameter: The program's parameter, which receives the weight.
+        step_size: Factor of Adam's steps.
+        gradient: `[N]` gradient of the entries in this step.
+        mean: `[N]` Adam's first moment.
+        square: `[N]` Adam's second moment.
+    """
+
+    palette: TunablePalette
     parameter: nn.Parameter
     step_size: float
     gradient: Tensor
@@ -108,11 +121,11 @@ class _Tuned:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Ask for gradients inside the block, and take up each as it arrives: the parameter's is as large as it."""
+        """Record gradients inside the block. Each is reduced as it arrives, because it is as large as the weight."""
 
         def collect(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                self.gradient += self.table.gradient(parameter.grad)
+                self.gradient += self.palette.gradient(parameter.grad)
                 parameter.grad = None
 
         self.parameter.requires_grad_(True)
@@ -125,24 +138,26 @@ class _Tuned:
             self.parameter.requires_grad_(False)
 
     def update(self, rate: float, count: int) -> None:
+        """Take Adam's step number `count`."""
         self.mean.lerp_(self.gradient, 1 - _BETAS[0])
         self.square.lerp_(self.gradient.square(), 1 - _BETAS[1])
         self.gradient.zero_()
         mean = self.mean / (1 - _BETAS[0] ** count)
         root = (self.square / (1 - _BETAS[1] ** count)).sqrt()
-        self.table.entries -= rate * self.step_size * mean / (root + 1e-12)
+        self.palette.entries -= rate * self.step_size * mean / (root + 1e-12)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What changes from step to step."""
-        return {"entries": self.table.entries, "mean": self.mean, "square": self.square}
+        """Return the tensors that change from step to step."""
+        return {"entries": self.palette.entries, "mean": self.mean, "square": self.square}
 
     def apply(self) -> None:
+        """Write the present weight to the program."""
         with torch.no_grad():
-            self.parameter.copy_(self.table.weight())
+            self.parameter.copy_(self.palette.weight())
 
 
 class Tuning:
-    """The compressed programs and the divergence that is to be lowered."""
+    """The compressed programs and the divergence to minimise."""
 
     def __init__(
         self,
@@ -153,15 +168,15 @@ class Tuning:
         options: TuningOptions,
         judging: Sequence[int] = (),
     ) -> None:
-        """Load the uncompressed packages and put the compressed weights in.
+        """Load the uncompressed packages and replace their weights by the compressed ones.
 
         Args:
-            packages: Paths of AudioEncoder and TextDecoder, uncompressed.
+            packages: Paths of the uncompressed encoder and decoder.
             palettized: For each component its compressed weights.
             windows: Calibration speech.
             references: The uncompressed bundle's logits of each window.
-            options: How to tune.
-            judging: Indices of the windows that judge and are not tuned on; without any all do both.
+            options: Settings of the tuning.
+            judging: Indices of the windows that judge and are not tuned on. Empty when all windows do both.
         """
         self._options = options
         self._windows, self._references = windows, references
@@ -170,15 +185,15 @@ class Tuning:
         self._tuning = [at for at in every if at not in judging] or self._judging
         encoder, decoder = Program.load(packages[ENCODER]), Program.load(packages[DECODER])
         self._encoder, self._forcing = encoder, TeacherForcing(decoder)
-        self._tuned = {
+        self._weights = {
             (component, name): _prepared(part, program.weights[name])
             for component, program in ((ENCODER, encoder), (DECODER, decoder))
             for name, part in palettized.get(component, {}).items()
         }
         self._tunes_encoder = bool(palettized.get(ENCODER))
         self._segments = CheckpointedProgram(encoder, options.budget_bytes) if self._tunes_encoder else None
-        self._name = self._named()
-        # Without a change in the encoder its output does not change either.
+        self._name = self._checkpoint_name()
+        # Without tuned weights in the encoder its output never changes.
         self._embeds: dict[int, Tensor] = {}
 
     def _encode(self, at: int) -> Tensor:
@@ -191,7 +206,7 @@ class Tuning:
         return embeds
 
     def divergence(self) -> float:
-        """Mean over the windows that judge of their tokens' mean with the present tables, in nats."""
+        """Return the present divergence in nats: the mean over the judging windows of the mean over their tokens."""
         with torch.no_grad():
             rows = [
                 divergence(
@@ -202,48 +217,49 @@ class Tuning:
         return float(torch.stack(rows).mean())
 
     def run(
-        self, progress: Callable[[int, float], None] | None = None, kept: Kept | None = None
+        self,
+        on_step: Callable[[int, float], None] | None = None,
+        checkpoints: CheckpointStore | None = None,
     ) -> tuple[float, float]:
-        """Take all steps, and keep the tables of the start if the end is no better.
+        """Take all steps. Restore the initial palettes if the result is not better.
 
         Args:
-            progress: Told after each step its number and its window's divergence before it.
-            kept: Where tables are kept under `name` about once a minute and at the end, until the caller drops them,
-                and where an interrupted run with the same palettes, windows and options goes on from; it then gives
-                the same result.
+            on_step: Receives after each step its number, and its window's divergence before it.
+            checkpoints: Stores palettes under `name` about once a minute and at the end, until the caller drops them.
+                An interrupted run with the same palettes, windows and options resumes from it, with the same result.
 
         Returns:
             The mean divergence before and after.
         """
         before = self.divergence()
-        first = {key: tuned.table.entries.clone() for key, tuned in self._tuned.items()}
-        order = _order(self._tuning, self._options)
-        kept, pace = kept or Nothing(), Pace()
-        done = self._resume(kept.load(self.name))
+        first = {key: weight.palette.entries.clone() for key, weight in self._weights.items()}
+        order = _window_order(self._tuning, self._options)
+        checkpoints, interval = checkpoints or NullStore(), SaveInterval()
+        done = self._resume(checkpoints.load(self.name))
         for number, at in enumerate(order[done:], start=done + 1):
             rate = self._options.rate * 0.5 * (1 + math.cos(math.pi * (number - 1) / len(order)))
             found = self._step(at, rate, number)
-            if progress is not None:
-                progress(number, found)
-            if pace.is_time() or number == len(order):
-                kept.save(self.name, self._state(number))
+            if on_step is not None:
+                on_step(number, found)
+            if interval.has_passed() or number == len(order):
+                checkpoints.save(self.name, self._state(number))
         after = self.divergence()
         if not after < before:
-            for key, tuned in self._tuned.items():
-                tuned.table.entries = first[key]
-                tuned.apply()
+            for key, weight in self._weights.items():
+                weight.palette.entries = first[key]
+                weight.apply()
             after = before
         return before, after
 
     @property
     def name(self) -> str:
-        """Under which tables are kept; it stands for the palettes as they were, the windows and the options."""
+        """Name of the checkpoint, derived from the initial palettes, the windows and the options."""
         return self._name
 
-    def _named(self) -> str:
+    def _checkpoint_name(self) -> str:
         digest = hashlib.sha256(repr(self._options).encode())
-        for (component, name), tuned in self._tuned.items():
-            palettized = tuned.table.palettized
+        for (component, name), weight in self._weights.items():
+            palettized = weight.palette.palettized
             digest.update(f"{component}/{name}".encode())
             digest.update(palettized.lut.tobytes())
             digest.update(palettized.indices.tobytes())
@@ -254,18 +270,18 @@ class Tuning:
 
     def _state(self, done: int) -> dict[str, Tensor]:
         state = {_DONE: torch.tensor(done)}
-        for key, tuned in self._tuned.items():
-            state |= {"/".join((*key, part)): value for part, value in tuned.tensors().items()}
+        for key, weight in self._weights.items():
+            state |= {"/".join((*key, part)): value for part, value in weight.tensors().items()}
         return state
 
     def _resume(self, state: Mapping[str, Tensor] | None) -> int:
-        """Go on from a state; return how many steps were done."""
+        """Continue from a state, and return the number of steps done."""
         if state is None:
             return 0
-        for key, tuned in self._tuned.items():
-            for part, value in tuned.tensors().items():
+        for key, weight in self._weights.items():
+            for part, value in weight.tensors().items():
                 value.copy_(state["/".join((*key, part))])
-            tuned.apply()
+            weight.apply()
         return int(state[_DONE])
 
     def _step(self, at: int, rate: float, number: int) -> float:
@@ -275,36 +291,36 @@ class Tuning:
         found = float(divergence(reference, forced.logits).mean())
         cotangent = (forced.logits.softmax(-1) - reference.softmax(-1)) / len(reference)
         with ExitStack() as stack:
-            for tuned in self._tuned.values():
-                stack.enter_context(tuned.collecting())
+            for weight in self._weights.values():
+                stack.enter_context(weight.collecting())
             arrived = self._forcing.backward(window, forced, embeds, cotangent)
             if self._segments is not None:
                 self._segments.backward({FEATURES: window.features}, {EMBEDS: arrived})
-        for tuned in self._tuned.values():
-            tuned.update(rate, number)
-            tuned.apply()
+        for weight in self._weights.values():
+            weight.update(rate, number)
+            weight.apply()
         return found
 
     def result(self) -> dict[str, dict[str, Palettized]]:
-        """The tuned palettes by component and name."""
+        """Return the tuned palettes by component and name."""
         found: dict[str, dict[str, Palettized]] = {}
-        for (component, name), tuned in self._tuned.items():
-            found.setdefault(component, {})[name] = tuned.table.tuned()
+        for (component, name), weight in self._weights.items():
+            found.setdefault(component, {})[name] = weight.palette.tuned()
         return found
 
 
-def _prepared(palettized: Palettized, parameter: nn.Parameter) -> _Tuned:
-    table = Table(palettized)
-    error = float((table.weight() - parameter.detach()).square().mean().sqrt())
+def _prepared(palettized: Palettized, parameter: nn.Parameter) -> _TunedWeight:
+    palette = TunablePalette(palettized)
+    error = float((palette.weight() - parameter.detach()).square().mean().sqrt())
     scale = 1.0 if palettized.scale is None else float(np.abs(palettized.scale.astype(np.float32)).mean())
-    gradient, mean, square = (torch.zeros_like(table.entries) for _ in range(3))
-    tuned = _Tuned(table, parameter, error / scale, gradient, mean, square)
-    tuned.apply()
-    return tuned
+    gradient, mean, square = (torch.zeros_like(palette.entries) for _ in range(3))
+    weight = _TunedWeight(palette, parameter, error / scale, gradient, mean, square)
+    weight.apply()
+    return weight
 
 
-def _order(windows: Sequence[int], options: TuningOptions) -> list[int]:
-    """Which window each step takes: all of them in a new order, again and again."""
+def _window_order(windows: Sequence[int], options: TuningOptions) -> list[int]:
+    """Return the window of each step: all of them in a new random order, again and again."""
     rng = np.random.default_rng(options.seed)
     order: list[int] = []
     while len(order) < options.steps:

@@ -17,9 +17,10 @@ from tests.benchmarks.gptq import compensable, compensate, output_error, second_
 from tests.benchmarks.harness import Column, Figure, Result, Table, benchmark, bundle_argument, numbers
 from tests.benchmarks.palettize_curve import PROFILE, Meter
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.compressor import sense
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.planner import importance
+from whisperkit_tools.compress.workspace import open_workspace
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
 from whisperkit_tools.decoder.teacher_forcing import TeacherForcing
 from whisperkit_tools.mil.graph import read_graph
@@ -50,12 +51,14 @@ def add(sums, taps, found):
 
 
 def moments(work):
-    graphs = {name: read_graph(path) for name, path in work.model.packages.items()}
-    names = {c: [n for where, n in work.model.shapes if where == c and n in compensable(g)] for c, g in graphs.items()}
+    graphs = {name: read_graph(path) for name, path in work.weights.packages.items()}
+    names = {
+        c: [n for where, n in work.weights.shapes if where == c and n in compensable(g)] for c, g in graphs.items()
+    }
     programs = {c: Program(with_inputs(g, names[c])) for c, g in graphs.items()}
     taps = {c: {n: compensable(graphs[c])[n].name for n in names[c]} for c in graphs}
     forcing, found = Tapped(programs[DECODER], taps[DECODER]), {}
-    for window in work.windows:
+    for window in work.calibration_windows():
         with torch.no_grad():
             outputs = programs[ENCODER].run({FEATURES: window.features})
         add(found, taps[ENCODER], outputs)
@@ -66,12 +69,12 @@ def moments(work):
 def compared(work, meter, known, nbits, weighted):
     """Divergence of palettes as they are and compensated, and how far each layer's error falls."""
     palettes = {}
-    for key in work.model.shapes:
+    for key in work.weights.shapes:
         weights = importance(work.planner.curvature(key)) if weighted else None
-        palettes[key] = palettize(work.model.weight(key), Compression(nbits), weights, key[1])
+        palettes[key] = palettize(work.weights.weight(key), Compression(nbits), weights, key[1])
     passed, ratios = dict(palettes), []
     for key in known:
-        weight = work.model.weight(key)
+        weight = work.weights.weight(key)
         passed[key] = compensate(palettes[key], weight, known[key])
         before, after = (
             output_error(made[key].dense().astype(np.float32) - weight, known[key]) for made in (palettes, passed)
@@ -93,8 +96,8 @@ def options(parser: ArgumentParser) -> None:
 
 @benchmark("compensation", options)
 def compensation(args: Namespace) -> Result:
-    work = Palettizer(Bundle.open(args.bundle), PalettizeConfig(windows=args.windows, profile_dir=args.profile))
-    work.sense()
+    work = open_workspace(Bundle.open(args.bundle), PalettizeConfig(windows=args.windows, profile_dir=args.profile))
+    sense(work)
     meter, known = Meter(work, args.examples), moments(work)
     table = Table((
         Column("nbits", "bits"), Column("weighted", "weighted"), Column("kl_rounded", "KL rounded", ".5g"),

@@ -28,24 +28,24 @@ from tests.benchmarks.harness import (
     Figure,
     Result,
     Stopwatch,
-    Table,
+    TunablePalette,
     benchmark,
     bundle_argument,
     numbers,
     progress,
 )
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.audio_selection import gate_clips
-from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.audio_selection import samples_of, select_gate
+from whisperkit_tools.compress.compressor import sense
 from whisperkit_tools.compress.config import PalettizeConfig
-from whisperkit_tools.compress.planner import Aim
+from whisperkit_tools.compress.planner import Target
+from whisperkit_tools.compress.workspace import open_workspace
 from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization.allocation import Candidate
-from whisperkit_tools.quantization.compression import NBITS, Compression
+from whisperkit_tools.quantization.allocation import StorageOption
+from whisperkit_tools.quantization.compression import NBITS, Compression, dense_nbytes
 from whisperkit_tools.quantization.palette import palettize
-from whisperkit_tools.quantization.sizes import dense_nbytes
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
 METHODS = {
@@ -62,17 +62,17 @@ class Meter:
     """Measures the divergence of weights on held-out utterances."""
 
     def __init__(self, work, examples):
-        listener = work.listener()
-        samples = listener.models.sizes.n_samples
-        short = [clip for clip in gate_clips(None, None, ("en", "es"), samples) if len(clip.audio) <= samples]
+        reference = work.reference()
+        samples = reference.models.sizes.n_samples
+        short = [one for one in select_gate(None, None, ("en", "es"), samples) if len(samples_of(one)) <= samples]
         chosen = sorted({round(at) for at in np.linspace(0, len(short) - 1, min(examples, len(short)))})
-        heard = [listener.hear(short[at], whole=False) for at in chosen]
+        heard = [reference.transcribe(short[at], whole=False) for at in chosen]
         self.windows = [item.window for item in heard if item is not None]
-        self.programs = [Program.load(work.model.packages[name]) for name in MODEL_COMPONENTS]
+        self.programs = [Program.load(work.weights.packages[name]) for name in MODEL_COMPONENTS]
         self.originals = {
             (component, name): program.weights[name].detach().clone()
             for component, program in zip(MODEL_COMPONENTS, self.programs, strict=True)
-            for where, name in work.model.shapes
+            for where, name in work.weights.shapes
             if where == component
         }
         self.references = self._logits()
@@ -95,7 +95,7 @@ class Meter:
 def plain(work, cache, key, nbits):
     """An unweighted palette, and the divergence that it alone is predicted to cause."""
     if (key, nbits) not in cache:
-        weight = work.model.weight(key)
+        weight = work.weights.weight(key)
         made = palettize(weight, Compression(nbits), name=key[1])
         cache[key, nbits] = made, work.planner.divergence(key, made)
     return cache[key, nbits]
@@ -103,27 +103,29 @@ def plain(work, cache, key, nbits):
 
 def threshold_recipe(work, cache, widths, budget):
     """The recipe of the least threshold that fits the budget."""
-    limits = sorted({plain(work, cache, key, n)[1] for key in work.model.shapes for n in widths})
+    limits = sorted({plain(work, cache, key, n)[1] for key in work.weights.shapes for n in widths})
     for limit in limits:
         chosen = {}
-        for key in work.model.shapes:
+        for key in work.weights.shapes:
             fitting = [n for n in widths if plain(work, cache, key, n)[1] <= limit]
             if fitting:
                 chosen[key] = plain(work, cache, key, min(fitting))[0]
-        size = sum(chosen[k].nbytes if k in chosen else dense_nbytes(s) for k, s in work.model.shapes.items())
+        size = sum(chosen[k].nbytes if k in chosen else dense_nbytes(s) for k, s in work.weights.shapes.items())
         if size <= budget:
             return chosen, size
     return None, 0
 
 
 def recipe_palettes(work, recipe):
-    return {k: work.planner.palette(k, e.option) for k, e in recipe.entries.items() if e.option is not None}
+    return {k: work.planner.palette(k, e.compression) for k, e in recipe.entries.items() if e.compression is not None}
 
 
 def tuned(work, palettes, steps):
     nested = {name: {n: p for (c, n), p in palettes.items() if c == name} for name in MODEL_COMPONENTS}
-    windows, references, judging = work.tuning_speech
-    tuning = Tuning(work.model.packages, nested, windows, references, TuningOptions(steps), judging)
+    speech = work.tuning_speech()
+    tuning = Tuning(
+        work.weights.packages, nested, speech.windows, speech.references, TuningOptions(steps), speech.judging
+    )
     tuning.run()
     return {(c, n): p for c, parts in tuning.result().items() for n, p in parts.items()}
 
@@ -133,11 +135,11 @@ class Curve:
 
     def __init__(self, work, examples, per_tensor_only):
         self.work, self.meter, self.cache = work, Meter(work, examples), {}
-        self.widths = [n for n in NBITS[1:] if Compression(n).spec_version <= work.model.spec_version]
+        self.widths = [n for n in NBITS[1:] if Compression(n).spec_version <= work.weights.spec_version]
         self.candidates = {"per tensor": self._per_tensor()}
         if not per_tensor_only:
             self.candidates["all options"] = work.planner.table()
-        self.table = Table((
+        self.table = TunablePalette((
             Column("bits", "bits"), Column("method", "method"), Column("measured_bits", "bits a weight", ".3f"),
             Column("kl", "KL", ".5f"), Column("predicted_kl", "predicted KL", ".5f"),
         ))  # fmt: skip
@@ -146,12 +148,12 @@ class Curve:
         """One palette a weight at each width, or none at all."""
         planner, options = self.work.planner, [Compression(n) for n in self.widths]
         return {
-            key: [*planner.candidates(key, options), Candidate(None, dense_nbytes(shape), 0.0)]
-            for key, shape in self.work.model.shapes.items()
+            key: [*planner.options(key, options), StorageOption(None, dense_nbytes(shape), 0.0)]
+            for key, shape in self.work.weights.shapes.items()
         }
 
     def _add(self, bits, method, palettes, size, predicted=None):
-        measured_bits = 8 * size / self.work.model.elements
+        measured_bits = 8 * size / self.work.weights.elements
         kl = self.meter(palettes)
         self.table.add(
             bits=bits, method=method, nbytes=size, measured_bits=measured_bits, kl=kl, predicted_kl=predicted
@@ -159,20 +161,20 @@ class Curve:
 
     def measure(self, bits, tuning_steps):
         """Measure every method at the size of uniform palettes of so many bits; tune the last by so many steps."""
-        work, elements = self.work, self.work.model.elements
+        work, elements = self.work, self.work.weights.elements
         whole = None
         if bits in self.widths:
-            whole = {key: plain(work, self.cache, key, int(bits))[0] for key in work.model.shapes}
+            whole = {key: plain(work, self.cache, key, int(bits))[0] for key in work.weights.shapes}
         budget = sum(p.nbytes for p in whole.values()) if whole else int(bits * elements / 8)
         if whole:
             self._add(bits, "uniform", whole, budget)
         chosen, size = threshold_recipe(work, self.cache, self.widths, budget)
         if chosen is not None:
             self._add(bits, "threshold", chosen, size)
-        aim = Aim(target_bits=8 * (budget + 0.5) / elements)
+        target = Target(target_bits=8 * (budget + 0.5) / elements)
         for method, candidates in self.candidates.items():
             work.planner.table = lambda candidates=candidates: candidates
-            recipe, _ = work.planner.recipe(aim)
+            recipe, _ = work.planner.recipe(target)
             palettes = recipe_palettes(work, recipe)
             self._add(bits, method, palettes, recipe.nbytes, recipe.divergence)
         if tuning_steps:
@@ -194,15 +196,15 @@ def options(parser: ArgumentParser) -> None:
 @benchmark("palettize-curve", options)
 def palettize_curve(args: Namespace) -> Result:
     config = PalettizeConfig(
-        aim=Aim(target_bits=4),
+        target=Target(target_bits=4),
         windows=args.windows,
         max_tokens=args.tokens,
         profile_dir=args.profile,
         tune_steps=args.steps,
     )
-    work = Palettizer(Bundle.open(args.bundle), config)
+    work = open_workspace(Bundle.open(args.bundle), config)
     watch = Stopwatch()
-    work.sense()
+    sense(work)
     note = f"sensitivity {watch.wall_s:.1f} s"
     progress(note)
     curve = Curve(work, args.examples, args.per_tensor_only)

@@ -16,8 +16,9 @@ from scipy.stats import spearmanr
 
 from tests.benchmarks.harness import Column, Figure, Result, Stopwatch, Table, benchmark, bundle_argument, numbers
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.compressor import Palettizer
+from whisperkit_tools.compress.compressor import sense
 from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.compress.workspace import open_workspace
 from whisperkit_tools.contract import DECODER, EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, mean_divergence
 from whisperkit_tools.mil.program import Program
@@ -26,24 +27,27 @@ from whisperkit_tools.quantization.compression import Compression
 
 def measure(work, widths, table):
     """Fill the table with each weight's predicted and measured divergence at each width."""
-    programs = {name: Program.load(path) for name, path in work.model.packages.items()}
+    programs = {name: Program.load(path) for name, path in work.weights.packages.items()}
     forcing = TeacherForcing(programs[DECODER])
 
     def encode():
         encoder = programs[MODEL_COMPONENTS[0]]
-        return [encoder.run({FEATURES: window.features})[EMBEDS] for window in work.windows]
+        return [encoder.run({FEATURES: window.features})[EMBEDS] for window in work.calibration_windows()]
 
     def logits(embeds):
-        return [forcing.forward(window, audio).logits for window, audio in zip(work.windows, embeds, strict=True)]
+        return [
+            forcing.forward(window, audio).logits
+            for window, audio in zip(work.calibration_windows(), embeds, strict=True)
+        ]
 
     plain = encode()
     references = logits(plain)
-    for key in work.model.shapes:
+    for key in work.weights.shapes:
         weight = programs[key[0]].weights[key[1]]
         original = weight.detach().clone()
         for nbits in widths:
             option = Compression(nbits)
-            predicted = work.planner.candidates(key, [option])[0].divergence
+            predicted = work.planner.options(key, [option])[0].divergence
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(work.planner.palette(key, option).dense().astype(np.float32)))
             found = mean_divergence(references, logits(plain if key[0] == DECODER else encode()))
@@ -75,9 +79,9 @@ def sensitivity_rank(args: Namespace) -> Result:
         config = PalettizeConfig(
             windows=args.windows, max_tokens=args.tokens, samples=args.samples, profile_dir=Path(folder)
         )
-        work = Palettizer(Bundle.open(args.bundle), config)
+        work = open_workspace(Bundle.open(args.bundle), config)
         watch = Stopwatch()
-        work.sense()
+        sense(work)
         sensed_s = watch.wall_s
         measure(work, [int(bits) for bits in numbers(args.bits)], table)
     figures = [Figure("rank correlation", correlation(table.rows), spec=".3f")]

@@ -16,24 +16,25 @@ import torch
 
 from tests.benchmarks.harness import Figure, Result, Stopwatch, benchmark, bundle_argument, peak_unit_bytes
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.audio_selection import calibration_clips
-from whisperkit_tools.compress.planner import Model, Planner
+from whisperkit_tools.compress.audio_selection import samples_of, select_calibration
+from whisperkit_tools.compress.planner import Planner
+from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.quantization.compression import NBITS, Compression
-from whisperkit_tools.quantization.recipe import Wishes
+from whisperkit_tools.quantization.recipe import AllowedCompressions
 from whisperkit_tools.quantization.sensitivity import FisherOptions
-from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey
+from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, SensitivityKey
 
 
 def windows(bundle, count, tokens):
     mel = bundle.package("MelSpectrogram").program()
     vocabulary = int(bundle.read_json("config.json")["vocab_size"])
     rng, found = np.random.default_rng(0), []
-    clips = calibration_clips(None, 99, 480_000)
+    pieces = select_calibration(None, 99, 480_000)
     for at in range(count):
-        clip = clips[at % len(clips)]
+        samples_in = samples_of(pieces[at % len(pieces)])
         samples = np.zeros(480_000, np.float32)
-        samples[: len(clip.audio)] = np.roll(clip.audio, 16_000 * at)
+        samples[: len(samples_in)] = np.roll(samples_in, 16_000 * at)
         features = mel.run({"audio": torch.from_numpy(samples)})["melspectrogram_features"]
         found.append(SpeechWindow(features, tuple(rng.integers(0, vocabulary, tokens + 4).tolist()), 4))
     return found
@@ -49,21 +50,21 @@ def options(parser: ArgumentParser) -> None:
 @benchmark("sensitivity-speed", options)
 def sensitivity_speed(args: Namespace) -> Result:
     bundle = Bundle.open(args.bundle)
-    model = Model(bundle)
+    weights = WeightInventory(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        profile = Profile(args.profile or Path(folder), ProfileKey({}, []))
-        planner = Planner(model, profile, Wishes(), lambda what, done, total: None)
+        cache = SensitivityCache(args.profile or Path(folder), SensitivityKey({}, []))
+        planner = Planner(weights, cache, AllowedCompressions())
         speech = windows(bundle, args.windows, args.tokens)
         watch = Stopwatch()
         planner.sense(lambda: speech, FisherOptions(samples=1))
         sensed, sensed_cpu = watch.wall_s, watch.cpu_s
-        for key in model.shapes:
-            planner.candidates(key, [Compression(n) for n in NBITS])
+        for key in weights.shapes:
+            planner.options(key, [Compression(n) for n in NBITS])
         total, total_cpu = watch.wall_s, watch.cpu_s
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * peak_unit_bytes()
     figures = [
-        Figure("weights", len(model.shapes)),
-        Figure("elements", model.elements / 1e6, "M", spec=".1f"),
+        Figure("weights", len(weights.shapes)),
+        Figure("elements", weights.elements / 1e6, "M", spec=".1f"),
         Figure("windows", args.windows),
         Figure("curvature", sensed, "s", spec=".1f"),
         Figure("curvature, processor time", sensed_cpu, "s", spec=".1f"),

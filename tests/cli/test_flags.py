@@ -49,9 +49,9 @@ def _mentioned():
     for top in ("whisperkit_tools", "compile_hints", "quantization", "eval"):
         for path in (ROOT / top).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "option" and node.args:
-                    if isinstance(node.args[0], ast.Constant):
-                        found.setdefault(node.args[0].value, path.name)
+                is_mention = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "option" and node.args
+                if is_mention and isinstance(node.args[0], ast.Constant):
+                    found.setdefault(node.args[0].value, path.name)
     return found
 
 

@@ -136,15 +136,15 @@ def test_a_recipe_is_edited_and_given_back(palettize, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--bits", "3"), 1, "3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"),
-        (("--group-size", "16", "--target-bits", "4"), 1, "needs deployment target iOS 18"),
-        (("--keep", "nothing_like_it", "--target-bits", "4"), 1, "--keep nothing_like_it matches no weight"),
-        (("--allowed-nbits", "5", "--target-bits", "4"), 2, "5 bits are not to be had"),
-        (("--bits", "4", "--target-bits", "4"), 2, "name one aim"),
-        (("--target-size", "10KB"), 1, "is below the smallest possible"),
-        (("--target-bits", "1.5"), 1, "below the fewest possible, 2.0"),
-        (("--target-bits", "0"), 2, "the aim is 0.0, expected a positive number"),
-        (("--bits", "7"), 2, "7 bits are not to be had; allowed are 1, 2, 3, 4, 6, 8"),
+        (("--bits", "3"), 2, "3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"),
+        (("--group-size", "16", "--target-bits", "4"), 2, "needs deployment target iOS 18"),
+        (("--keep", "nothing_like_it", "--target-bits", "4"), 2, "--keep nothing_like_it matches no weight"),
+        (("--allowed-nbits", "5", "--target-bits", "4"), 2, "--allowed-nbits: unsupported bit width 5"),
+        (("--bits", "4", "--target-bits", "4"), 2, "set exactly one target: --bits, --target-bits, "),
+        (("--target-size", "10KB"), 2, "is below the smallest possible size"),
+        (("--target-bits", "1.5"), 2, "--target-bits is 1.5, below the minimum of 2.0"),
+        (("--target-bits", "0"), 2, "--target-bits is 0.0, expected a positive number"),
+        (("--bits", "7"), 2, "--bits: unsupported bit width 7; choose from 1, 2, 3, 4, 6, 8"),
         (("--target-size", "big"), 2, "--target-size: 'big' is not a size such as 600MB"),
         (("--bits", "few"), 2, "neither 'mixed' nor a number"),
         (("--qoi-min", "200"), 2, "0 to 100"),
@@ -179,10 +179,10 @@ def test_a_recipe_for_another_model_is_refused_before_the_work(palettize, tmp_pa
 
 
 def test_an_interrupted_search_takes_its_candidates_up_again(palettize, place, monkeypatch):
-    from whisperkit_tools.compress import compressor as palettizer
+    from whisperkit_tools.compress import compressor
 
     arguments = ("--trials", "2", *OPEN, "--allowed-nbits", "4,8", "--json")
-    written, write = [], palettizer.write_packages
+    written, write = [], compressor.write_packages
 
     def interrupted(source, palettes, folder):
         write(source, palettes, folder)
@@ -190,7 +190,7 @@ def test_an_interrupted_search_takes_its_candidates_up_again(palettize, place, m
         if len(written) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(palettizer, "write_packages", interrupted)
+    monkeypatch.setattr(compressor, "write_packages", interrupted)
     code, out, _ = palettize(*arguments)
     assert code != 0
     assert out == ""
@@ -212,13 +212,13 @@ def test_calibration_audio_without_speech_is_refused(palettize, tmp_path):
     soundfile.write(folder / "a.wav", np.zeros(32000, np.float32), 16000)
     code, _, err = palettize("--calibration", folder, "--target-bits", "4", "--dry-run")
     assert code == 1
-    assert "holds no speech" in err
+    assert "has no speech" in err
 
 
 def test_too_little_memory_is_stated_before_the_work(palettize, monkeypatch):
-    from whisperkit_tools.compress import compressor as palettizer
+    from whisperkit_tools.compress import workspace
 
-    monkeypatch.setattr(palettizer, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(workspace, "available_memory", lambda: 1 << 20)
     code, _, err = palettize("--target-bits", "4", "--dry-run")
     assert code == 1
     assert "GB of memory, and 0.0 GB are free" in err

@@ -1,5 +1,6 @@
 """The knapsack, against trying everything and against SciPy's integer programming."""
 
+import doctest
 import itertools
 
 import numpy as np
@@ -7,13 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.errors import RecipeError
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.quantization import allocation
-from whisperkit_tools.quantization.allocation import Candidate, within_divergence, within_size
+from whisperkit_tools.quantization.allocation import StorageOption, within_divergence, within_size
 
 costs = st.integers(1, 40)
 values = st.floats(0, 10, allow_nan=False)
-tensor = st.lists(st.builds(lambda c, v: Candidate(None, c, v), costs, values), min_size=1, max_size=4)
+tensor = st.lists(st.builds(lambda c, v: StorageOption(None, c, v), costs, values), min_size=1, max_size=4)
 
 
 def _everything(tensors):
@@ -27,7 +28,7 @@ def _everything(tensors):
 def test_within_size_is_what_trying_everything_finds(tensors, budget):
     possible = [value for cost, value in _everything(tensors) if cost <= budget]
     if not possible:
-        with pytest.raises(RecipeError, match="cannot be made smaller than"):
+        with pytest.raises(OptionsError, match="cannot be made smaller than"):
             within_size(tensors, budget)
         return
     found = within_size(tensors, budget)
@@ -38,16 +39,20 @@ def test_within_size_is_what_trying_everything_finds(tensors, budget):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(tensor, min_size=1, max_size=5), st.floats(0, 30))
-@example([[Candidate(None, 1, 2.2250738585072014e-308), Candidate(None, 5, 0.0)]], 0.0)
-@example([[Candidate(None, 1, 1.0), Candidate(None, 5, 5e-324), Candidate(None, 9, 0.0)]], 0.5)
-@example([[Candidate(None, 1, 10.0), Candidate(None, 5, 5e-324), Candidate(None, 9, 0.0)]], 5e-324)
+@example([[StorageOption(None, 1, 2.2250738585072014e-308), StorageOption(None, 5, 0.0)]], 0.0)
+@example([[StorageOption(None, 1, 1.0), StorageOption(None, 5, 5e-324), StorageOption(None, 9, 0.0)]], 0.5)
+@example([[StorageOption(None, 1, 10.0), StorageOption(None, 5, 5e-324), StorageOption(None, 9, 0.0)]], 5e-324)
 @example(
-    [[Candidate(None, 1, 1.0)], [Candidate(None, 9, 0.0), Candidate(None, 1, 1e-13), Candidate(None, 2, 0.5)]], 1.0
+    [
+        [StorageOption(None, 1, 1.0)],
+        [StorageOption(None, 9, 0.0), StorageOption(None, 1, 1e-13), StorageOption(None, 2, 0.5)],
+    ],
+    1.0,
 )
 def test_within_divergence_is_what_trying_everything_finds(tensors, limit):
     possible = [cost for cost, value in _everything(tensors) if value <= limit]
     if not possible:
-        with pytest.raises(RecipeError, match="cannot be less than"):
+        with pytest.raises(OptionsError, match="cannot be less than"):
             within_divergence(tensors, limit)
         return
     found = within_divergence(tensors, limit)
@@ -64,8 +69,11 @@ def _model(count, seed=0):
     for _ in range(count):
         size, weight = int(2 ** rng.uniform(11, 22)), 10 ** rng.uniform(-4, 0)
         tensors.append(
-            [Candidate(None, (size * b // 8 + 2 * 2**b + 63) // 64 * 64, weight * 4.0**-b) for b in (1, 2, 3, 4, 6, 8)]
-            + [Candidate(None, size * 2, 0.0)]
+            [
+                StorageOption(None, (size * b // 8 + 2 * 2**b + 63) // 64 * 64, weight * 4.0**-b)
+                for b in (1, 2, 3, 4, 6, 8)
+            ]
+            + [StorageOption(None, size * 2, 0.0)]
         )
     return tensors
 
@@ -104,11 +112,18 @@ def test_the_gap_is_stated_when_combinations_are_thinned(monkeypatch):
     tensors = _model(60, seed=1)
     budget = int(sum(options[-1].nbytes for options in tensors) / 16 * 3.3)
     exact = within_size(tensors, budget)
-    monkeypatch.setattr(allocation, "_MOST_STATES", 4)
+    monkeypatch.setattr(allocation, "_MAX_STATES", 4)
     thinned = within_size(tensors, budget)
     assert thinned.divergence >= exact.divergence * (1 - 1e-9)
     assert 0 <= thinned.gap < 0.05
     assert thinned.divergence * (1 - thinned.gap) <= exact.divergence * (1 + 1e-9)
+
+
+def test_the_worked_example_of_the_docstring_runs_and_the_relaxation_alone_does_worse():
+    found = doctest.testmod(allocation)
+    assert (found.failed, found.attempted) == (0, 5)
+    costs, values = [np.array([0.2, 0.4, 0.7]), np.array([0.3, 0.5])], [np.array([0.9, 0.3, 0]), np.array([0.4, 0.15])]
+    assert allocation.solve_relaxation(costs, values)[1] == [1, 1]
 
 
 def test_nothing_to_choose():

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from whisperkit_tools.errors import QualityGateError
-from whisperkit_tools.quantization.gate import Example, Gate
+from whisperkit_tools.errors import OptionsError, QualityGateError
+from whisperkit_tools.quantization.gate import Gate, GateExample
 
-GOOD = [Example(f"e{i}", 10, 1, 1, 20, 20, 0.02) for i in range(40)]
-BAD = [Example(f"b{i}", 10, 1, 3, 20, 10, 2.0) for i in range(3)]
+GOOD = [GateExample(f"e{i}", 10, 1, 1, 20, 20, 0.02) for i in range(40)]
+BAD = [GateExample(f"b{i}", 10, 1, 3, 20, 10, 2.0) for i in range(3)]
 
 
 def test_figures_by_hand():
@@ -62,7 +62,7 @@ def test_few_examples_are_never_sure_even_when_none_is_worse(count):
 
 
 def test_what_is_not_a_number_closes_the_gate():
-    broken = [Example("x", 10, 0, 0, 20, 0, float("nan"))]
+    broken = [GateExample("x", 10, 0, 0, 20, 0, float("nan"))]
     assert not Gate(max_kl=1.0).judge(broken).passed
 
 
@@ -76,7 +76,7 @@ def test_intervals_hold_scipys_and_repeat_with_the_seed():
 
     rng = np.random.default_rng(3)
     examples = [
-        Example(str(i), 10, int(a), int(b), 20, 18, 0.1) for i, (a, b) in enumerate(rng.integers(0, 4, (60, 2)))
+        GateExample(str(i), 10, int(a), int(b), 20, 18, 0.1) for i, (a, b) in enumerate(rng.integers(0, 4, (60, 2)))
     ]
     better = np.array([e.errors <= e.reference_errors for e in examples], float)
     oracle = bootstrap((better,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
@@ -96,5 +96,5 @@ def test_intervals_hold_scipys_and_repeat_with_the_seed():
     [({"qoi_min": 101}, "0 to 100"), ({"wer_delta_max": float("nan")}, "percentage"), ({"max_kl": -1}, "nats")],
 )
 def test_limits_are_checked(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionsError, match=message):
         Gate(**settings)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
-from whisperkit_tools.quantization.clustering import Histogram, histogram, scalar_palette
-from whisperkit_tools.quantization.compression import NBITS, Compression
-from whisperkit_tools.quantization.palette import palettize, whole_histogram
+from whisperkit_tools.quantization.compression import NBITS, Compression, outlier_count
+from whisperkit_tools.quantization.kmeans import Histogram, histogram, scalar_palette
+from whisperkit_tools.quantization.palette import Palettized, palettize, whole_histogram
 
 RNG = np.random.default_rng(5)
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
@@ -46,8 +46,10 @@ def coremltools_dense(array, nbits, group_size=0, axis=0, exact=False, cluster_d
     return palettize_weights.decompress(found)
 
 
-def squared_error(array, dense):
-    return float(np.square(array.astype(np.float64) - dense).sum())
+def squared_error(array, dense, importance=1.0):
+    """The weighted squared error of a dense weight, or of a palettized one."""
+    found = dense.dense() if isinstance(dense, Palettized) else dense
+    return float((np.square(array.astype(np.float64) - found) * importance).sum())
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -56,21 +58,21 @@ def squared_error(array, dense):
 @pytest.mark.parametrize("nbits", [1, 2, 3, 4, 6])
 def test_no_worse_than_coremltools_per_tensor(nbits):
     array = weight((128, 80))
-    ours = palettize(array, Compression(nbits)).squared_error(array)
+    ours = squared_error(array, palettize(array, Compression(nbits)))
     assert ours <= squared_error(array, coremltools_dense(array, nbits)) * (1 + 1e-6)
 
 
 @pytest.mark.slow
 def test_no_worse_than_coremltools_at_eight_bits():
     array = weight((128, 80))
-    ours = palettize(array, Compression(8)).squared_error(array)
+    ours = squared_error(array, palettize(array, Compression(8)))
     assert ours <= squared_error(array, coremltools_dense(array, 8)) * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(("nbits", "axis"), [(1, 0), (2, 1), (3, 0), (4, 1)])
 def test_no_worse_than_exact_groups(nbits, axis):
     array = weight((32, 48), seed=nbits)
-    ours = palettize(array, Compression(nbits, axis=axis, **GROUPS)).squared_error(array)
+    ours = squared_error(array, palettize(array, Compression(nbits, axis=axis, **GROUPS)))
     theirs = squared_error(array, coremltools_dense(array, nbits, 16, axis, exact=True))
     assert ours == pytest.approx(theirs, rel=1e-3)  # the same clusters
     assert ours <= theirs * (1 + 1e-6)
@@ -80,7 +82,7 @@ def test_no_worse_than_exact_groups(nbits, axis):
 def test_no_worse_than_coremltools_groups_where_it_approximates(nbits):
     pytest.importorskip("sklearn")
     array = weight((64, 64), seed=7)
-    ours = palettize(array, Compression(nbits, **GROUPS)).squared_error(array)
+    ours = squared_error(array, palettize(array, Compression(nbits, **GROUPS)))
     assert ours <= squared_error(array, coremltools_dense(array.astype(np.float32), nbits, 16)) * (1 + 1e-6)
 
 
@@ -127,8 +129,8 @@ def test_importance_decides_whom_the_palette_serves():
     array = weight((64, 64))
     importance = np.where(array > 0, 1.0, 1e-4).astype(np.float32)
     plain, weighted = (palettize(array, Compression(2), given) for given in (None, importance))
-    assert weighted.squared_error(array, importance) < 0.6 * plain.squared_error(array, importance)
-    assert weighted.squared_error(array) > plain.squared_error(array)
+    assert squared_error(array, weighted, importance) < 0.6 * squared_error(array, plain, importance)
+    assert squared_error(array, weighted) > squared_error(array, plain)
 
 
 def test_elements_without_importance_have_no_say_but_a_place():
@@ -188,7 +190,7 @@ def test_the_quick_search_comes_near(nbits, tails):
     array = weight((64, 200), tails=tails)
     importance = RNG.gamma(0.3, 1, array.shape).astype(np.float32)
     exact, quick = (palettize(array, Compression(nbits), importance, exact=kind) for kind in (True, False))
-    assert quick.squared_error(array, importance) <= 1.01 * exact.squared_error(array, importance)
+    assert squared_error(array, quick, importance) <= 1.01 * squared_error(array, exact, importance)
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------
@@ -236,14 +238,14 @@ def test_vectors_are_no_worse_than_scikit_learn(cluster_dim):
     array = weight((64, 96))
     rows = np.moveaxis(array.reshape(64 // cluster_dim, cluster_dim, 96), 1, 2).reshape(-1, cluster_dim)
     theirs = cluster.KMeans(16, n_init=1, tol=1e-2, random_state=0).fit(rows.astype(np.float32)).inertia_
-    assert palettize(array, Compression(4, cluster_dim=cluster_dim)).squared_error(array) <= 1.02 * theirs
+    assert squared_error(array, palettize(array, Compression(4, cluster_dim=cluster_dim))) <= 1.02 * theirs
 
 
 def test_vectors_use_what_neighbours_have_in_common():
     base = weight((32, 96))
     array = np.repeat(base, 2, axis=0)
     found = palettize(array, Compression(4, cluster_dim=2))
-    assert found.squared_error(array) <= 1.1 * 2 * palettize(base, Compression(4)).squared_error(base)
+    assert squared_error(array, found) <= 1.1 * 2 * squared_error(base, palettize(base, Compression(4)))
 
 
 def test_a_vector_counts_by_its_important_elements():
@@ -251,7 +253,7 @@ def test_a_vector_counts_by_its_important_elements():
     importance = np.ones((64, 64), np.float32)
     importance[1::2] = 1e-4
     plain, weighted = (palettize(array, Compression(4, cluster_dim=2), given) for given in (None, importance))
-    assert weighted.squared_error(array, importance) < 0.3 * plain.squared_error(array, importance)
+    assert squared_error(array, weighted, importance) < 0.3 * squared_error(array, plain, importance)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +287,52 @@ def test_equal_arguments_give_equal_palettes():
         first, second = palettize(array, option), palettize(array, option)
         np.testing.assert_array_equal(first.lut, second.lut)
         np.testing.assert_array_equal(first.indices, second.indices)
+
+
+# --- outliers --------------------------------------------------------------------------------------------------------
+
+
+def test_outliers_are_those_that_the_palette_serves_worst():
+    array = np.random.default_rng(0).uniform(-1, 1, (32, 32)).astype(np.float16)
+    array[3, 4], array[20, 1] = 500, -700
+    found = palettize(array, Compression(4, outlier_share=2 / 1024))
+    np.testing.assert_array_equal(found.outlier_positions, [3 * 32 + 4, 20 * 32 + 1])
+    np.testing.assert_allclose(found.dense()[[3, 20], [4, 1]], [500, -700], rtol=1e-3)
+    without = array.copy()
+    without[3, 4] = without[20, 1] = 0
+    assert squared_error(without, found) - 500**2 - 700**2 < 1.1 * squared_error(
+        without, palettize(without, Compression(4))
+    )
+    # A palette of everything has 14 entries left for the rest instead of 16, and the error goes with their square.
+    assert squared_error(array, found) < 0.8 * squared_error(array, palettize(array, Compression(4)))
+
+
+def test_the_palette_is_made_of_the_rest():
+    array = np.random.default_rng(0).uniform(-1, 1, (32, 32)).astype(np.float16)
+    array[3, 4] = 500
+    assert np.abs(palettize(array, Compression(2, outlier_share=1 / 1024)).lut).max() < 1
+    assert np.abs(palettize(array, Compression(2)).lut).max() > 400
+
+
+@pytest.mark.parametrize("share", [0.001, 0.01, 0.1])
+def test_the_share_is_rounded_up(share):
+    array = np.random.default_rng(0).standard_normal((30, 31)).astype(np.float16)
+    found = palettize(array, Compression(2, outlier_share=share))
+    assert len(found.outlier_positions) == outlier_count(930, found.compression) == int(np.ceil(930 * share))
+    assert np.all(np.diff(found.outlier_positions) > 0)
+
+
+def test_importance_chooses_outliers():
+    array = np.random.default_rng(0).standard_t(3, (32, 32)).astype(np.float16)
+    importance = np.full(array.shape, 1e-6, np.float32)
+    importance[5] = 1
+    found = palettize(array, Compression(1, outlier_share=10 / 1024), importance)
+    assert set(found.outlier_positions // 32) == {5}
+
+
+def test_outliers_with_groups_and_scales():
+    array = np.random.default_rng(0).standard_t(2, (32, 40)).astype(np.float16)
+    option = Compression(3, "per_grouped_channel", 16, per_channel_scale=True, outlier_share=0.02)
+    found = palettize(array, option)
+    kept = np.ravel(array)[found.outlier_positions].astype(np.float32)
+    np.testing.assert_allclose(np.ravel(found.dense())[found.outlier_positions], kept, rtol=2e-3, atol=1e-4)

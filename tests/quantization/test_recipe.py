@@ -7,13 +7,13 @@ import pytest
 from whisperkit_tools.errors import OptionsError, RecipeError
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.recipe import (
-    Entry,
+    AllowedCompressions,
     Recipe,
-    Wishes,
+    StorageOption,
+    allowed_for,
+    check_allowed,
     check_recipe,
-    check_wishes,
-    kept,
-    options_for,
+    match_patterns,
     read_recipe,
     write_recipe,
 )
@@ -25,7 +25,7 @@ IOS16, IOS18 = 7, 9
 
 @pytest.fixture
 def written(tmp_path):
-    entries = {A: Entry(Compression(4, outlier_share=0.005), 1200, 0.01), B: Entry(None, 8192, 0.0)}
+    entries = {A: StorageOption(Compression(4, outlier_share=0.005), 1200, 0.01), B: StorageOption(None, 8192, 0.0)}
     path = tmp_path / "recipe.json"
     write_recipe(Recipe({"AudioEncoder": "0" * 64}, IOS16, entries), path)
     return path
@@ -79,40 +79,42 @@ def test_a_recipe_for_another_model_is_refused():
 
 def test_a_recipe_that_does_not_fit_names_all_problems():
     grouped = Compression(4, "per_grouped_channel", group_size=24)
-    with pytest.raises(RecipeError, match=r"64 channels are no multiple of 24.*3 bits needs deployment target iOS 18"):
+    with pytest.raises(
+        RecipeError, match=r"64 channels are not a multiple of 24.*3 bits needs deployment target iOS 18"
+    ):
         check_recipe({A: grouped, B: Compression(3)}, SHAPES, IOS16)
 
 
 def test_wishes_need_a_target():
     with pytest.raises(
-        RecipeError, match="3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"
+        OptionsError, match="3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"
     ):
-        check_wishes(Wishes(nbits=(3, 4)), IOS16)
-    with pytest.raises(RecipeError, match=r"groups of 16 .* needs deployment target iOS 18"):
-        check_wishes(Wishes(group_size=16), IOS16)
-    check_wishes(Wishes(nbits=(3, 4), group_size=16), IOS18)
-    with pytest.raises(OptionsError, match="5 bits are not to be had"):
-        Wishes(nbits=(5,))
-    with pytest.raises(OptionsError, match="group-size is 0"):
-        Wishes(group_size=0)
+        check_allowed(AllowedCompressions(nbits=(3, 4)), IOS16)
+    with pytest.raises(OptionsError, match=r"groups of 16 .* needs deployment target iOS 18"):
+        check_allowed(AllowedCompressions(group_size=16), IOS16)
+    check_allowed(AllowedCompressions(nbits=(3, 4), group_size=16), IOS18)
+    with pytest.raises(OptionsError, match="allowed_nbits: unsupported bit width 5; choose from 1, 2, 3, 4, 6, 8"):
+        AllowedCompressions(nbits=(5,))
+    with pytest.raises(OptionsError, match="group_size is 0"):
+        AllowedCompressions(group_size=0)
 
 
 def test_options_are_those_the_target_has():
-    plain = options_for((64, 32, 1, 1), Wishes(), IOS16)
+    plain = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS16)
     assert {o.nbits for o in plain} == {2, 4, 6, 8}
     assert all(o.spec_version == IOS16 for o in plain)
-    later = options_for((64, 32, 1, 1), Wishes(), IOS18)
+    later = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS18)
     assert {o.nbits for o in later} == {2, 3, 4, 6, 8}
     assert any(o.group_size == 16 for o in later)
-    assert not any(o.group_size for o in options_for((50, 32), Wishes(), IOS18))
-    assert not any(o.outlier_share for o in options_for((64, 32), Wishes(), IOS16, outliers=False))
-    assert {o.nbits for o in options_for((64, 32), Wishes(nbits=(4,)), IOS18)} == {4}
+    assert not any(o.group_size for o in allowed_for((50, 32), AllowedCompressions(), IOS18))
+    assert not any(o.outlier_share for o in allowed_for((64, 32), AllowedCompressions(), IOS16, outliers=False))
+    assert {o.nbits for o in allowed_for((64, 32), AllowedCompressions(nbits=(4,)), IOS18)} == {4}
 
 
 def test_patterns_match_names_with_and_without_the_component():
-    assert kept(tuple(SHAPES), ("a_*",)) == {A}
-    assert kept(tuple(SHAPES), ("TextDecoder/*", "a_weight")) == {A, B}
+    assert match_patterns(tuple(SHAPES), ("a_*",)) == {A}
+    assert match_patterns(tuple(SHAPES), ("TextDecoder/*", "a_weight")) == {A, B}
     with pytest.raises(
-        RecipeError, match=r"--keep nope x_\* matches no weight; weights are called AudioEncoder/a_weight"
+        OptionsError, match=r"keep nope x_\* matches no weight; weights are called AudioEncoder/a_weight"
     ):
-        kept(tuple(SHAPES), ("nope", "a_*", "x_*"))
+        match_patterns(tuple(SHAPES), ("nope", "a_*", "x_*"))

@@ -2,8 +2,9 @@
 
 import pytest
 
-from whisperkit_tools.quantization.gate import Example, Gate
-from whisperkit_tools.quantization.search import SearchOptions, Trial, search
+from whisperkit_tools.errors import OptionsError
+from whisperkit_tools.quantization.gate import Gate, GateExample
+from whisperkit_tools.quantization.search import SearchOptions, SearchTrial, search
 
 
 def _attempts(border, sizes):
@@ -12,8 +13,8 @@ def _attempts(border, sizes):
     def attempt(budget):
         sizes.append(budget)
         wrong = 0 if budget >= border else 1 + min(8, int(10 * (1 - budget / border)))
-        examples = [Example(str(i), 10, 0, int(i < wrong), 10, 10, float(wrong)) for i in range(10)]
-        return Trial(budget, budget, Gate().judge(examples))
+        examples = [GateExample(str(i), 10, 0, int(i < wrong), 10, 10, float(wrong)) for i in range(10)]
+        return SearchTrial(budget, budget, Gate().judge(examples))
 
     return attempt
 
@@ -49,5 +50,5 @@ def test_the_number_of_trials_is_kept():
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="tolerance"):
+    with pytest.raises(OptionsError, match="tolerance"):
         SearchOptions(tolerance=0)

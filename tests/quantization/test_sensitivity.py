@@ -6,23 +6,23 @@ import torch
 
 from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, mean_divergence
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization import checkpointing as kept
-from whisperkit_tools.quantization.allocation import Candidate
+from whisperkit_tools.progress import SilentProgress
+from whisperkit_tools.quantization import checkpointing
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import (
-    Curvature,
     FisherOptions,
-    compressible,
+    compressible_weights,
     cotangent,
-    curvatures,
+    estimate_curvatures,
     predicted_divergence,
     reference_logits,
 )
-from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey, decode, encode
+from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, SensitivityKey
 
 TOKENS = (641, 642, 700, 30, 31, 32, 400, 401, 402, 500, 640)
 
@@ -68,7 +68,7 @@ def test_cotangents_have_the_covariance_of_the_divergence():
 @pytest.fixture(scope="module")
 def curvature(packages, window):
     found = {}
-    curvatures(packages, [window], FisherOptions(samples=24), lambda name, value: found.update({name: value}))
+    estimate_curvatures(packages, [window], FisherOptions(samples=24), lambda name, value: found.update({name: value}))
     return found
 
 
@@ -81,28 +81,29 @@ def whole(packages, window):
         SpeechWindow(window.features, TOKENS[:7], 4),
     ]
     found = {}
-    curvatures(packages, windows, FisherOptions(samples=1), found.__setitem__)
+    estimate_curvatures(packages, windows, FisherOptions(samples=1), found.__setitem__)
     return windows, found
 
 
 @pytest.mark.parametrize("stop", [("TextDecoder", 1), ("TextDecoder", 2), ("AudioEncoder", 1), ("AudioEncoder", 2)])
 def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_path, monkeypatch, stop):
     (windows, expected), options = whole, FisherOptions(samples=1)
-    monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(checkpointing, "SAVE_EVERY_S", 0.0)
     found, done = {}, []
 
-    def kill(component, number, total):
-        if (component, number) == stop and not done.count(stop):
-            done.append(stop)
-            raise KeyboardInterrupt
-        done.append((component, number))
+    class Killing(SilentProgress):
+        def advance(self, component, number, total, detail=""):
+            if (component, number) == stop and not done.count(stop):
+                done.append(stop)
+                raise KeyboardInterrupt
+            done.append((component, number))
 
-    profile = Profile(tmp_path, ProfileKey({}, []))
+    cache = SensitivityCache(tmp_path, SensitivityKey({}, []))
     with pytest.raises(KeyboardInterrupt):
-        curvatures(packages, windows, options, found.__setitem__, kill, profile)
+        estimate_curvatures(packages, windows, options, found.__setitem__, Killing(), cache)
     done.clear()
     done.append(stop)
-    curvatures(packages, windows, options, found.__setitem__, kill, Profile(tmp_path, ProfileKey({}, [])))
+    estimate_curvatures(packages, windows, options, found.__setitem__, Killing(), cache)
     for component in MODEL_COMPONENTS:
         for part in ("diagonal", "gradients"):
             for name, value in getattr(expected[component], part).items():
@@ -110,11 +111,11 @@ def test_an_interrupted_pass_goes_on_to_the_same_result(packages, whole, tmp_pat
     assert len(expected["AudioEncoder"].gradients["embed_positions_weight"]) == len(windows)
     # The window at which it was killed is done again, those before are not.
     assert done[1] == stop
-    assert not list(profile.path.glob("*unfinished*"))
+    assert not list(cache.path.glob("*unfinished*"))
 
 
 def test_what_is_kept_of_a_pass_may_be_damaged(tmp_path):
-    profile = Profile(tmp_path, ProfileKey({}, []))
+    profile = SensitivityCache(tmp_path, SensitivityKey({}, []))
     assert profile.load("TextDecoder") is None
     profile.save("TextDecoder", {"a": torch.arange(3)})
     assert profile.load("TextDecoder")["a"].tolist() == [0, 1, 2]
@@ -151,7 +152,7 @@ def test_the_predicted_divergence_of_small_changes_is_the_measured_one(packages,
 
 def test_what_can_be_compressed(packages, curvature):
     for component, path in packages.items():
-        names = compressible(read_graph(path))
+        names = compressible_weights(read_graph(path))
         assert set(names) == set(curvature[component].diagonal)
         weights = Program.load(path).weights
         assert all(curvature[component].diagonal[name].shape == tuple(weights[name].shape) for name in names)
@@ -186,94 +187,5 @@ def test_the_reference_diverges_from_itself_by_nothing(packages, window):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="samples"):
+    with pytest.raises(OptionsError, match="samples"):
         FisherOptions(samples=0)
-
-
-# --- the profile's file ----------------------------------------------------------------------------------------------
-
-KEY = ProfileKey({"AudioEncoder": "1"}, ["a", "b"], {"samples": 1})
-NAME = ("AudioEncoder", "w")
-
-
-def test_curvature_is_kept_to_an_eighth_of_an_octave():
-    value = (10.0 ** np.random.default_rng(0).uniform(-6, 2, (50, 40))).astype(np.float32)
-    value[0] = 0
-    again = decode(*encode(value))
-    np.testing.assert_allclose(again[1:], value[1:], rtol=0.045)
-    assert not again[0].any()
-    assert not decode(*encode(np.zeros((3, 3), np.float32))).any()
-
-
-def test_a_profile_is_found_again_and_another_key_is_another_profile(tmp_path):
-    value = np.random.default_rng(0).uniform(0, 1, (8, 6)).astype(np.float32)
-    first = Profile(tmp_path, KEY)
-    assert not first.has_curvature("AudioEncoder")
-    first.save_curvature("AudioEncoder", Curvature({"w": value, "v": value}, {"w": value[None]}))
-    row = Candidate(Compression(4), 128, 0.5)
-    first.add_candidates(NAME, [row])
-    made = palettize(value, Compression(2, outlier_share=0.05), name="w")
-    first.save_palette(NAME, made)
-
-    again = Profile(tmp_path, KEY)
-    np.testing.assert_allclose(again.curvature("AudioEncoder").read("w"), value, rtol=0.045, atol=1e-6)
-    np.testing.assert_array_equal(again.curvature("AudioEncoder").gradients("w"), value[None])
-    assert again.curvature("AudioEncoder").gradients("v") is None
-    assert again.candidate(NAME, Compression(4)) == row
-    assert again.candidate(NAME, Compression(6)) is None
-    np.testing.assert_array_equal(again.palette(NAME, made.option).dense(), made.dense())
-
-    for key in (
-        ProfileKey({"AudioEncoder": "2"}, ["a", "b"], {"samples": 1}),
-        ProfileKey({"AudioEncoder": "1"}, ["a", "c"], {"samples": 1}),
-    ):
-        other = Profile(tmp_path, key)
-        assert not other.has_curvature("AudioEncoder")
-        assert other.candidate(NAME, Compression(4)) is None
-
-
-def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
-    first = Profile(tmp_path, KEY)
-    rows = [Candidate(Compression(n), n * 100, 1.0 / n) for n in (2, 4)]
-    first.add_candidates(NAME, rows)
-    file = first.path / "candidates.jsonl"
-    file.write_text(file.read_text()[:-20])
-    again = Profile(tmp_path, KEY)
-    assert again.candidate(NAME, Compression(2)) == rows[0]
-    assert again.candidate(NAME, Compression(4)) is None
-    again.add_candidates(NAME, rows[1:])
-    assert Profile(tmp_path, KEY).candidate(NAME, Compression(4)) == rows[1]
-
-
-def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
-    from whisperkit_tools.bundle import Bundle
-    from whisperkit_tools.compress import planner as plan
-    from whisperkit_tools.compress.planner import Aim, Model, Planner
-    from whisperkit_tools.quantization.recipe import Wishes
-
-    model, wishes, made = Model(Bundle.open(demo_bundle)), Wishes(nbits=(2, 4), outlier_shares=()), []
-    real = plan.palettize
-
-    def planner():
-        profile = Profile(tmp_path, ProfileKey(model.weights_sha256(), []))
-        if not profile.has_curvature("AudioEncoder"):
-            for component in MODEL_COMPONENTS:
-                ones = {n: np.ones(s, np.float32) for (c, n), s in model.shapes.items() if c == component}
-                profile.save_curvature(component, Curvature(ones))
-        return Planner(model, profile, wishes, lambda what, done, total: None)
-
-    def counted(weight, option, importance, name, **kwargs):
-        made.append((name, option))
-        if len(made) == kill_at:
-            raise KeyboardInterrupt
-        return real(weight, option, importance, name, **kwargs)
-
-    monkeypatch.setattr(plan, "palettize", counted)
-    kill_at = 11
-    with pytest.raises(KeyboardInterrupt):
-        planner().recipe(Aim(target_bits=3))
-    kill_at = -1
-    whole, _ = planner().recipe(Aim(target_bits=3))
-    assert len(made) <= 2 * len(model.shapes) + 2  # what was lost is one weight under its two options
-    assert planner().recipe(Aim(target_bits=3))[0] == whole
-    assert len(made) <= 2 * len(model.shapes) + 2

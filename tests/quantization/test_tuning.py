@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization import checkpointing as kept
+from whisperkit_tools.quantization import checkpointing
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.palette import palettize
 from whisperkit_tools.quantization.sensitivity import reference_logits
-from whisperkit_tools.quantization.sensitivity_cache import Profile, ProfileKey
-from whisperkit_tools.quantization.tuning import Table, Tuning, TuningOptions
+from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, SensitivityKey
+from whisperkit_tools.quantization.tuning import TunablePalette, Tuning, TuningOptions
 
 OPTIONS = [
     Compression(3),
@@ -30,12 +31,12 @@ def _weight():
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_a_table_gives_the_weight_that_is_written(option):
     made = palettize(_weight(), option)
-    np.testing.assert_array_equal(Table(made).weight().numpy(), made.dense().astype(np.float32))
+    np.testing.assert_array_equal(TunablePalette(made).weight().numpy(), made.dense().astype(np.float32))
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_the_gradient_of_entries_is_what_differences_say(option):
-    table = Table(palettize(_weight(), option))
+    table = TunablePalette(palettize(_weight(), option))
     direction = torch.randn(32, 16, 1, 1, generator=torch.Generator().manual_seed(1))
     gradient = table.gradient(direction)
     for at in (0, len(table.entries) // 2, len(table.entries) - 1):
@@ -95,8 +96,8 @@ def test_an_interrupted_tuning_goes_on_to_the_same_result(packages, window, tmp_
 
     whole = tuning()
     expected = whole.run()
-    monkeypatch.setattr(kept, "KEEP_EVERY_S", 0.0)
-    profile, steps = Profile(tmp_path, ProfileKey({}, [])), []
+    monkeypatch.setattr(checkpointing, "SAVE_EVERY_S", 0.0)
+    profile, steps = SensitivityCache(tmp_path, SensitivityKey({}, [])), []
 
     def kill(number, _):
         steps.append(number)
@@ -132,5 +133,5 @@ def test_windows_that_judge_are_not_tuned_on(packages, window):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(OptionsError, match="positive"):
         TuningOptions(steps=0)

@@ -12,7 +12,8 @@ from whisperkit_tools.cli.output import show, show_json
 from whisperkit_tools.cli.progress import ConsoleProgress
 
 if TYPE_CHECKING:
-    from whisperkit_tools.compress.config import Palettization, Plan
+    from whisperkit_tools.compress.config import PalettizeResult
+    from whisperkit_tools.compress.planner import CompressionPlan
 
 _size = options.options(
     click.option(
@@ -143,13 +144,13 @@ def command(bundle: Path | None, as_json: bool, dry_run: bool, **chosen: Any) ->
         _show_result(result, as_json)
 
 
-def _show_plan(plan: "Plan", as_json: bool) -> None:
+def _show_plan(plan: "CompressionPlan", as_json: bool) -> None:
     if as_json:
         show_json(_plan_json(plan))
         return
     show(f"{'weight':<60} {'stored as':<38} {'bytes':>10}  predicted KL")
     for (component, name), entry in plan.recipe.entries.items():
-        stored = "float16" if entry.option is None else str(entry.option)
+        stored = "float16" if entry.compression is None else str(entry.compression)
         show(f"{component + '/' + name:<60} {stored:<38} {entry.nbytes:>10}  {entry.divergence:.2e}")
     gap = f", at most {100 * plan.gap:.3f} % from the best" if plan.gap else ""
     show(
@@ -158,7 +159,7 @@ def _show_plan(plan: "Plan", as_json: bool) -> None:
     )
 
 
-def _plan_json(plan: "Plan") -> dict[str, Any]:
+def _plan_json(plan: "CompressionPlan") -> dict[str, Any]:
     return {
         "bundle": str(plan.bundle),
         "nbytes": plan.nbytes,
@@ -170,7 +171,7 @@ def _plan_json(plan: "Plan") -> dict[str, Any]:
     }
 
 
-def _show_result(result: "Palettization", as_json: bool) -> None:
+def _show_result(result: "PalettizeResult", as_json: bool) -> None:
     if as_json:
         show_json(_result_json(result))
         return
@@ -183,12 +184,12 @@ def _show_result(result: "Palettization", as_json: bool) -> None:
     show(result.path)
 
 
-def _result_json(result: "Palettization") -> dict[str, Any]:
+def _result_json(result: "PalettizeResult") -> dict[str, Any]:
     return {
         **_plan_json(result.plan),
         "path": str(result.path),
         "predicted_nbytes": result.plan.nbytes,
-        "nbytes": min(trial.nbytes for trial in result.trials if trial.verdict == result.verdict),
+        "nbytes": result.nbytes,
         "gate": asdict(result.verdict),
         "trials": [asdict(trial) for trial in result.trials],
         "psnr_db": result.psnr_db,

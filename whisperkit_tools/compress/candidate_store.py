@@ -1,9 +1,8 @@
-"""Compressed bundles on trial, kept with what was measured on them until a run has ended by itself.
+"""Compressed bundles on trial, stored with their measurements until a run has ended by itself.
 
-A run that is killed, or interrupted, or that ends with an error thus takes its candidates up again where it was.
+A run that was killed or interrupted, or that ended with an error, resumes from the candidates it had made.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,54 +12,74 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.quantization.gate import Example
+from whisperkit_tools.compress.planner import CompressionPlan
+from whisperkit_tools.files import sha256_of_json
+from whisperkit_tools.quantization.gate import GateExample
+from whisperkit_tools.quantization.search import SearchTrial
 
 _ROOT, _FILES, _MEASURED, _OWNER = "candidates", "bundle", "measured.json", "owner"
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredCandidate:
     """A candidate that was written, verified and measured.
 
     Attributes:
-        folder: The bundle but for its manifest.
-        nbytes: Of encoder and decoder.
-        psnr_db: Of the written packages against the intended weights.
-        tuning: Mean divergence before and after tuning; None untuned.
-        examples: What was measured on the gate's examples.
+        folder: The bundle without a manifest.
+        nbytes: Bytes of encoder and decoder.
+        psnr_db: For each component the PSNR of the written package against the intended weights.
+        tuning: Mean divergence before and after tuning. None without tuning.
+        examples: Measurements on the gate's examples.
     """
 
     folder: Path
     nbytes: int
     psnr_db: Mapping[str, float]
     tuning: tuple[float, float] | None
-    examples: Sequence[Example]
+    examples: Sequence[GateExample]
 
 
-def digest(parts: Mapping[str, Any]) -> str:
-    """A name for a candidate, from all that it and its figures depend on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+@dataclass(frozen=True, slots=True)
+class JudgedCandidate:
+    """A candidate that was made and judged.
+
+    Attributes:
+        measured: The candidate and its measurements.
+        plan: Its plan.
+        trial: Its size and the gate's decision.
+    """
+
+    measured: MeasuredCandidate
+    plan: CompressionPlan
+    trial: SearchTrial
 
 
-class Candidates:
-    """The candidates of one profile."""
+def candidate_name(parts: Mapping[str, Any]) -> str:
+    """Return a name for a candidate from everything that it and its figures depend on."""
+    return sha256_of_json(parts)[:24]
 
-    def __init__(self, profile: Path) -> None:
-        """Open the folder, and remove what killed runs have left half written."""
-        self._root = profile / _ROOT
+
+class CandidateStore:
+    """The candidates made with one sensitivity cache."""
+
+    def __init__(self, cache: Path) -> None:
+        """Open the folder, and remove what killed runs have left incomplete."""
+        self._root = cache / _ROOT
         self._root.mkdir(exist_ok=True)
         for partial in self._root.glob(".*"):
-            if not _is_running(_number(partial.name.rpartition("-")[2])):
+            if not _is_running(_process(partial.name.rpartition("-")[2])):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def find(self, name: str) -> Measured | None:
-        """The candidate of a name, from now on this run's; None without, or where it cannot be read."""
+    def find(self, name: str) -> MeasuredCandidate | None:
+        """Return a candidate, which from now on belongs to this run. None without it, or where it cannot be read."""
         place = self._root / name
         try:
             content = json.loads((place / _MEASURED).read_text(encoding="utf-8"))
-            examples = [Example(**example) for example in content["examples"]]
+            examples = [GateExample(**example) for example in content["examples"]]
             tuning = content["tuning"] and (content["tuning"][0], content["tuning"][1])
-            found = Measured(place / _FILES, int(content["nbytes"]), dict(content["psnr_db"]), tuning, examples)
+            found = MeasuredCandidate(
+                place / _FILES, int(content["nbytes"]), dict(content["psnr_db"]), tuning, examples
+            )
             (place / _OWNER).write_text(str(os.getpid()))
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -68,7 +87,7 @@ class Candidates:
 
     @contextmanager
     def new(self, name: str) -> Iterator[Path]:
-        """A folder to write a candidate's files to; it goes when the block fails or does not `keep` it."""
+        """Yield a folder to write a candidate's files to. It is removed unless the block calls `keep`."""
         partial = self._partial(name)
         shutil.rmtree(partial, ignore_errors=True)
         (partial / _FILES).mkdir(parents=True)
@@ -77,8 +96,8 @@ class Candidates:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def keep(self, name: str, measured: Measured) -> Measured:
-        """Put the candidate that was written to the folder of `new` in place, with what was measured."""
+    def keep(self, name: str, measured: MeasuredCandidate) -> MeasuredCandidate:
+        """Store the candidate in the folder of `new` with its measurements."""
         partial, place = self._partial(name), self._root / name
         content = {part: value for part, value in asdict(measured).items() if part != "folder"}
         (partial / _OWNER).write_text(str(os.getpid()))
@@ -91,9 +110,9 @@ class Candidates:
         """Remove this run's candidates, and those of runs that have ended."""
         for place in self._root.iterdir():
             try:
-                owner = _number((place / _OWNER).read_text())
+                owner = _process((place / _OWNER).read_text())
             except OSError:
-                continue  # a running one's, half written
+                continue  # incomplete, of a run in progress
             if owner == os.getpid() or not _is_running(owner):
                 shutil.rmtree(place, ignore_errors=True)
 
@@ -101,7 +120,7 @@ class Candidates:
         return self._root / f".{name}-{os.getpid()}"
 
 
-def _number(text: str) -> int:
+def _process(text: str) -> int:
     return int(text) if text.strip().isdigit() else -1
 
 

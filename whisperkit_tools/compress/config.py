@@ -1,42 +1,43 @@
-"""What a compression is to be, and what came of it."""
+"""Settings of a compression, and its result."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whisperkit_tools.compress.candidate_store import Measured
-from whisperkit_tools.compress.planner import Aim
-from whisperkit_tools.errors import OptionsError
+from whisperkit_tools.compress.planner import CompressionPlan, Target
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.quantization.gate import Gate, Verdict
-from whisperkit_tools.quantization.recipe import Recipe, Wishes
-from whisperkit_tools.quantization.search import SearchOptions, Trial
+from whisperkit_tools.quantization.recipe import AllowedCompressions
+from whisperkit_tools.quantization.search import SearchOptions, SearchTrial
 
 
 @dataclass(frozen=True, slots=True)
 class PalettizeConfig:
-    """What to make.
+    """Settings of a compression.
 
     Attributes:
-        aim: How far to compress; None searches for the smallest bundle that passes the gate.
-        wishes: What is allowed.
-        gate: What the result must reach.
-        output_dir: The folder that holds bundles; None for that of the bundle.
-        calibration: Folder or dataset with calibration audio; None for the demo's.
-        gate_audio: Folder or dataset with the gate's examples; None for the demo's utterances.
-        reference: The bundle that the gate compares with; None for the uncompressed one.
-        windows: Most calibration windows.
-        max_tokens: Most predicted tokens that count of a window.
-        gate_examples: Most examples of the gate; None for all.
-        samples: Random cotangents a window; None for as many as the model's size lets pass in reasonable time.
-        seed: Of everything that is drawn.
-        tune_steps: Steps of palette tuning; 0 for none.
-        search: How far to search.
-        profile_dir: Where profiles are kept; None beside the bundle.
+        target: How far to compress. None searches for the smallest bundle that passes the gate.
+        allowed: The compressions that may be used.
+        gate: The limits that the result must meet.
+        output_dir: The folder that holds bundles. None for the folder that holds the bundle.
+        calibration: Folder or dataset with calibration audio. None for the demo's.
+        gate_audio: Folder or dataset with the gate's examples. None for the demo's.
+        reference: The bundle that the gate compares with. None for the uncompressed one.
+        windows: Maximum number of calibration windows.
+        max_tokens: Maximum number of predicted tokens that count per window.
+        gate_examples: Maximum number of gate examples. None for all.
+        samples: Random cotangents per window. None for as many as the model's size allows in reasonable time.
+        seed: Seed of all random draws.
+        tune_steps: Number of palette tuning steps. 0 for no tuning.
+        search: Settings of the search.
+        profile_dir: Folder of the sensitivity caches. None for a folder beside the bundle.
+        recipe_out: File to which the recipe is written. None for no file.
+        plot: PNG file to which predicted divergence against size is plotted. None for no plot.
         force: Replace an existing bundle.
-        keep_rejected: Keep what does not pass, under a name that says so.
+        keep_rejected: Keep a bundle that does not pass the gate, under a name that says so.
     """
 
-    aim: Aim | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    target: Target | None = None
+    allowed: AllowedCompressions = field(default_factory=AllowedCompressions)
     gate: Gate = field(default_factory=Gate)
     output_dir: Path | None = None
     calibration: str | Path | None = None
@@ -50,74 +51,53 @@ class PalettizeConfig:
     tune_steps: int = 0
     search: SearchOptions = field(default_factory=SearchOptions)
     profile_dir: Path | None = None
+    recipe_out: Path | None = None
+    plot: Path | None = None
     force: bool = False
     keep_rejected: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the values.
 
         Raises:
-            OptionsError: One is out of range; all of them are named.
+            OptionsError: A value is out of range. The message names all of them.
         """
-        least = {"windows": 1, "max_tokens": 1, "tune_steps": 0}
-        wrong = [f"{name} is {getattr(self, name)}, at least {low}" for name, low in least.items()
-                 if getattr(self, name) < low]  # fmt: skip
-        if wrong:
-            raise OptionsError("; ".join(wrong))
+        minima = (
+            (option("windows"), self.windows, 1),
+            (option("tune_steps"), self.tune_steps, 0),
+            (option("gate_examples"), self.gate_examples, 1),
+            ("max_tokens", self.max_tokens, 1),
+            ("samples", self.samples, 1),
+        )
+        problems = [
+            f"{name} is {value}, expected {minimum} or more"
+            for name, value, minimum in minima
+            if value is not None and value < minimum
+        ]
+        if self.plot is not None and self.plot.suffix.lower() != ".png":
+            problems.append(f"{option('plot')} is {self.plot}, which does not end in .png")
+        if problems:
+            raise OptionsError("; ".join(problems))
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What would be done.
-
-    Attributes:
-        bundle: The uncompressed bundle.
-        recipe: What is done to each weight.
-        gap: How much better the allocation could be at most, relatively.
-        nbytes: Bytes of encoder and decoder.
-        original_nbytes: The same of the uncompressed bundle.
-        bits: Bits an element, tables and all, over the weights that can be compressed.
-    """
-
-    bundle: Path
-    recipe: Recipe
-    gap: float
-    nbytes: int
-    original_nbytes: int
-    bits: float
-
-
-@dataclass(frozen=True, slots=True)
-class Palettization:
-    """A bundle that was made.
+class PalettizeResult:
+    """A compressed bundle.
 
     Attributes:
         path: Its folder.
-        plan: What was done.
-        verdict: What the gate found.
-        trials: The search path; one entry without a search.
-        psnr_db: Of the written packages against the intended weights.
-        tuning: Mean divergence on the calibration speech before and after tuning; None untuned.
+        plan: The compression that was made.
+        verdict: The gate's figures and decision.
+        trials: The trials of the search. One entry without a search.
+        nbytes: Bytes of encoder and decoder.
+        psnr_db: For each component the PSNR of the written package against the intended weights.
+        tuning: Mean divergence on the calibration speech before and after tuning. None without tuning.
     """
 
     path: Path
-    plan: Plan
+    plan: CompressionPlan
     verdict: Verdict
-    trials: tuple[Trial, ...]
+    trials: tuple[SearchTrial, ...]
+    nbytes: int
     psnr_db: dict[str, float]
     tuning: tuple[float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A candidate that was made and judged.
-
-    Attributes:
-        measured: What was written, and what was measured on it.
-        plan: What was done.
-        verdict: What the gate found.
-    """
-
-    measured: Measured
-    plan: Plan
-    verdict: Verdict

@@ -1,4 +1,4 @@
-"""What the uncompressed bundle makes of clips, as calibration windows, and how compressed ones do in comparison."""
+"""The reference bundle's transcripts, as calibration windows and as the standard for compressed bundles."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,199 +9,229 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.audio_selection import Clip, tuning_clips
+from whisperkit_tools.compress.audio_selection import samples_of, select_tuning
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.adapters import MemoizedModel
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
-from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.errors import AudioError, BundleError, option
 from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.wer import word_counts
 from whisperkit_tools.mil.backend import TensorModel
-from whisperkit_tools.quantization.gate import Example
+from whisperkit_tools.quantization.gate import GateExample
+from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What a bundle makes of one clip: the window to force on others (None of a longer clip), and the text."""
+class ReferenceTranscript:
+    """A bundle's transcript of one recording.
+
+    Attributes:
+        window: The window to force on other bundles. None for a recording longer than a window.
+        text: The transcript.
+    """
 
     window: SpeechWindow | None
     text: str
 
 
-class Listener:
-    """The uncompressed bundle, listening."""
+class ReferenceTranscriber:
+    """A reference bundle that transcribes recordings.
+
+    Attributes:
+        mel: Its spectrogram, which remembers the features that it has computed.
+        models: Its models.
+        forcing: Its decoder under teacher forcing.
+        transcriber: Its transcriber.
+    """
 
     def __init__(self, bundle: Bundle, max_tokens: int, mel: TensorModel | None = None) -> None:
         """Load the bundle.
 
         Args:
-            bundle: The uncompressed bundle.
-            max_tokens: Most predicted tokens that count of one window.
-            mel: Its spectrogram, where another listener has loaded it already and knows features of the same clips.
+            bundle: The bundle.
+            max_tokens: Maximum number of predicted tokens that count per window.
+            mel: The spectrogram of another transcriber that knows the features of the same recordings.
         """
         self.mel = mel or MemoizedModel(bundle.package(contract.MEL).program())
         self.models, self.forcing = _load_bundle(bundle, self.mel)
         self.transcriber = Transcriber.from_models(self.models, bundle)
         self._max_tokens = max_tokens
 
-    def hear(self, clip: Clip, *, whole: bool = True) -> Heard | None:
-        """Transcribe a clip; None where nothing is said.
+    def transcribe(self, recording: Recording, *, whole: bool = True) -> ReferenceTranscript | None:
+        """Transcribe a recording. Return None where nothing is said.
 
         Args:
-            clip: The clip.
-            whole: To the end; otherwise no further than tokens count, which is all that a window needs.
+            recording: The recording.
+            whole: Transcribe to the end. Otherwise stop at the maximum number of tokens, which a window needs.
         """
-        options = _options(clip, self.models)
+        samples = samples_of(recording)
+        options = _options(recording, self.models)
         if not whole:
             options = replace(options, max_new_tokens=self._max_tokens)
-        found = self.transcriber.transcribe(clip.audio, options)
+        found = self.transcriber.transcribe(samples, options)
         if not found.tokens:
             return None
-        if len(clip.audio) > self.models.sizes.n_samples:
-            return Heard(None, found.text)
+        if len(samples) > self.models.sizes.n_samples:
+            return ReferenceTranscript(None, found.text)
         special = self.transcriber.special
         prefix = [special.start_of_transcript]
         if special.is_multilingual and found.language is not None:
             prefix += [special.languages[found.language], special.tasks[found.task]]
         prefix.append(special.no_timestamps)
         tokens = (*prefix, *found.tokens, special.end_of_text)[: len(prefix) + self._max_tokens]
-        return Heard(SpeechWindow(self.features(clip), tokens, len(prefix)), found.text)
-
-    def features(self, clip: Clip) -> Tensor:
-        """Mel features of a clip, filled up with silence."""
-        return _features(clip, self.models)
+        return ReferenceTranscript(SpeechWindow(_features(recording, self.models), tokens, len(prefix)), found.text)
 
 
-def calibration_windows(listener: Listener, clips: Sequence[Clip]) -> list[SpeechWindow]:
-    """The windows of those clips in which something is said.
+# --- calibration and tuning ------------------------------------------------------------------------------------------
+
+
+def calibration_windows(reference: ReferenceTranscriber, recordings: Sequence[Recording]) -> list[SpeechWindow]:
+    """Return the windows of those recordings in which something is said.
 
     Raises:
         AudioError: Nothing is said in any.
     """
-    windows = _heard(listener, clips)
+    windows = _windows(reference, recordings)
     if not windows:
         raise AudioError(
-            f"the calibration audio holds no speech: the bundle hears nothing in any of {len(clips)} windows; "
-            "name a folder with speech (--calibration DIR)"
+            f"the calibration audio has no speech: the bundle transcribes nothing in any of {len(recordings)} windows; "
+            f"name a folder with speech ({option('calibration')})"
         )
     return windows
 
 
 def tuning_windows(
-    listener: Listener, source: str | Path | None, limit: int, steps: int
+    reference: ReferenceTranscriber, source: str | Path | None, limit: int, steps: int
 ) -> tuple[list[SpeechWindow], list[int]]:
-    """The windows for tuning as `tuning_clips` has them, and the indices of those that judge.
+    """Return the windows of the sentences that `select_tuning` selects, and the indices of those that judge.
 
     Raises:
         AudioError: Nothing is said in any.
     """
-    tuned_on, judging = tuning_clips(source, limit, listener.models.sizes.n_samples, steps)
-    judges = _heard(listener, judging)
-    windows = judges + _heard(listener, tuned_on)
-    if len(windows) == len(judges):  # what is tuned on holds no speech
-        return calibration_windows(listener, [*judging, *tuned_on]), []
+    tuned_on, judging = select_tuning(source, limit, reference.models.sizes.n_samples, steps)
+    judges = _windows(reference, judging)
+    windows = judges + _windows(reference, tuned_on)
+    if len(windows) == len(judges):  # there is no speech to tune on
+        return calibration_windows(reference, [*judging, *tuned_on]), []
     return windows, list(range(len(judges)))
 
 
-def _heard(listener: Listener, clips: Sequence[Clip]) -> list[SpeechWindow]:
-    heard = [listener.hear(clip, whole=False) for clip in clips]
-    return [item.window for item in heard if item is not None and item.window is not None]
+def _windows(reference: ReferenceTranscriber, recordings: Sequence[Recording]) -> list[SpeechWindow]:
+    found = [reference.transcribe(recording, whole=False) for recording in recordings]
+    return [item.window for item in found if item is not None and item.window is not None]
 
 
-def _options(clip: Clip, models: Models) -> TranscribeOptions:
-    # Greedy: the same words from the same logits, and a candidate that only stammers costs no five more attempts.
-    is_long = len(clip.audio) > models.sizes.n_samples
-    return TranscribeOptions(language=clip.language, timestamps=is_long, temperatures=(0.0,))
+# --- the gate --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Reference:
-    clip: Clip
-    heard: Heard | None
+class _ReferenceExample:
+    recording: Recording
+    transcript: ReferenceTranscript | None
     truth: str
     logits: Tensor | None
 
 
-class Examination:
-    """Measures compressed bundles against the uncompressed one on the gate's clips; what the gate calls."""
+class GateMeasurement:
+    """Measurement of compressed bundles against the reference on the gate's examples.
 
-    def __init__(self, listener: Listener, clips: Sequence[Clip], compressed_from: Listener | None = None) -> None:
-        """Hear every clip once.
+    Attributes:
+        without_text: Number of examples whose true text is unknown. The reference's transcript counts as true there.
+    """
+
+    def __init__(
+        self,
+        reference: ReferenceTranscriber,
+        recordings: Sequence[Recording],
+        uncompressed: ReferenceTranscriber | None = None,
+    ) -> None:
+        """Transcribe every recording once with the reference.
 
         Args:
-            listener: The bundle to compare with.
-            clips: The gate's examples.
-            compressed_from: The uncompressed bundle, where that is another one.
+            reference: The bundle to compare with.
+            recordings: The gate's examples.
+            uncompressed: The bundle that the measured ones were compressed from, where it is not the reference.
 
         Raises:
-            BundleError: The two do not have the same sizes, so that their features and tokens mean different things.
+            BundleError: The two have different sizes, so that their features and tokens do not correspond.
         """
-        measured = compressed_from or listener
+        measured = uncompressed or reference
         if differing := [
-            f"{field} {getattr(measured.models.sizes, field)}, the reference {getattr(listener.models.sizes, field)}"
+            f"{field} {getattr(measured.models.sizes, field)}, the reference {getattr(reference.models.sizes, field)}"
             for field in ("vocab_size", "n_frames", "n_samples")
-            if getattr(measured.models.sizes, field) != getattr(listener.models.sizes, field)
+            if getattr(measured.models.sizes, field) != getattr(reference.models.sizes, field)
         ]:
             raise BundleError(
-                f"the bundles cannot be compared: it has {'; '.join(differing)}; name another --reference"
+                f"the bundles cannot be compared: it has {'; '.join(differing)}; name another {option('reference')}"
             )
         self._normalization = Normalization()
         self._mel = measured.mel
-        self._references = [self._refer(listener, clip) for clip in clips]
-        self.without_text = sum(clip.text is None for clip in clips)
+        self._examples = [_reference_example(reference, recording) for recording in recordings]
+        self.without_text = sum(recording.text is None for recording in recordings)
 
-    def _refer(self, listener: Listener, clip: Clip) -> _Reference:
-        heard = listener.hear(clip)
-        text = heard.text if heard else ""
-        logits = None
-        if heard is not None and heard.window is not None:
-            logits = listener.forcing.forward(heard.window, listener.models.encode(heard.window.features)).logits
-        return _Reference(clip, heard, clip.text if clip.text is not None else text, logits)
-
-    def measure(self, folder: Path) -> list[Example]:
-        """Transcribe every clip with the bundle in a folder, and force the reference's transcripts on it."""
+    def measure(self, folder: Path) -> list[GateExample]:
+        """Transcribe every example with the bundle in a folder, and force the reference's transcripts on it."""
         bundle = Bundle.open(folder)
         models, forcing = _load_bundle(bundle, self._mel)
         transcriber = Transcriber.from_models(models, bundle)
-        return [self._example(reference, models, forcing, transcriber) for reference in self._references]
+        return [self._measure(example, models, forcing, transcriber) for example in self._examples]
 
-    def _example(
-        self, reference: _Reference, models: Models, forcing: TeacherForcing, transcriber: Transcriber
-    ) -> Example:
-        found = transcriber.transcribe(reference.clip.audio, _options(reference.clip, models)).text
-        before = reference.heard.text if reference.heard else ""
-        words, reference_errors = self._errors(reference, before)
-        _, errors = self._errors(reference, found)
+    def _measure(
+        self, example: _ReferenceExample, models: Models, forcing: TeacherForcing, transcriber: Transcriber
+    ) -> GateExample:
+        recording, transcript = example.recording, example.transcript
+        found = transcriber.transcribe(samples_of(recording), _options(recording, models)).text
+        words, reference_errors = self._errors(example, transcript.text if transcript else "")
+        _, errors = self._errors(example, found)
         tokens, agreeing, total = 0, 0, 0.0
-        window = reference.heard.window if reference.heard else None
-        if window is not None and reference.logits is not None:
-            features = _features(reference.clip, models)
-            logits = forcing.forward(window, models.encode(features)).logits
+        window = transcript.window if transcript else None
+        if window is not None and example.logits is not None:
+            logits = forcing.forward(window, models.encode(_features(recording, models))).logits
             tokens = window.predicted
-            agreeing = int((logits.argmax(-1) == reference.logits.argmax(-1)).sum())
-            total = float(divergence(reference.logits, logits).sum())
-        return Example(reference.clip.name, words, reference_errors, errors, tokens, agreeing, total)
+            agreeing = int((logits.argmax(-1) == example.logits.argmax(-1)).sum())
+            total = float(divergence(example.logits, logits).sum())
+        return GateExample(recording.id, words, reference_errors, errors, tokens, agreeing, total)
 
-    def _errors(self, reference: _Reference, text: str) -> tuple[int, int]:
-        """Words of the truth, and word errors, after the normaliser of the clip's language, as in evaluations.
+    def _errors(self, example: _ReferenceExample, text: str) -> tuple[int, int]:
+        """Return the words of the truth and the word errors, normalised for the language, as in evaluations.
 
-        Where nothing is said every word heard is an error.
+        Where nothing is said every transcribed word is an error.
         """
-        counts = word_counts(*self._normalization.pair(reference.truth, text, reference.clip.language))
+        counts = word_counts(*self._normalization.pair(example.truth, text, example.recording.language))
         return counts.reference, counts.errors
 
 
-def _features(clip: Clip, models: Models) -> Tensor:
-    samples = np.zeros(models.sizes.n_samples, np.float32)
-    samples[: len(clip.audio)] = clip.audio
-    return models.features(samples)
+def _reference_example(reference: ReferenceTranscriber, recording: Recording) -> _ReferenceExample:
+    found = reference.transcribe(recording)
+    text = found.text if found else ""
+    logits = None
+    if found is not None and found.window is not None:
+        embeds = reference.models.encode(found.window.features)
+        logits = reference.forcing.forward(found.window, embeds).logits
+    return _ReferenceExample(recording, found, recording.text if recording.text is not None else text, logits)
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def _options(recording: Recording, models: Models) -> TranscribeOptions:
+    # Greedy: equal logits give equal words, and a candidate that only repeats itself costs no five more attempts.
+    is_long = len(samples_of(recording)) > models.sizes.n_samples
+    return TranscribeOptions(language=recording.language, timestamps=is_long, temperatures=(0.0,))
+
+
+def _features(recording: Recording, models: Models) -> Tensor:
+    """Return the mel features of a recording of at most a window, padded with silence."""
+    samples, padded = samples_of(recording), np.zeros(models.sizes.n_samples, np.float32)
+    padded[: len(samples)] = samples
+    return models.features(padded)
 
 
 def _load_bundle(bundle: Bundle, mel: TensorModel) -> tuple[Models, TeacherForcing]:
-    """A bundle's models, its prefill too, but for the spectrogram, which compression leaves as it is."""
+    """Load a bundle's models, prefill included, but with the given spectrogram, which compression does not change."""
     encoder, decoder = (bundle.package(name).program() for name in MODEL_COMPONENTS)
     prefill = bundle.package(contract.PREFILL).program() if bundle.has(contract.PREFILL) else None
     return Models(mel, MemoizedModel(encoder, capacity=1), decoder, prefill=prefill), TeacherForcing(decoder)

@@ -1,4 +1,4 @@
-"""Writing a compressed bundle's packages, and proving by running them that they are what was intended."""
+"""Writing a compressed bundle's packages, and running them to verify that they are as intended."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ from whisperkit_tools.quantization.package_writer import read_dense, write_compr
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.signals import psnr_db
 
-LEAST_DB = 70.0
+MIN_PSNR_DB = 70.0
 FloatArray = NDArray[np.float32]
 Palettes = Mapping[str, Mapping[str, Palettized]]
 
 
 def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
-    """Fill a folder with a bundle's files, encoder and decoder compressed; the manifest is left to the caller."""
+    """Fill a folder with a bundle's files and compressed encoder and decoder. The caller writes the manifest."""
     compressed = {f"{name}.mlpackage" for name in MODEL_COMPONENTS if palettes.get(name)}
     for item in sorted(source.path.iterdir()):
-        # Compiled models beside the packages would be preferred by the runtime, and are of the uncompressed weights.
+        # The runtime would prefer compiled models beside the packages, and those have the uncompressed weights.
         if item.name == MANIFEST or item.name in compressed or item.suffix == ".mlmodelc" or item.name.startswith("."):
             continue
         if item.is_dir():
@@ -41,13 +41,13 @@ def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
 
 
 def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: SpeechWindow) -> dict[str, float]:
-    """Run what was written against the uncompressed programs with the intended weights put in.
+    """Compare the written packages with the uncompressed programs that have the intended weights.
 
     Returns:
         PSNR in dB of each component in float32.
 
     Raises:
-        QualityGateError: A weight is not exactly what was intended, or the components compute something else.
+        QualityGateError: A weight differs from the intended one, or a component computes something else.
     """
     problems = [
         line
@@ -58,21 +58,21 @@ def verify_packages(source: Bundle, palettes: Palettes, folder: Path, window: Sp
         raise QualityGateError(f"the written packages do not hold the intended weights: {'; '.join(problems)}")
     intended, written = _outputs(source.path, palettes, window), _outputs(folder, {}, window)
     figures = {name: round(psnr_db(intended[name], written[name]), 2) for name in MODEL_COMPONENTS}
-    if short := {name: value for name, value in figures.items() if not value >= LEAST_DB}:
+    if short := {name: value for name, value in figures.items() if not value >= MIN_PSNR_DB}:
         raise QualityGateError(
-            f"the written packages do not compute what was intended: {short} dB, at least {LEAST_DB:g} is required"
+            f"the written packages do not compute what was intended: {short} dB, at least {MIN_PSNR_DB:g} is required"
         )
     return figures
 
 
 def _outputs(folder: Path, palettes: Palettes, window: SpeechWindow) -> dict[str, FloatArray]:
-    """What the components in a folder compute, with these weights put in; one is loaded at a time."""
-    embeds = _loaded(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
-    logits = TeacherForcing(_loaded(folder, DECODER, palettes)).sequential(window, embeds).logits
+    """Return the outputs of the components in a folder with these weights. One is loaded at a time."""
+    embeds = _load(folder, ENCODER, palettes).run({FEATURES: window.features})[EMBEDS]
+    logits = TeacherForcing(_load(folder, DECODER, palettes)).sequential(window, embeds).logits
     return {ENCODER: embeds.numpy(), DECODER: logits.numpy()}
 
 
-def _loaded(folder: Path, component: str, palettes: Palettes) -> Program:
+def _load(folder: Path, component: str, palettes: Palettes) -> Program:
     release_memory()
     program = Program.load(folder / f"{component}.mlpackage")
     with torch.no_grad():
@@ -82,6 +82,6 @@ def _loaded(folder: Path, component: str, palettes: Palettes) -> Program:
 
 
 def _different_weights(package: Path, palettes: Mapping[str, Palettized]) -> list[str]:
-    """One line for each weight of a written package that does not dequantise to what was intended, bit by bit."""
+    """Return one line for each weight of a written package that is not bit-identical to the intended one."""
     counts = {name: np.count_nonzero(dense != palettes[name].dense()) for name, dense in read_dense(package, palettes)}
     return [f"{package.name}: {name} differs in {count} elements" for name, count in counts.items() if count]

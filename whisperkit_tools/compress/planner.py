@@ -1,145 +1,53 @@
-"""From a bundle and calibration speech to a recipe: what the weights are, what each option costs, and which to take."""
+"""Planning: from the sensitivity of the weights and a target to the compression of each weight."""
 
 import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
-from whisperkit_tools.errors import BundleError, OptionsError, RecipeError
-from whisperkit_tools.files import folder_bytes, sha256
-from whisperkit_tools.mil.graph import Graph
-from whisperkit_tools.quantization.allocation import Allocation, Candidate, within_divergence, within_size
-from whisperkit_tools.quantization.compression import NBITS, Compression
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.progress import Progress, SilentProgress
+from whisperkit_tools.quantization.allocation import Allocation, StorageOption, within_divergence, within_size
+from whisperkit_tools.quantization.compression import NBITS, Compression, dense_nbytes, stored_nbytes
 from whisperkit_tools.quantization.package_writer import compressed_nbytes
 from whisperkit_tools.quantization.palette import Palettized, palettize, whole_histogram
 from whisperkit_tools.quantization.recipe import (
-    Entry,
-    Key,
+    AllowedCompressions,
     Recipe,
-    Wishes,
+    WeightKey,
+    allowed_for,
+    check_allowed,
     check_recipe,
-    check_wishes,
-    kept,
-    options_for,
+    match_patterns,
     read_recipe,
+    unsupported_widths,
 )
-from whisperkit_tools.quantization.sensitivity import (
-    Curvature,
-    FisherOptions,
-    compressible,
-    curvatures,
-    predicted_divergence,
-)
-from whisperkit_tools.quantization.sensitivity_cache import Profile, StoredCurvature
-from whisperkit_tools.quantization.sizes import dense_nbytes, stored_nbytes
-
-Ticks = Callable[[str, int, int], None]
-"""Told what is being done, how many parts of it are done, and how many there are."""
+from whisperkit_tools.quantization.sensitivity import FisherOptions, estimate_curvatures, predicted_divergence
+from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, StoredCurvature
 
 _CORRECTIONS = 5
-_AT_ONCE = 1 << 27  # elements of a weight under several options at a time, some 25 bytes each
+_ELEMENTS_AT_ONCE = 1 << 27  # of a weight under several compressions at a time, some 25 bytes each
 _DAMPING = 0.1  # of the mean importance
-_LINEAR = {("conv", "weight"), ("linear", "weight"), ("matmul", "x"), ("matmul", "y"), ("gather", "x")}
-_COMPRESSED = ("constexpr_lut_to_dense", "constexpr_lut_to_sparse", "constexpr_sparse_to_dense")
-
-
-class Model:
-    """The uncompressed weights of a bundle's encoder and decoder.
-
-    Attributes:
-        bundle: The bundle.
-        shapes: Shapes of the weights that can be compressed, by component and name.
-        spec_version: Core ML specification version of the result.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        """Look at the packages.
-
-        Raises:
-            BundleError: The bundle is compressed already, stateful, or has nothing to compress.
-        """
-        self.bundle = bundle
-        self._graphs: dict[str, Graph] = {name: bundle.package(name).graph() for name in MODEL_COMPONENTS}
-        if any(graph.states for graph in self._graphs.values()):
-            raise BundleError(
-                f"{bundle.path} keeps its caches in states, through which sensitivity cannot be measured; compress the "
-                "form with caches as inputs: convert without --stateful"
-            )
-        compressed = {op.type for graph in self._graphs.values() for op in graph.operations} & set(_COMPRESSED)
-        if compressed:
-            raise BundleError(
-                f"{bundle.path} is compressed already ({', '.join(sorted(compressed))}); palettes of palettes lose "
-                "quality for nothing: pass the uncompressed bundle it was made from, or convert the model again"
-            )
-        self.shapes: dict[Key, tuple[int, ...]] = {
-            (component, name): tuple(axis or 0 for axis in graph.constants[name].spec.shape)
-            for component, graph in self._graphs.items()
-            for name in compressible(graph)
-        }
-        if not self.shapes:
-            raise BundleError(f"{bundle.path} has no float16 weights to compress")
-        self.spec_version = min(graph.metadata.spec_version for graph in self._graphs.values())
-        self.fixed_nbytes = self.nbytes - sum(dense_nbytes(shape) for shape in self.shapes.values())
-
-    @property
-    def packages(self) -> dict[str, Path]:
-        """The packages that are compressed, by component."""
-        return {name: self.bundle.package(name).path for name in MODEL_COMPONENTS}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of encoder and decoder."""
-        return sum(folder_bytes(path) for path in self.packages.values())
-
-    @property
-    def elements(self) -> int:
-        """Elements of all weights that can be compressed."""
-        return sum(prod(shape) for shape in self.shapes.values())
-
-    def weights_sha256(self) -> dict[str, str]:
-        """For each component the digest of its weights file."""
-        return {name: sha256(next(iter(sorted(path.rglob("weight*.bin"))))) for name, path in self.packages.items()}
-
-    def weight(self, key: Key) -> NDArray[np.float16]:
-        """Read a weight."""
-        value: NDArray[np.float16] = self._graphs[key[0]].constants[key[1]].value
-        return value
-
-    def adds_outliers(self, key: Key) -> bool:
-        """Whether all that read a weight are linear in it, so that a sparse part can be added to their results."""
-        component, name = key
-        readers = [
-            (op.type, parameter)
-            for op in self._graphs[component].operations
-            for parameter, values in op.inputs.items()
-            if any(value.name == name for value in values)
-        ]
-        return name not in self._graphs[component].outputs and set(readers) <= _LINEAR
-
-    def largest_component(self) -> int:
-        """Elements of all constants of the larger component."""
-        return max(sum(constant.spec.size for constant in graph.constants.values()) for graph in self._graphs.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Aim:
-    """How far to compress; exactly one is set.
+class Target:
+    """How far to compress. Exactly one field is set.
 
     Attributes:
-        nbits: The same for every weight.
-        target_bits: Bits an element, tables and all, on average over the weights that can be compressed.
+        nbits: The same bit width for every weight.
+        target_bits: Mean bits per element over the compressible weights, tables included.
         target_bytes: Bytes of encoder and decoder.
-        max_kl: Most predicted divergence.
-        recipe: A file that says it for every weight.
+        max_kl: Maximum predicted divergence, in nats per token.
+        recipe: A recipe file with the compression of every weight.
     """
 
     nbits: int | None = None
@@ -149,61 +57,96 @@ class Aim:
     recipe: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check that one is set, and its value.
+        """Check that one field is set, and its value.
 
         Raises:
-            OptionsError: None or several are, or the value makes no sense.
+            OptionsError: None or several are set, or the value is out of range.
         """
         values = (self.nbits, self.target_bits, self.target_bytes, self.max_kl, self.recipe)
         if sum(value is not None for value in values) != 1:
-            raise OptionsError("name one aim: --bits, --target-bits, --target-size, --max-kl or --recipe")
-        numbers = [value for value in values[1:4] if isinstance(value, int | float)]
-        if any(not 0 < value < float("inf") for value in numbers):
-            raise OptionsError(f"the aim is {numbers[0]}, expected a positive number")
+            names = ", ".join(map(option, ("bits", "target_bits", "target_size", "max_kl")))
+            raise OptionsError(f"set exactly one target: {names} or {option('recipe')}")
+        numbers = {"target_bits": self.target_bits, "target_size": self.target_bytes, "max_kl": self.max_kl}
+        for name, value in numbers.items():
+            if value is not None and not 0 < value < float("inf"):
+                raise OptionsError(f"{option(name)} is {value}, expected a positive number")
         if self.nbits is not None and self.nbits not in NBITS:
-            raise OptionsError(f"{self.nbits} bits are not to be had; allowed are {', '.join(map(str, NBITS))}")
+            raise OptionsError(f"{option('bits')}: {unsupported_widths([self.nbits])}")
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionPlan:
+    """The compression of a bundle before it is made.
+
+    Attributes:
+        bundle: The uncompressed bundle.
+        recipe: The compression of each weight.
+        gap: Upper bound of the relative improvement that a better allocation could bring.
+        nbytes: Bytes of encoder and decoder.
+        original_nbytes: Bytes of encoder and decoder of the uncompressed bundle.
+        bits: Mean bits per element over the compressible weights, tables included.
+    """
+
+    bundle: Path
+    recipe: Recipe
+    gap: float
+    nbytes: int
+    original_nbytes: int
+    bits: float
 
 
 class Planner:
-    """Decides what is done to each weight."""
+    """Chooses the compression of each weight.
 
-    def __init__(self, model: Model, profile: Profile, wishes: Wishes, ticks: Ticks) -> None:
-        """Check the wishes against the model.
+    Attributes:
+        weights: The uncompressed weights.
+        cache: Sensitivities, storage options and palettes computed so far.
+        allowed: The compressions that the user allows.
+    """
+
+    def __init__(
+        self,
+        weights: WeightInventory,
+        cache: SensitivityCache,
+        allowed: AllowedCompressions,
+        progress: Progress | None = None,
+    ) -> None:
+        """Check the allowed compressions against the model.
 
         Raises:
-            RecipeError: The deployment target lacks what is wished for, or a pattern matches nothing.
+            OptionsError: The deployment target lacks an allowed compression, or a pattern matches nothing.
         """
-        check_wishes(wishes, model.spec_version)
-        self.model, self.profile, self.wishes, self._ticks = model, profile, wishes, ticks
-        self._kept = kept(tuple(model.shapes), wishes.keep)
-        self._weights_sha256 = model.weights_sha256()
+        check_allowed(allowed, weights.spec_version)
+        self.weights, self.cache, self.allowed = weights, cache, allowed
+        self._progress = progress or SilentProgress()
+        self._uncompressed = match_patterns(tuple(weights.shapes), allowed.keep)
+        self._weights_sha256 = weights.weights_sha256()
         self._curvatures: dict[str, StoredCurvature] = {}
 
     # --- sensitivity -------------------------------------------------------------------------------------------------
 
     def sense(self, windows: Callable[[], Sequence[SpeechWindow]], options: FisherOptions) -> None:
-        """Estimate the curvature, unless the profile has it."""
-        if not all(self.profile.has_curvature(name) for name in MODEL_COMPONENTS):
-            curvatures(self.model.packages, windows(), options, self._sensed, self._ticks, self.profile)
-
-    def _sensed(self, component: str, found: Curvature) -> None:
-        self.profile.save_curvature(component, found)
+        """Estimate the curvature, unless the cache has it."""
+        if not all(self.cache.has_curvature(name) for name in MODEL_COMPONENTS):
+            estimate_curvatures(
+                self.weights.packages, windows(), options, self.cache.save_curvature, self._progress, self.cache
+            )
 
     def _stored(self, component: str) -> StoredCurvature:
         if component not in self._curvatures:
-            self._curvatures[component] = self.profile.curvature(component)
+            self._curvatures[component] = self.cache.curvature(component)
         return self._curvatures[component]
 
-    def curvature(self, key: Key) -> NDArray[np.float32]:
-        """The diagonal of the curvature of one weight."""
+    def curvature(self, key: WeightKey) -> NDArray[np.float32]:
+        """Return the diagonal of the curvature of one weight, of its shape."""
         return self._stored(key[0]).read(key[1])
 
-    def divergence(self, key: Key, palettized: Palettized) -> float:
-        """What a weight alone is predicted to cause under a palette, in nats a token."""
+    def divergence(self, key: WeightKey, palettized: Palettized) -> float:
+        """Return the predicted divergence of one palettized weight alone, in nats per token."""
         return self._predictor(key)(palettized)
 
-    def _predictor(self, key: Key) -> Callable[[Palettized], float]:
-        weight, diagonal = self.model.weight(key), self.curvature(key)
+    def _predictor(self, key: WeightKey) -> Callable[[Palettized], float]:
+        weight, diagonal = self.weights.weight(key), self.curvature(key)
         gradients = self._stored(key[0]).gradients(key[1])
 
         def predict(palettized: Palettized) -> float:
@@ -213,181 +156,210 @@ class Planner:
 
         return predict
 
-    # --- options -----------------------------------------------------------------------------------------------------
+    # --- storage options ---------------------------------------------------------------------------------------------
 
-    def palette(self, key: Key, option: Compression) -> Palettized:
-        """A weight under an option, from the profile or made now."""
-        found = self.profile.palette(key, option)
+    def palette(self, key: WeightKey, compression: Compression) -> Palettized:
+        """Return a weight under a compression, from the cache or made now."""
+        found = self.cache.palette(key, compression)
         if found is None:
-            found = palettize(self.model.weight(key), option, importance(self.curvature(key)), key[1])
-            self.profile.save_palette(key, found)
+            found = palettize(self.weights.weight(key), compression, importance(self.curvature(key)), key[1])
+            self.cache.save_palette(key, found)
         return found
 
-    def candidates(self, key: Key, options: Sequence[Compression]) -> list[Candidate]:
-        """What options cost and spoil; from the profile where known."""
-        missing = [option for option in options if self.profile.candidate(key, option) is None]
+    def options(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
+        """Return size and divergence of compressions of a weight, from the cache or computed now."""
+        missing = [wanted for wanted in compressions if self.cache.option(key, wanted) is None]
         if missing:
-            self.profile.add_candidates(key, self._measured(key, missing))
-        return [found for option in options if (found := self.profile.candidate(key, option)) is not None]
+            self.cache.add_options(key, self._measured(key, missing))
+        return [found for wanted in compressions if (found := self.cache.option(key, wanted)) is not None]
 
-    def _measured(self, key: Key, options: Sequence[Compression]) -> list[Candidate]:
-        """What options cost and spoil. Palettes that are nearly the best will do; a bundle is made with the best."""
-        weight, weights, predict = self.model.weight(key), importance(self.curvature(key)), self._predictor(key)
-        points = whole_histogram(weight, weights, key[1])
+    def _measured(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
+        """Compute options with nearly optimal palettes. The bundle is made with optimal ones."""
+        weight, factors, predict = self.weights.weight(key), importance(self.curvature(key)), self._predictor(key)
+        points = whole_histogram(weight, factors, key[1])
 
-        def measure(option: Compression) -> Candidate:
-            made = palettize(weight, option, weights, key[1], exact=False, points=points)
-            return Candidate(option, made.nbytes, predict(made))
+        def measure(wanted: Compression) -> StorageOption:
+            made = palettize(weight, wanted, factors, key[1], exact=False, points=points)
+            return StorageOption(wanted, made.nbytes, predict(made))
 
-        with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _AT_ONCE // weight.size))) as pool:
-            return list(pool.map(measure, options))
+        with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _ELEMENTS_AT_ONCE // weight.size))) as pool:
+            return list(pool.map(measure, compressions))
 
-    def table(self) -> dict[Key, list[Candidate]]:
-        """All candidates of all weights."""
+    def table(self) -> dict[WeightKey, list[StorageOption]]:
+        """Return all storage options of all weights. The last one of each weight is float16."""
         found = {}
-        for number, (key, shape) in enumerate(self.model.shapes.items(), start=1):
-            dense = Candidate(None, dense_nbytes(shape), 0.0)
-            found[key] = [*self.candidates(key, self._options(key, shape)), dense]
-            self._ticks("options", number, len(self.model.shapes))
+        for number, (key, shape) in enumerate(self.weights.shapes.items(), start=1):
+            found[key] = [*self.options(key, self._compressions(key, shape)), self._float16(key)]
+            self._progress.advance("options", number, len(self.weights.shapes))
         return found
 
-    def _options(self, key: Key, shape: tuple[int, ...]) -> list[Compression]:
-        if key in self._kept:
+    def _float16(self, key: WeightKey) -> StorageOption:
+        return StorageOption(None, dense_nbytes(self.weights.shapes[key]), 0.0)
+
+    def _compressions(self, key: WeightKey, shape: tuple[int, ...]) -> list[Compression]:
+        if key in self._uncompressed:
             return []
-        return options_for(shape, self.wishes, self.model.spec_version, outliers=self.model.adds_outliers(key))
+        outliers = self.weights.allows_outliers(key)
+        return allowed_for(shape, self.allowed, self.weights.spec_version, outliers=outliers)
 
     # --- recipes -----------------------------------------------------------------------------------------------------
 
-    def check(self, aim: Aim) -> None:
-        """Find out before any work, and before the curvature is known, whether an aim can be reached.
+    def check(self, target: Target) -> None:
+        """Check a target before any work. This needs no curvature.
 
         Raises:
-            RecipeError: It cannot, or a recipe file does not fit the model.
+            OptionsError: The target cannot be reached.
+            RecipeError: A recipe file does not fit the model.
         """
-        if aim.recipe is not None or aim.nbits is not None:
-            self._choices(aim)
-        elif aim.target_bytes is not None:
-            self._check_nbytes(aim.target_bytes)
-        elif aim.target_bits is not None:
-            least_bits = 8 * self._least_weights() / self.model.elements
-            if aim.target_bits < least_bits:
-                raise RecipeError(
-                    f"{aim.target_bits:g} bits an element are below the fewest possible, {least_bits:.3f} with tables; "
-                    "ask for more, allow fewer bits (--allowed-nbits), or keep fewer weights"
+        if target.recipe is not None or target.nbits is not None:
+            self._choices(target)
+        elif target.target_bytes is not None:
+            self._check_nbytes(target.target_bytes)
+        elif target.target_bits is not None:
+            least_bits = 8 * self._smallest_weights_nbytes() / self.weights.elements
+            if target.target_bits < least_bits:
+                raise OptionsError(
+                    f"{option('target_bits')} is {target.target_bits:g}, below the minimum of {least_bits:.3f} bits an "
+                    f"element, tables included; request more, allow fewer bits ({option('allowed_nbits')}), or keep "
+                    f"fewer weights ({option('keep')})"
                 )
 
     def _check_nbytes(self, nbytes: int) -> None:
         least = self.least_nbytes()
         if nbytes < least:
-            raise RecipeError(
-                f"{nbytes / 1e6:.3f} MB is below the smallest possible, {least / 1e6:.3f} MB: "
-                f"{self.model.fixed_nbytes / 1e6:.3f} MB cannot be compressed; ask for a larger size, allow fewer bits "
-                "(--allowed-nbits), or keep fewer weights"
+            raise OptionsError(
+                f"{nbytes / 1e6:.3f} MB is below the smallest possible size, {least / 1e6:.3f} MB, of which "
+                f"{self.weights.fixed_nbytes / 1e6:.3f} MB cannot be compressed; request a larger size, allow fewer "
+                f"bits ({option('allowed_nbits')}), or keep fewer weights ({option('keep')})"
             )
 
-    def recipe(self, aim: Aim) -> tuple[Recipe, float]:
-        """The recipe for an aim, and the allocation's gap.
+    def plan(self, target: Target) -> CompressionPlan:
+        """Return the plan for a target.
 
         Raises:
-            RecipeError: The aim cannot be reached, or a recipe file does not fit the model.
+            OptionsError: The target cannot be reached.
+            RecipeError: A recipe file does not fit the model.
         """
-        if aim.recipe is not None or aim.nbits is not None:
-            return self._chosen(self._choices(aim)), 0.0
-        if aim.max_kl is not None:
-            return self._allocated(lambda tensors: within_divergence(tensors, float(aim.max_kl or 0)))
-        if aim.target_bits is not None:
-            budget = int(aim.target_bits * self.model.elements / 8)
-            return self._allocated(lambda tensors: within_size(tensors, budget))
-        return self.within(int(aim.target_bytes or 0))
+        return self._as_plan(*self.recipe(target))
 
-    def within(self, nbytes: int) -> tuple[Recipe, float]:
-        """The best recipe for a size of encoder and decoder.
+    def plan_within(self, nbytes: int) -> CompressionPlan:
+        """Return the plan of minimum divergence within a size of encoder and decoder.
 
         Raises:
-            RecipeError: It is below the smallest possible.
+            OptionsError: It is below the smallest possible size.
         """
+        return self._as_plan(*self._recipe_within(nbytes))
+
+    def _as_plan(self, recipe: Recipe, gap: float) -> CompressionPlan:
+        return CompressionPlan(
+            bundle=self.weights.bundle.path,
+            recipe=recipe,
+            gap=gap,
+            nbytes=self.predicted_nbytes(recipe),
+            original_nbytes=self.weights.nbytes,
+            bits=8 * recipe.nbytes / self.weights.elements,
+        )
+
+    def recipe(self, target: Target) -> tuple[Recipe, float]:
+        """Return the recipe for a target, and the allocation's gap. Raises errors as `plan` does."""
+        if target.recipe is not None or target.nbits is not None:
+            return self._chosen(self._choices(target)), 0.0
+        if target.max_kl is not None:
+            return self._allocated(functools.partial(within_divergence, limit=target.max_kl))
+        if target.target_bits is not None:
+            budget = int(target.target_bits * self.weights.elements / 8)
+            return self._allocated(functools.partial(within_size, budget_bytes=budget))
+        return self._recipe_within(int(target.target_bytes or 0))
+
+    def _recipe_within(self, nbytes: int) -> tuple[Recipe, float]:
         self._check_nbytes(nbytes)
-        budget = nbytes - self.model.fixed_nbytes
+        budget = nbytes - self.weights.fixed_nbytes
         for _ in range(_CORRECTIONS):
             recipe, gap = self._allocated(functools.partial(within_size, budget_bytes=budget))
-            # The program itself grows a little with what is compressed.
+            # Compression makes the program itself a little larger.
             over = self.predicted_nbytes(recipe) - nbytes
             if over <= 0:
                 break
-            budget = max(budget - over, self._least_weights())
+            budget = max(budget - over, self._smallest_weights_nbytes())
         return recipe, gap
 
-    def _allocated(self, solve: Callable[[list[list[Candidate]]], Allocation]) -> tuple[Recipe, float]:
+    def _allocated(self, solve: Callable[[list[list[StorageOption]]], Allocation]) -> tuple[Recipe, float]:
         table = self.table()
         found = solve(list(table.values()))
         chosen = [options[at] for options, at in zip(table.values(), found.chosen, strict=True)]
         return self._recipe(dict(zip(table, chosen, strict=True))), found.gap
 
-    def _choices(self, aim: Aim) -> dict[Key, Compression | None]:
-        """What an aim that leaves nothing to choose says of every weight."""
-        if aim.recipe is None:
-            return self._uniform(aim.nbits or 0)
-        choices = read_recipe(aim.recipe)
-        check_recipe(choices, self.model.shapes, self.model.spec_version)
-        return {key: choices[key] for key in self.model.shapes}
+    def _choices(self, target: Target) -> dict[WeightKey, Compression | None]:
+        """Return the compression of every weight for a target that leaves no choice."""
+        if target.recipe is None:
+            return self._uniform(target.nbits or 0)
+        choices = read_recipe(target.recipe)
+        check_recipe(choices, self.weights.shapes, self.weights.spec_version)
+        return {key: choices[key] for key in self.weights.shapes}
 
-    def _uniform(self, nbits: int) -> dict[Key, Compression | None]:
-        group = self.wishes.group_size
-        option = Compression(nbits, "per_grouped_channel", group_size=group) if group else Compression(nbits)
-        check_wishes(Wishes(nbits=(nbits,), group_size=group), self.model.spec_version)
-        # What cannot be grouped evenly takes one palette.
+    def _uniform(self, nbits: int) -> dict[WeightKey, Compression | None]:
+        group = self.allowed.group_size
+        wanted = Compression(nbits, "per_grouped_channel", group_size=group) if group else Compression(nbits)
+        check_allowed(AllowedCompressions(nbits=(nbits,), group_size=group), self.weights.spec_version)
+        # Weights that cannot be grouped evenly get one palette.
         return {
-            key: None if key in self._kept else Compression(nbits) if option.misfit(shape) else option
-            for key, shape in self.model.shapes.items()
+            key: None if key in self._uncompressed else Compression(nbits) if wanted.misfit(shape) else wanted
+            for key, shape in self.weights.shapes.items()
         }
 
-    def _chosen(self, choices: dict[Key, Compression | None]) -> Recipe:
+    def _chosen(self, choices: dict[WeightKey, Compression | None]) -> Recipe:
         found = {}
-        for number, (key, option) in enumerate(choices.items(), start=1):
-            dense = Candidate(None, dense_nbytes(self.model.shapes[key]), 0.0)
-            found[key] = dense if option is None else self.candidates(key, [option])[0]
-            self._ticks("options", number, len(choices))
+        for number, (key, wanted) in enumerate(choices.items(), start=1):
+            found[key] = self._float16(key) if wanted is None else self.options(key, [wanted])[0]
+            self._progress.advance("options", number, len(choices))
         return self._recipe(found)
 
-    def _recipe(self, chosen: dict[Key, Candidate]) -> Recipe:
-        entries = {key: Entry(c.option, c.nbytes, c.divergence) for key, c in chosen.items()}
-        return Recipe(self._weights_sha256, self.model.spec_version, entries)
+    def _recipe(self, chosen: dict[WeightKey, StorageOption]) -> Recipe:
+        return Recipe(self._weights_sha256, self.weights.spec_version, chosen)
 
-    def most_faithful(self) -> Recipe:
-        """The best recipe there is that still compresses whatever may be."""
+    # --- bounds ------------------------------------------------------------------------------------------------------
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the smallest and the largest size of encoder and decoder that a search considers."""
+        least = self.least_nbytes()
+        return least, max(least, self.predicted_nbytes(self._most_faithful()))
+
+    def _most_faithful(self) -> Recipe:
+        """Return the recipe of minimum divergence that compresses every weight that may be compressed."""
         chosen = {}
         for key, options in self.table().items():
-            compressed = [c for c in options if c.option is not None] or options
-            chosen[key] = min(compressed, key=lambda c: (c.divergence, c.nbytes))
+            compressed = [found for found in options if found.compression is not None] or options
+            chosen[key] = min(compressed, key=lambda found: (found.divergence, found.nbytes))
         return self._recipe(chosen)
 
-    def _smallest(self) -> dict[Key, Compression | None]:
+    def _smallest(self) -> dict[WeightKey, Compression | None]:
         return {
-            key: min([None, *self._options(key, shape)], key=functools.partial(stored_nbytes, shape))
-            for key, shape in self.model.shapes.items()
+            key: min([None, *self._compressions(key, shape)], key=functools.partial(stored_nbytes, shape))
+            for key, shape in self.weights.shapes.items()
         }
 
-    def _least_weights(self) -> int:
-        """Bytes of the weights alone under the smallest recipe there is."""
-        return sum(map(stored_nbytes, self.model.shapes.values(), self._smallest().values()))
+    def _smallest_weights_nbytes(self) -> int:
+        """Return the bytes of the weights alone under the smallest recipe."""
+        return sum(map(stored_nbytes, self.weights.shapes.values(), self._smallest().values()))
 
     def least_nbytes(self) -> int:
-        """Bytes of encoder and decoder under the smallest recipe there is."""
-        chosen = {key: Candidate(option, 0, 0.0) for key, option in self._smallest().items()}
-        return self.predicted_nbytes(self._recipe(chosen))
+        """Return the bytes of encoder and decoder under the smallest recipe."""
+        return self.predicted_nbytes(
+            self._recipe({key: StorageOption(wanted, 0, 0.0) for key, wanted in self._smallest().items()})
+        )
 
     def predicted_nbytes(self, recipe: Recipe) -> int:
-        """Bytes of encoder and decoder under a recipe, exactly."""
+        """Return the exact bytes of encoder and decoder under a recipe."""
         return sum(
-            compressed_nbytes(package, recipe.compressions(name)) for name, package in self.model.packages.items()
+            compressed_nbytes(package, recipe.compressions(name)) for name, package in self.weights.packages.items()
         )
 
 
 def importance(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What palettes are fitted with: the root of the curvature, and a little of its mean everywhere.
+    """Return the importance with which palettes are fitted: the root of the curvature plus a little of its mean.
 
-    A few windows tell single weights badly apart, and palettes that trust them serve those windows only: on other
-    speech the curvature itself does worse than no importance at all, its root several times better than either.
+    A few windows estimate single weights poorly, and palettes that rely on these estimates fit those windows only. On
+    other speech the curvature itself does worse than no importance at all, its root several times better than either.
     """
     root = np.sqrt(curvature)
     mean = float(root.mean())

@@ -1,15 +1,17 @@
-"""Predicted divergence against size, as numbers and as a plot."""
+"""Predicted divergence against size, as JSON and as a plot."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.compress.planner import Aim, Planner
-from whisperkit_tools.errors import RecipeError
+from whisperkit_tools.compress.planner import CompressionPlan, Planner, Target
+from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.files import write_whole
 from whisperkit_tools.quantization.compression import NBITS, Compression
 
 _POINTS = 24
-_LABELS = {"mixed": "mixed, the least at each size", "uniform": "the same width for all", "chosen": "this bundle"}
+_LABELS = {"mixed": "mixed, the minimum at each size", "uniform": "the same width for all", "chosen": "this bundle"}
 _STYLES: dict[str, dict[str, Any]] = {
     "mixed": {"color": "tab:blue", "lw": 2},
     "uniform": {"color": "0.5", "marker": "s", "ls": "--", "lw": 1, "ms": 5},
@@ -18,39 +20,47 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def curves(planner: Planner) -> dict[str, list[dict[str, float]]]:
-    """Size in bytes and predicted divergence of uniform palettes, and of the allocation over the whole range."""
+    """Return size and predicted divergence of uniform palettes, and of allocations over the whole range of sizes."""
     table = planner.table()
     least = sum(min(c.nbytes for c in options) for options in table.values())
     most = sum(min(options, key=lambda c: c.divergence or -1).nbytes for options in table.values())
     mixed = []
     for at in range(_POINTS):
-        bits = 8 * least * (most / least) ** (at / (_POINTS - 1)) / planner.model.elements
-        recipe, _ = planner.recipe(Aim(target_bits=bits * (1 + 1e-9)))
+        bits = 8 * least * (most / least) ** (at / (_POINTS - 1)) / planner.weights.elements
+        recipe, _ = planner.recipe(Target(target_bits=bits * (1 + 1e-9)))
         mixed.append({"bits": bits, "nbytes": planner.predicted_nbytes(recipe), "predicted_kl": recipe.divergence})
     uniform = []
     for nbits in NBITS:
-        if Compression(nbits).spec_version <= planner.model.spec_version:
-            recipe, _ = planner.recipe(Aim(nbits=nbits))
+        if Compression(nbits).spec_version <= planner.weights.spec_version:
+            recipe, _ = planner.recipe(Target(nbits=nbits))
             point = {"bits": float(nbits), "nbytes": planner.predicted_nbytes(recipe)}
             uniform.append({**point, "predicted_kl": recipe.divergence})
     return {"mixed": mixed, "uniform": uniform}
 
 
-def plot_curves(planner: Planner, plan: Any, path: Path) -> None:
+def plot_curves(planner: Planner, plan: CompressionPlan, path: Path) -> None:
     """Write a PNG, and the numbers as JSON beside it.
 
     Raises:
-        RecipeError: matplotlib is not installed.
+        OptionsError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RecipeError("--plot needs matplotlib; install it with: pip install 'whisperkit-tools[plot]'") from None
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     found: dict[str, Any] = curves(planner)
     found["chosen"] = [{"bits": plan.bits, "nbytes": plan.nbytes, "predicted_kl": plan.recipe.divergence}]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_whole(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
     _draw(Figure(figsize=(7.5, 4.8), layout="constrained"), found, planner, path)
+
+
+def require_matplotlib() -> None:
+    """Check that plots can be drawn.
+
+    Raises:
+        OptionsError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionsError(f"{option('plot')} needs matplotlib; install it with: pip install 'whisperkit-tools[plot]'")
 
 
 def _draw(figure: Any, found: dict[str, Any], planner: Planner, path: Path) -> None:
@@ -71,7 +81,7 @@ def _draw(figure: Any, found: dict[str, Any], planner: Planner, path: Path) -> N
             text, place, (-14, -14), textcoords="offset points", fontsize=9, ha="right", va="top", color="tab:red",
             arrowprops={"arrowstyle": "-", "color": "tab:red", "lw": 0.8},
         )  # fmt: skip
-    axes.set_title(f"{planner.model.bundle.name}, {planner.model.nbytes / 1e6:.3g} MB uncompressed", fontsize=10)
+    axes.set_title(f"{planner.weights.bundle.name}, {planner.weights.nbytes / 1e6:.3g} MB uncompressed", fontsize=10)
     axes.set(xlabel="encoder and decoder, MB", ylabel="predicted KL divergence, nats a token")
     axes.set(xscale="log", yscale="log")
     axes.xaxis.set_major_formatter("{x:g}")

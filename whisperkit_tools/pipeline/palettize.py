@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Literal, overload
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.compressor import Palettizer
-from whisperkit_tools.compress.config import Palettization, PalettizeConfig, Plan
-from whisperkit_tools.compress.planner import Aim
-from whisperkit_tools.compress.plot import plot_curves
+from whisperkit_tools.compress import compressor
+from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
+from whisperkit_tools.compress.planner import CompressionPlan, Target
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.pipeline.arguments import as_bundle, as_bytes, as_tuple, as_widths
-from whisperkit_tools.progress import Progress, SilentProgress
+from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.gate import Gate
-from whisperkit_tools.quantization.recipe import Wishes, write_recipe
+from whisperkit_tools.quantization.recipe import AllowedCompressions
 from whisperkit_tools.quantization.search import SearchOptions
 
 MIXED = "mixed"
-# The plan of a search shows this size: bits an element, where the search starts.
-_SEARCH_STARTS_AT_BITS = 4.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class PalettizedBundle(Bundle):
         result: Plan, gate verdict, trials and figures of the compression.
     """
 
-    result: Palettization
+    result: PalettizeResult
 
 
 @overload
@@ -66,7 +63,7 @@ def palettize(
     force: bool = ...,
     dry_run: Literal[True],
     progress: Progress | None = ...,
-) -> Plan: ...
+) -> CompressionPlan: ...
 
 
 @overload
@@ -133,7 +130,7 @@ def palettize(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
-) -> PalettizedBundle | Plan:
+) -> PalettizedBundle | CompressionPlan:
     """Compress a bundle to the smallest size that passes the quality gate.
 
     Args:
@@ -178,15 +175,15 @@ def palettize(
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> small = wkt.palettize("bundles/acme_whisper-demo", bits=8, windows=1, gate_examples=2, output_dir="compressed")
+        >>> bundle = "bundles/acme_whisper-demo"
+        >>> small = wkt.palettize(bundle, bits=8, windows=1, gate_examples=2, output_dir="compressed")
         >>> small.result.verdict.passed
         True
     """
-    aim = _aim(bits, target_bits, target_size, max_kl, recipe)
     config = PalettizeConfig(
-        aim=aim,
-        wishes=Wishes(as_widths(allowed_nbits), group_size, as_tuple(keep)),
-        gate=_gate(qoi_min, wer_delta_max, max_kl, confident=confident, seed=seed),
+        target=_target(bits, target_bits, target_size, max_kl, recipe),
+        allowed=AllowedCompressions(as_widths(allowed_nbits), group_size, as_tuple(keep)),
+        gate=Gate(qoi_min, wer_delta_max, max_kl, confident, seed),
         output_dir=_path(output_dir),
         calibration=calibration,
         gate_audio=gate_audio,
@@ -197,19 +194,14 @@ def palettize(
         tune_steps=tune_palettes,
         search=SearchOptions(trials=trials),
         profile_dir=_path(profile),
+        recipe_out=_path(recipe_out),
+        plot=_path(plot),
         force=force,
         keep_rejected=keep_rejected,
     )
-    if plot is not None and Path(plot).suffix.lower() != ".png":
-        raise OptionsError(f"{option('plot')}: {plot} does not end in .png")
-    progress = progress or SilentProgress()
-    work = Palettizer(as_bundle(bundle), config, progress, progress.advance)
     if dry_run:
-        plan = work.plan(aim or Aim(target_bits=_SEARCH_STARTS_AT_BITS))
-        _write_extras(work, plan, recipe_out, plot)
-        return plan
-    result = work.run()
-    _write_extras(work, result.plan, recipe_out, plot)
+        return compressor.plan(as_bundle(bundle), config, progress)
+    result = compressor.palettize(as_bundle(bundle), config, progress)
     opened = Bundle.open(result.path)
     return PalettizedBundle(opened.path, opened.manifest, result)
 
@@ -218,13 +210,13 @@ def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _aim(
+def _target(
     bits: str | int | None,
     target_bits: float | None,
     target_size: str | int | None,
     max_kl: float | None,
     recipe: str | Path | None,
-) -> Aim | None:
+) -> Target | None:
     """Return how far to compress, or None for a search.
 
     Raises:
@@ -234,30 +226,10 @@ def _aim(
     given = (uniform, target_bits, as_bytes(target_size), max_kl, _path(recipe))
     if all(value is None for value in given):
         return None
-    return Aim(nbits=given[0], target_bits=given[1], target_bytes=given[2], max_kl=given[3], recipe=given[4])
+    return Target(nbits=given[0], target_bits=given[1], target_bytes=given[2], max_kl=given[3], recipe=given[4])
 
 
 def _width(bits: str | int | None) -> int:
     if not str(bits).isdigit():
         raise OptionsError(f"{option('bits')}: {bits!r} is neither {MIXED!r} nor a number of bits")
     return int(str(bits))
-
-
-def _gate(qoi_min: float, wer_delta_max: float, max_kl: float | None, *, confident: bool, seed: int) -> Gate:
-    """Return the gate.
-
-    Raises:
-        OptionsError: A limit is out of range.
-    """
-    try:
-        return Gate(qoi_min, wer_delta_max, max_kl, confident, seed)
-    except ValueError as error:
-        raise OptionsError(str(error)) from error
-
-
-def _write_extras(work: Palettizer, plan: Plan, recipe_out: str | Path | None, plot: str | Path | None) -> None:
-    """Write the recipe and the plot that were asked for."""
-    if recipe_out is not None:
-        write_recipe(plan.recipe, Path(recipe_out))
-    if plot is not None:
-        plot_curves(work.planner, plan, Path(plot))

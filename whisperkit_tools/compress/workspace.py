@@ -1,0 +1,216 @@
+"""The state of one compression: the opened bundle, its planner, and the speech that has been transcribed so far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from whisperkit_tools import contract
+from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.compress.audio_selection import recording_sha256, select_calibration, select_gate
+from whisperkit_tools.compress.candidate_store import CandidateStore
+from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.compress.gate_measurement import (
+    GateMeasurement,
+    ReferenceTranscriber,
+    calibration_windows,
+    tuning_windows,
+)
+from whisperkit_tools.compress.manifest_section import original_of
+from whisperkit_tools.compress.planner import Planner
+from whisperkit_tools.compress.weight_inventory import WeightInventory
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.memory import available_memory, release_memory
+from whisperkit_tools.mil.backend import TensorModel
+from whisperkit_tools.progress import Progress, SilentProgress
+from whisperkit_tools.quantization.sensitivity import FisherOptions, reference_logits
+from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, SensitivityKey
+from whisperkit_tools.speech import Recording
+
+CACHES = ".profiles"
+_MAX_TUNING_SENTENCES = 64
+_LARGE = 1 << 26  # elements
+_SMALL = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class TuningSpeech:
+    """Speech for palette tuning.
+
+    Attributes:
+        windows: Windows of a sentence each.
+        references: The uncompressed bundle's logits `[predicted, V]` of each window.
+        judging: Indices of the windows that judge.
+    """
+
+    windows: list[SpeechWindow]
+    references: list[Tensor]
+    judging: list[int]
+
+
+@dataclass(slots=True)
+class Workspace:
+    """The state of one run.
+
+    The last four fields are None until a stage needs them. A run that finds its results in the cache never does.
+
+    Attributes:
+        bundle: The uncompressed bundle.
+        config: The settings.
+        progress: Told of stages, notes and counts.
+        weights: The uncompressed weights.
+        planner: The planner, with the sensitivity cache.
+        candidates: The store of measured candidates.
+        fisher: Settings of the sensitivity's estimation.
+        calibration: The calibration audio.
+        mel: The spectrogram, which remembers features.
+        windows: The transcribed calibration windows.
+        tuning: The speech for tuning.
+        measurement: The gate's measurement.
+    """
+
+    bundle: Bundle
+    config: PalettizeConfig
+    progress: Progress
+    weights: WeightInventory
+    planner: Planner
+    candidates: CandidateStore
+    fisher: FisherOptions
+    calibration: list[Recording]
+    mel: TensorModel | None = None
+    windows: list[SpeechWindow] | None = None
+    tuning: TuningSpeech | None = None
+    measurement: GateMeasurement | None = None
+
+    def reference(self) -> ReferenceTranscriber:
+        """Load the uncompressed bundle. Callers drop it before loading anything of similar size."""
+        release_memory()
+        found = ReferenceTranscriber(self.bundle, self.config.max_tokens, self.mel)
+        self.mel = found.mel
+        return found
+
+    def calibration_windows(self) -> list[SpeechWindow]:
+        """Return the calibration windows. The first call transcribes them."""
+        if self.windows is None:
+            with self.progress.stage("calibration", "transcribe"):
+                self.windows = calibration_windows(self.reference(), self.calibration)
+        return self.windows
+
+    def tuning_speech(self) -> TuningSpeech:
+        """Return the speech for tuning. The first call transcribes it."""
+        if self.tuning is None:
+            steps = self.config.tune_steps
+            with self.progress.stage("tuning", "transcribe"):
+                limit = min(steps, _MAX_TUNING_SENTENCES)
+                windows, judging = tuning_windows(self.reference(), self.config.calibration, limit, steps)
+                release_memory()
+                self.tuning = TuningSpeech(windows, reference_logits(self.weights.packages, windows), judging)
+        return self.tuning
+
+    def gate_measurement(self) -> GateMeasurement:
+        """Return the gate's measurement. The first call transcribes the examples with the reference."""
+        if self.measurement is None:
+            uncompressed, other = self.reference(), self.config.reference
+            recordings = self._gate_recordings(("en", *uncompressed.transcriber.special.languages))
+            reference = uncompressed
+            if other is not None:
+                reference = ReferenceTranscriber(Bundle.open(other), self.config.max_tokens)
+            with self.progress.stage("gate", "reference"):
+                self.measurement = GateMeasurement(reference, recordings, uncompressed)
+            if self.measurement.without_text:
+                self.progress.note(
+                    f"{self.measurement.without_text} of the gate's examples have no text beside them; the "
+                    "uncompressed bundle's own transcript counts as true there"
+                )
+        return self.measurement
+
+    def gate_identity(self) -> dict[str, Any]:
+        """Return digests of the bundles that the gate compares, and of its examples.
+
+        Raises:
+            AudioError: There is no audio for the gate.
+            BundleError: There is no such reference.
+        """
+        other = self.config.reference
+        bundles = [self.bundle] if other is None else [self.bundle, Bundle.open(other)]
+        clips = [[recording_sha256(item), item.text, item.language] for item in self._gate_recordings()]
+        return {"files": [bundle.content_sha256() for bundle in bundles], "clips": clips}
+
+    def _gate_recordings(self, languages: Sequence[str] | None = None) -> list[Recording]:
+        return select_gate(self.config.gate_audio, self.config.gate_examples, languages, window_samples(self.bundle))
+
+
+def open_workspace(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = None) -> Workspace:
+    """Open a bundle and its sensitivity cache, and check everything that can be checked before any work.
+
+    Args:
+        bundle: The bundle to compress. A compressed one is replaced by its uncompressed original.
+        config: The settings.
+        progress: Told of stages, notes and counts.
+
+    Raises:
+        BundleError: The bundle is compressed already and its original is gone, or memory is insufficient.
+        OptionsError: The settings do not fit the model.
+        RecipeError: The recipe file is malformed or belongs to another model.
+        AudioError: There is no calibration audio.
+    """
+    progress = progress or SilentProgress()
+    bundle = original_of(bundle, progress)
+    weights = WeightInventory(bundle)
+    _require_memory(weights)
+    calibration = select_calibration(config.calibration, config.windows, window_samples(bundle))
+    fisher = FisherOptions(config.samples or _default_samples(weights.elements), config.seed)
+    settings = {"samples": fisher.samples, "seed": config.seed, "max_tokens": config.max_tokens}
+    key = SensitivityKey(weights.weights_sha256(), [recording_sha256(item) for item in calibration], settings)
+    root = config.profile_dir or bundle.path.resolve().parent / CACHES / bundle.name
+    cache = SensitivityCache(root, key)
+    planner = Planner(weights, cache, config.allowed, progress)
+    if config.target is not None:
+        planner.check(config.target)
+    return Workspace(
+        bundle=bundle,
+        config=config,
+        progress=progress,
+        weights=weights,
+        planner=planner,
+        candidates=CandidateStore(cache.path),
+        fisher=fisher,
+        calibration=calibration,
+    )
+
+
+def _default_samples(elements: int) -> int:
+    """Return the number of Hutchinson samples per window for a model of a size.
+
+    More samples reduce the variance of each weight's estimate. On the demo model grouped palettes, which are fitted to
+    few weights each, beat one palette a weight at every size with eight samples, but not with two.
+    """
+    return 8 if elements <= _SMALL else 2 if elements <= _LARGE else 1
+
+
+def window_samples(bundle: Bundle) -> int:
+    """Return the number of samples that a bundle's spectrogram takes.
+
+    Raises:
+        BundleError: The spectrogram takes audio of any length.
+    """
+    shape = bundle.package(contract.MEL).graph().inputs[contract.AUDIO].shape
+    if len(shape) != 1 or shape[0] is None:
+        raise BundleError(f"{bundle.path}: {contract.MEL} takes audio of no fixed length; convert the model again")
+    return shape[0]
+
+
+def needed_memory(weights: WeightInventory) -> int:
+    """Return the peak memory of the sensitivity pass in bytes: weights, gradients and squares of the larger half."""
+    return 12 * weights.largest_component + (6 << 30 if weights.elements > _LARGE else 3 << 29)
+
+
+def _require_memory(weights: WeightInventory) -> None:
+    need, there = needed_memory(weights), available_memory()
+    if there is not None and there < need:
+        raise BundleError(
+            f"measuring this model's sensitivity takes about {need / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB "
+            "are free; close other programs or use a machine with more"
+        )
