@@ -211,7 +211,7 @@ def test_a_table_of_another_length_is_not_used_and_said(prefill_bundle, speech):
     table = SimpleNamespace(outputs=outputs(transcriber.sizes.cache_channels, length=1))
     result, taken = steps(with_prefill(transcriber, table, prefill_bundle), speech)
     assert taken == len(result.tokens) + 4
-    assert "prefill is not used: it holds 1 tokens, answers here start with 3" in result.notices[0]
+    assert "prefill is not used: it holds 1 tokens, this model forces 3" in result.notices[0]
 
 
 def test_no_prefill_on_the_command_line_decodes_all(wkt, prefill_bundle):

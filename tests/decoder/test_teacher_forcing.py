@@ -4,25 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.progress import SeenProgress
 
 from whisperkit_tools.contract import EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder import batched
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.progress import SilentProgress
 
 TOKENS = (641, 642, 700, 30, 31, 32, 400, 401, 402, 500, 640)
-
-
-class Notes(SilentProgress):
-    """Keeps the notes."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +150,7 @@ def test_calls_are_made_one_by_one_where_all_at_once_do_not_compute_the_same(
 
 @pytest.mark.parametrize("failure", ["wrong", "raises", "unlinked"])
 def test_giving_up_batches_is_counted_and_said_once(packages, window, embeds, failure, monkeypatch):
-    progress = Notes()
+    progress = SeenProgress()
     if failure == "unlinked":
         monkeypatch.setattr(batched, "share_cache_columns", lambda nodes: None)
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]), progress)
@@ -189,7 +179,7 @@ def test_giving_up_batches_is_counted_and_said_once(packages, window, embeds, fa
 
 
 def test_a_decoder_that_runs_in_batches_says_nothing(packages, window, embeds):
-    progress = Notes()
+    progress = SeenProgress()
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]), progress)
     forcing.forward(window, embeds)
     assert (forcing.fallback, forcing.sequential_runs, progress.notes) == (None, 0, [])

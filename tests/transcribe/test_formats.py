@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.speech import Segment, Timings, Transcription, Word
 from whisperkit_tools.transcribe.formats import FORMATS, render
 
@@ -107,5 +107,5 @@ def test_json_says_everything():
 
 
 def test_an_unknown_format_is_named():
-    with pytest.raises(AudioError, match=r"'doc'; allowed are " + ", ".join(FORMATS)):
+    with pytest.raises(OptionsError, match=r"'doc'; allowed are " + ", ".join(FORMATS)):
         render(transcription(), "doc")

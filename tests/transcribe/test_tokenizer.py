@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.errors import BundleError, OptionsError
 from whisperkit_tools.transcribe.tokenizer import WhisperTokenizer, special_tokens
 
 
@@ -61,13 +61,13 @@ def test_languages_by_code_and_name(demo_bundle, language):
 @pytest.mark.parametrize(("language", "hint"), [("spanich", "spanish"), ("esp", "es"), ("xqzzy", "known codes are")])
 def test_an_unknown_language_gets_a_hint(demo_bundle, language, hint):
     special = load(demo_bundle, vocab_size=2248).special
-    with pytest.raises(AudioError, match=hint):
+    with pytest.raises(OptionsError, match=hint):
         special.language_id(language)
 
 
 def test_an_english_model_takes_no_language(shared):
     special = load(shared / "checkpoints" / "whisper-tiny.en", vocab_size=51864).special
-    with pytest.raises(AudioError, match="knows only English"):
+    with pytest.raises(OptionsError, match="knows only English"):
         special.language_id("en")
 
 
@@ -82,7 +82,7 @@ def test_a_prompt_is_cut_from_the_front_with_a_notice(demo_bundle):
 
 
 def test_a_prompt_may_not_spell_special_tokens(demo_bundle):
-    with pytest.raises(AudioError, match=r"special tokens \(<\|en\|>\)"):
+    with pytest.raises(OptionsError, match=r"special tokens \(<\|en\|>\)"):
         load(demo_bundle, vocab_size=2248).encode_prompt("say <|en|> now", 100)
 
 

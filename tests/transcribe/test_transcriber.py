@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.progress import SeenProgress
 
 from tests.benchmarks import generate_parity as parity
 from whisperkit_tools.bundle import Bundle
@@ -18,7 +19,7 @@ from whisperkit_tools.decoder.adapters import ArrayModelAdapter, FunctionModel
 from whisperkit_tools.decoder.loading import load_models
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.demo import demo_checkpoint_dir, demo_longform, demo_utterances
-from whisperkit_tools.errors import AudioError, BundleError, UnsupportedOperationError
+from whisperkit_tools.errors import AudioError, BundleError, OptionsError, UnsupportedOperationError
 from whisperkit_tools.mil.backend import load_backend
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
@@ -181,11 +182,36 @@ def test_timings_add_up(transcriber):
 
 
 def test_progress_ends_with_the_audio(transcriber):
-    seen = []
+    progress = SeenProgress()
     audio = read(demo_longform()[0].path)
-    transcriber.transcribe(audio, progress=lambda done, total: seen.append((done, total)))
-    assert seen == sorted(seen)
-    assert seen[-1] == (len(audio) / 16_000, len(audio) / 16_000)
+    transcriber.transcribe(audio, progress=progress)
+    assert progress.seen == sorted(progress.seen)
+    assert progress.seen[-1] == ("audio", round(len(audio) / 16_000, 1), round(len(audio) / 16_000, 1))
+
+
+def test_a_bundle_and_a_file_are_enough(demo_bundle, tmp_path):
+    path = demo_utterances()[0].path
+    opened = Transcriber.load(Bundle.open(demo_bundle))
+    progress = SeenProgress()
+    found = opened.transcribe(path, progress=progress)
+    assert found.text == Transcriber.load(str(demo_bundle)).transcribe(read(path)).text
+    assert {what for what, *_ in progress.seen} == {path.name}
+    assert opened.transcribe(str(path)).tokens == found.tokens
+    with pytest.raises(AudioError, match="no such file"):
+        opened.transcribe(tmp_path / "missing.m4a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"language": "tlh"}, "unknown language 'tlh'"),
+        ({"prompt": "<|en|>"}, "the prompt spells special tokens"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_wrong_usage(transcriber, options, message):
+    with pytest.raises(OptionsError, match=message) as error:
+        transcriber.transcribe(np.zeros(1600, np.float32), TranscribeOptions(**options))
+    assert error.value.exit_code == 2
 
 
 def test_a_transcription_is_json_ready(transcriber):
@@ -289,5 +315,5 @@ def test_word_timestamps_need_the_output(models, demo_bundle):
     decoder = models.decoder
     outputs = {name: spec for name, spec in decoder.outputs.items() if name != ALIGNMENT}
     models = replace(models, decoder=FunctionModel(decoder.run, decoder.inputs, outputs))
-    with pytest.raises(BundleError, match="no word timestamps"):
+    with pytest.raises(OptionsError, match="no word timestamps"):
         Transcriber.from_models(models, Bundle.open(demo_bundle)).check(TranscribeOptions(word_timestamps=True))

@@ -61,7 +61,7 @@ class TranscriptionJob:
                     raise
                 failed.append(error.message)
                 continue
-            yield index, transcriber.transcribe(samples, self.options, progress=_Seconds(self._label(index), progress))
+            yield index, transcriber.transcribe(samples, self.options, progress=progress, label=self._label(index))
         if failed:
             lines = "\n".join(f"  {line}" for line in failed)
             raise AudioError(f"{len(failed)} of {len(self.inputs)} inputs failed:\n{lines}")
@@ -79,17 +79,6 @@ class TranscriptionJob:
     def _label(self, index: int) -> str:
         name, count = Path(self.inputs[index].name).name, len(self.inputs)
         return f"{index + 1}/{count} {name}" if count > 1 else name
-
-
-@dataclass(frozen=True, slots=True)
-class _Seconds:
-    """Hands the seconds of audio that are done on to a progress."""
-
-    label: str
-    progress: Progress
-
-    def __call__(self, done_s: float, total_s: float) -> None:
-        self.progress.advance(self.label, round(done_s), round(total_s))
 
 
 def transcription_job(

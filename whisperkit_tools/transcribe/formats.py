@@ -3,17 +3,17 @@
 import json
 from collections.abc import Callable, Sequence
 
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.speech import Segment, Transcription
 
 FORMATS = ("txt", "json", "srt", "vtt")
 
 
 def render(result: Transcription, format_name: str) -> str:
-    """A transcription in one of the formats, with a newline at its end.
+    """Return a transcription in one of the formats, with a newline at its end.
 
     Raises:
-        AudioError: Unknown format.
+        OptionsError: There is no such format.
     """
     writers: dict[str, Callable[[Transcription], str]] = {
         "txt": to_txt,
@@ -22,24 +22,24 @@ def render(result: Transcription, format_name: str) -> str:
         "vtt": to_vtt,
     }
     if format_name not in writers:
-        raise AudioError(f"unknown format {format_name!r}; allowed are {', '.join(FORMATS)}")
+        raise OptionsError(f"{option('format')} is {format_name!r}; allowed are {', '.join(FORMATS)}")
     return writers[format_name](result)
 
 
 def to_txt(result: Transcription) -> str:
-    """The bare text in one line."""
+    """Return the bare text in one line."""
     return _one_line(result.text) + "\n"
 
 
 def to_json(result: Transcription) -> str:
-    """All that is known, as `Transcription.to_dict`."""
+    """Return all of a transcription, as `Transcription.to_dict`."""
     return json.dumps(result.to_dict(), ensure_ascii=False, indent=2) + "\n"
 
 
 def to_srt(result: Transcription) -> str:
-    """SubRip cues.
+    """Return SubRip cues.
 
-    `-->` separates times there, so an arrow in the text becomes `->`.
+    In them `-->` separates times, so an arrow in the text becomes `->`.
     """
     cues = [
         f"{number}\n{_clock(segment.start_s, ',')} --> {_clock(segment.end_s, ',')}\n{_cue_text(segment)}\n"
@@ -49,7 +49,7 @@ def to_srt(result: Transcription) -> str:
 
 
 def to_vtt(result: Transcription) -> str:
-    """WebVTT cues, with `&`, `<` and `>` escaped.
+    """Return WebVTT cues, with `&`, `<` and `>` escaped.
 
     Source: WebVTT, W3C Candidate Recommendation, 4.2.2: cue text may not hold `-->`, `&` or `<`.
     """
@@ -61,12 +61,12 @@ def to_vtt(result: Transcription) -> str:
 
 
 def _timed(result: Transcription) -> Sequence[Segment]:
-    """Segments that a cue can show: with text, and longer than nothing."""
+    """Return the segments that a cue can show: those with text and a duration."""
     return [s for s in result.segments if _one_line(s.text) and s.end_s > s.start_s]
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks: a blank line would end a cue."""
+    """Return text without line breaks, because a blank line would end a cue."""
     return " ".join(text.split())
 
 
@@ -79,7 +79,7 @@ def _escaped(text: str) -> str:
 
 
 def _clock(seconds: float, point: str) -> str:
-    """`hh:mm:ss` and milliseconds; hours have as many digits as they need."""
+    """Return `hh:mm:ss` and milliseconds. Hours have as many digits as they need."""
     milliseconds = round(max(0.0, seconds) * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)

@@ -1,50 +1,51 @@
-"""How to transcribe, as one frozen and validated value."""
+"""Options of a transcription, as one frozen and validated value."""
 
 import math
 from dataclasses import dataclass
 
-from whisperkit_tools.errors import OptionsError
+from whisperkit_tools.errors import OptionsError, option
 
 TASKS = ("transcribe", "translate")
 FEATURES = ("window", "file")
 LONG_FORMS = ("sequential", "chunked", "vad")
 DETECTORS = ("energy", "silero")
-LONGEST_CHUNK_S = 30  # a window
+MAX_CHUNK_S = 30  # a window
 _CHUNK_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class TranscribeOptions:
-    """Everything that decides which tokens come out, given the bundle and the audio.
+    """All settings that decide on the tokens, given the bundle and the audio.
 
     Attributes:
-        language: Code (`es`) or English name (`Spanish`) of the spoken language; None detects it in the first window.
+        language: Code (`es`) or English name (`Spanish`) of the spoken language. None detects it in the first window.
         task: `transcribe`, or `translate` to English.
-        prompt: Text that the audio is pretended to follow: spelling of names, style.
-        timestamps: Predict timestamps, which also lets long audio be cut between phrases, not at every 30 s.
+        prompt: Text that the audio seems to continue, which sets the spelling of names and the style.
+        timestamps: Predict timestamps. Long audio is then cut between phrases, not at every 30 s.
         word_timestamps: Also align every word to the audio.
-        temperatures: Tried in order until a window passes both thresholds; the last one is kept whatever it gives.
+        temperatures: Temperatures to try in order until a window passes both thresholds. The last result is kept in any
+            case.
         compression_ratio_threshold: A window whose token bytes compress better than this is repetitive and decoded
-            again at the next temperature; None switches the check off. The ratio is over token ids, as in
+            again at the next temperature. None switches the check off. The ratio is over token ids, as in
             transformers, not over text as in OpenAI's code, where the customary value is 2.4.
-        logprob_threshold: A window with a lower mean log probability is decoded again; None switches the check off.
+        logprob_threshold: A window with a lower mean log probability is decoded again. None switches the check off.
         no_speech_threshold: A window with a higher no-speech probability has no text when its mean log probability
-            is below `logprob_threshold`, or when that probability is above 0.99; None switches the check off.
-        condition_on_previous_text: Give each window the text before it as prompt. More consistent, but one
-            window's repetition then spreads to the next; off by default, as in the on-device runtime.
-        seed: Of the sampling at temperatures above zero.
-        max_new_tokens: Most tokens of a window's answer, timestamps and the end of the text included; None for as many
-            as the model has places for.
-        prefill: Look the first passes of each window up in the bundle's table, where it has one and no prompt stands
-            before the answer.
+            is below `logprob_threshold`, or when that probability is above 0.99. None switches the check off.
+        condition_on_previous_text: Give each window the text before it as prompt. This is more consistent, but a
+            repetition then spreads to the next window. Off by default, as in the on-device runtime.
+        seed: Seed of the sampling at temperatures above zero.
+        max_new_tokens: Maximum number of tokens of a window's answer, timestamps and the end of the text included. None
+            for as many as the model has positions for.
+        prefill: Look up the first decoder steps of each window in the bundle's prefill, where it has one and no prompt
+            precedes the answer.
         features: `window` computes the mel features of each window by itself, as the device does; `file` those of the
             whole audio, as transformers does. They differ only on audio of more than a window.
-        long_form: How audio of more than a window is gone through. `sequential`: window after window, each from where
+        long_form: Strategy for audio of more than a window. `sequential`: window after window, each from where
             the last phrase ended, as in the Whisper paper. `chunked`: overlapping chunks, stitched by their common
-            tokens. `vad`: pieces that are cut in the pauses, without those.
-        chunk_length_s: Seconds of a chunk, or of a piece at most; None for 15. Longer ones take fewer windows.
-        stride_s: Seconds at each end of a chunk that its neighbour hears as well.
-        vad: What finds the pauses: `energy`, or `silero` where the package silero-vad is installed.
+            tokens. `vad`: pieces that are cut in the pauses, which are omitted.
+        chunk_length_s: Seconds of a chunk, or maximum seconds of a piece. None for 15. Longer ones take fewer windows.
+        stride_s: Seconds at each end of a chunk that its neighbour hears too.
+        vad: Detector of pauses: `energy`, or `silero` where the package silero-vad is installed.
 
     Raises:
         OptionsError: Naming all values that are out of range.
@@ -84,33 +85,41 @@ class TranscribeOptions:
             ("vad", self.vad, DETECTORS),
         )
         return [
-            f"{name} is {value!r}, allowed are {', '.join(allowed)}"
+            f"{option(name)} is {value!r}, allowed are {', '.join(allowed)}"
             for name, value, allowed in choices
             if value not in allowed
         ]
 
     @property
     def chunk_s(self) -> float:
-        """Seconds of a chunk, or of a piece at most."""
+        """Seconds of a chunk, or maximum seconds of a piece."""
         return self.chunk_length_s or _CHUNK_S
 
     def _long_form_problems(self) -> list[str]:
         problems = []
-        if self.chunk_length_s is not None and not 1 <= self.chunk_length_s <= LONGEST_CHUNK_S:
-            problems.append(f"chunk_length_s is {self.chunk_length_s}, allowed are 1 to {LONGEST_CHUNK_S} seconds")
+        if self.chunk_length_s is not None and not 1 <= self.chunk_length_s <= MAX_CHUNK_S:
+            problems.append(
+                f"{option('chunk_length_s')} is {self.chunk_length_s}, allowed are 1 to {MAX_CHUNK_S} seconds"
+            )
         elif self.long_form == "chunked" and not 0 <= self.stride_s < self.chunk_s / 2:
-            problems.append(f"stride_s is {self.stride_s}, allowed is 0 to below half of a chunk's {self.chunk_s:g}")
+            problems.append(
+                f"{option('stride_s')} is {self.stride_s}, allowed is 0 to below half of a chunk's {self.chunk_s:g}"
+            )
         if self.long_form != "sequential" and self.features == "file":
-            problems.append(f"features of the whole file go with sequential windows only, not with {self.long_form}")
+            problems.append(
+                f"{option('features')} of the whole file go with sequential windows only, not with {self.long_form}"
+            )
         if self.long_form == "chunked" and self.condition_on_previous_text:
-            problems.append("chunks are decoded by themselves, they cannot be conditioned on the text before")
+            problems.append(
+                f"chunks are decoded by themselves, they cannot be conditioned ({option('condition_on_previous_text')})"
+            )
         return problems
 
     def _temperature_problems(self) -> list[str]:
         if not self.temperatures:
-            return ["temperatures is empty, give at least one, such as 0"]
+            return [f"{option('temperatures')} is empty, give at least one, such as 0"]
         wrong = [value for value in self.temperatures if not (math.isfinite(value) and 0 <= value <= 5)]
-        return [f"temperatures {wrong} are outside of 0 to 5"] if wrong else []
+        return [f"{option('temperatures')} {wrong} are outside of 0 to 5"] if wrong else []
 
     def _threshold_problems(self) -> list[str]:
         problems = []
@@ -120,11 +129,11 @@ class TranscribeOptions:
             self.no_speech_threshold,
         )
         if ratio is not None and not ratio > 0:
-            problems.append(f"compression_ratio_threshold is {ratio}, expected a number above 0")
+            problems.append(f"{option('compression_ratio_threshold')} is {ratio}, expected a number above 0")
         if logprob is not None and not logprob <= 0:
-            problems.append(f"logprob_threshold is {logprob}, expected a log probability, 0 or below")
+            problems.append(f"{option('logprob_threshold')} is {logprob}, expected a log probability, 0 or below")
         if no_speech is not None and not 0 <= no_speech <= 1:
-            problems.append(f"no_speech_threshold is {no_speech}, expected a probability, 0 to 1")
+            problems.append(f"{option('no_speech_threshold')} is {no_speech}, expected a probability, 0 to 1")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens is {self.max_new_tokens}, expected at least 1")
+            problems.append(f"{option('max_new_tokens')} is {self.max_new_tokens}, expected at least 1")
         return problems

@@ -1,7 +1,7 @@
 """Text and ids of a bundle's own vocabulary.
 
-Every special id comes from the bundle's `generation_config.json`, or, where that does not say, from the names in its
-`tokenizer.json`: fine-tunes with other vocabularies have other ids than OpenAI's.
+Every special id comes from the bundle's `generation_config.json`, or where that is silent from the names in its
+`tokenizer.json`, because fine-tunes with other vocabularies have other ids than OpenAI's.
 """
 
 import difflib
@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from whisperkit_tools.errors import AudioError, BundleError
+from whisperkit_tools.errors import BundleError, OptionsError, option
 from whisperkit_tools.transcribe.options import TASKS
 
 _LANGUAGE_NAME = re.compile(r"<\|([a-z]{2,3})\|>")
@@ -28,16 +28,16 @@ class SpecialTokens:
     Attributes:
         end_of_text: Ends a window.
         start_of_transcript: Begins the answer.
-        start_of_previous: Begins the prompt; None when the vocabulary has no such token.
+        start_of_previous: Begins the prompt. None when the vocabulary has no such token.
         no_speech: Its probability after `start_of_transcript` is that of a window without speech.
         no_timestamps: Asks for an answer without timestamps.
         timestamp_begin: `<|0.00|>`.
         timestamp_end: One past the last timestamp.
-        languages: Code to id; empty for an English-only model.
-        tasks: Task to id; empty for an English-only model.
+        languages: Code to id. Empty for an English-only model.
+        tasks: Task to id. Empty for an English-only model.
         suppressed: Never generated.
         suppressed_at_begin: Never generated first.
-        max_initial_timestamp_index: The first timestamp is at most this many steps after 0; None for no limit.
+        max_initial_timestamp_index: The first timestamp is at most this many steps after 0. None for no limit.
     """
 
     end_of_text: int
@@ -60,7 +60,7 @@ class SpecialTokens:
 
     @property
     def forced(self) -> int:
-        """How many tokens an answer starts with, whatever the audio: the start, then the language and the task."""
+        """Number of tokens that every answer starts with: the start, then the language and the task."""
         return 3 if self.is_multilingual else 1
 
     def is_timestamp(self, token: int) -> bool:
@@ -72,14 +72,14 @@ class SpecialTokens:
         return token < self.end_of_text or token >= self.timestamp_end
 
     def language_id(self, language: str) -> int:
-        """Id of a language given by its code, its token or its English name.
+        """Return the id of a language given by its code, its token or its English name.
 
         Raises:
-            AudioError: Unknown, with the nearest ones, or the model knows only English.
+            OptionsError: Unknown, with the nearest ones, or the model knows only English.
         """
         code = language.strip().lower().removeprefix("<|").removesuffix("|>")
         if not self.is_multilingual:
-            raise AudioError(f"language {language!r} was given, but this model knows only English; leave it away")
+            raise OptionsError(f"{option('language')} is {language!r}, but this model knows only English; omit it")
         if code in self.languages:
             return self.languages[code]
         names = _language_names()
@@ -88,15 +88,15 @@ class SpecialTokens:
         known = [*self.languages, *(name for name, of in names.items() if of in self.languages)]
         near = difflib.get_close_matches(code, known, n=4, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known codes are {', '.join(sorted(self.languages))}"
-        raise AudioError(f"unknown language {language!r}; {hint}")
+        raise OptionsError(f"unknown {option('language')} {language!r}; {hint}")
 
     def language_of(self, token: int) -> str:
-        """Code of a language's id."""
+        """Return the code of a language's id."""
         return next(code for code, of in self.languages.items() if of == token)
 
 
 def _language_names() -> dict[str, str]:
-    """English names of languages to codes; imported only when someone writes a name, for it takes a second."""
+    """Return English names of languages with their codes. The import takes a second, so it waits for a name."""
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     return dict(TO_LANGUAGE_CODE)
@@ -117,9 +117,9 @@ class WhisperTokenizer:
 
         Args:
             tokenizer_json: The file of the `tokenizers` library.
-            generation_config: Content of `generation_config.json`; may be empty.
+            generation_config: Content of `generation_config.json`, possibly empty.
             vocab_size: Size of the decoder's logits.
-            n_audio_ctx: Encoder positions of a window; there is one timestamp more.
+            n_audio_ctx: Encoder positions of a window. There is one timestamp more.
 
         Raises:
             BundleError: Not a tokenizer, or without the ids that decoding needs (all are named).
@@ -137,33 +137,35 @@ class WhisperTokenizer:
         return cls(tokenizer, special)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text of the ids; timestamps and special ids have none."""
+        """Return the text of the ids. Timestamps and special ids have none."""
         return str(self._tokenizer.decode([t for t in tokens if self.special.is_text(t)], skip_special_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added in front or behind."""
+        """Return the ids of a text, with nothing added before or after them."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str, limit: int) -> tuple[tuple[int, ...], str | None]:
-        """Ids of a prompt, `start_of_previous` not among them.
+        """Return the ids of a prompt, without `start_of_previous`.
 
         Args:
-            text: What comes before the audio.
-            limit: Most ids; the last ones are kept, as they are nearest to the audio.
+            text: The text before the audio.
+            limit: Maximum number of ids. The last ones are kept, because they are nearest to the audio.
 
         Returns:
-            The ids, and a notice when some were cut.
+            The ids, and a notice if some were cut.
 
         Raises:
-            AudioError: The text spells a special token, or the vocabulary has no prompts.
+            OptionsError: The text spells a special token, or the vocabulary has no prompts.
         """
         if self.special.start_of_previous is None:
-            raise AudioError("this model's vocabulary has no <|startofprev|>, so it takes no prompt; leave it away")
+            raise OptionsError(
+                f"this model's vocabulary has no <|startofprev|>, so it takes no {option('prompt')}; omit it"
+            )
         ids = self.encode(" " + text.strip())
         special = [token for token in ids if not self.special.is_text(token)]
         if special:
             names = ", ".join(sorted({str(self._tokenizer.id_to_token(token)) for token in special}))
-            raise AudioError(f"the prompt spells special tokens ({names}); write it as plain text")
+            raise OptionsError(f"the {option('prompt')} spells special tokens ({names}); write it as plain text")
         if len(ids) <= limit:
             return tuple(ids), None
         return tuple(ids[-limit:]), f"the prompt has {len(ids)} tokens; the last {limit} are used"
@@ -175,7 +177,7 @@ def special_tokens(
     """Find the special ids.
 
     Raises:
-        BundleError: Ids that decoding cannot do without are missing or outside of the logits; all are named.
+        BundleError: Ids that decoding needs are missing or outside of the logits. All are named.
     """
     found = {
         "<|endoftext|>": _first(generation_config.get("eos_token_id"), vocabulary.get("<|endoftext|>")),
@@ -210,7 +212,7 @@ def special_tokens(
 
 
 def _first(*values: int | Sequence[int] | None) -> int | None:
-    """Return the first id that is given; of a list of ids (several ends of text) its first."""
+    """Return the first id that is given. Of a list of ids (several ends of text) that is its first."""
     for value in values:
         if isinstance(value, Sequence):
             value = value[0] if value else None

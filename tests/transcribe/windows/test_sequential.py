@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper.generation_whisper import WhisperGenerationMixin
 
-from whisperkit_tools.transcribe.windows.sequential import Context, Phrase, split_window
+from whisperkit_tools.transcribe.windows.sequential import Phrase, PromptContext, split_window
 
 BEGIN = 100
 SPECIAL = SimpleNamespace(timestamp_begin=BEGIN, start_of_previous=90, is_timestamp=lambda token: token >= BEGIN)
@@ -71,25 +71,25 @@ def phrases(*pieces):
 
 
 def test_without_a_prompt_only_the_start_is_given():
-    context = Context(SPECIAL, (), condition=False, limit=5)
+    context = PromptContext(SPECIAL, (), condition=False, limit=5)
     context.add(window(), phrases([1, 2]))
     assert context.prefix([91, 92]) == ([91, 92], 0)
 
 
 def test_a_prompt_stands_before_every_window():
-    context = Context(SPECIAL, (7, 8), condition=False, limit=5)
+    context = PromptContext(SPECIAL, (7, 8), condition=False, limit=5)
     context.add(window(), phrases([1, 2]))
     assert context.prefix([91]) == ([90, 7, 8, 91], 3)
 
 
 def test_conditioning_gives_the_prompt_and_the_last_of_the_text_before():
-    context = Context(SPECIAL, (7, 8), condition=True, limit=5)
+    context = PromptContext(SPECIAL, (7, 8), condition=True, limit=5)
     context.add(window(), phrases([BEGIN, 1, BEGIN + 2, BEGIN + 2], [BEGIN + 2, 3]))
     assert context.prefix([91]) == ([90, BEGIN, 1, BEGIN + 2, BEGIN + 2, 3, 91], 6)
 
 
 def test_an_unsure_window_does_not_prompt_the_next():
-    context = Context(SPECIAL, (), condition=True, limit=5)
+    context = PromptContext(SPECIAL, (), condition=True, limit=5)
     context.add(window(0.6), phrases([1]))
     assert context.prefix([91]) == ([91], 0)
     context.add(window(0.2), phrases([2]))
@@ -120,7 +120,7 @@ def test_prefixes_are_those_of_transformers(pieces, prompt):
         timestamp_begin=BEGIN,
         kwargs={},
     )
-    context = Context(SPECIAL, tuple(prompt), condition=True, limit=10)
+    context = PromptContext(SPECIAL, tuple(prompt), condition=True, limit=10)
     context.add(window(), phrases(*pieces))
     ids, at = context.prefix([91, 92])
     assert ids == expected[0].tolist()

@@ -1,4 +1,4 @@
-"""Audio files to samples: any format that libsndfile or FFmpeg reads, any rate and channel count, to 16 kHz mono.
+"""Decoding audio files: any format that libsndfile or FFmpeg reads, any rate and channel count, to 16 kHz mono.
 
 Files are read in blocks, so an hour of 48 kHz stereo takes the memory of an hour of 16 kHz mono.
 """
@@ -30,7 +30,7 @@ class AudioInput:
 
     Attributes:
         name: As the user knows it.
-        path: The file; None for standard input.
+        path: The file. None for standard input.
     """
 
     name: str
@@ -43,7 +43,7 @@ class AudioInput:
 
 
 def find_inputs(arguments: Sequence[str]) -> list[AudioInput]:
-    """Files, folders and `-` to audio inputs; folders are searched through, in the order of names.
+    """Return the inputs of files, folders and `-`. Folders are searched through in the order of names.
 
     Raises:
         AudioError: Naming all that are missing, empty, or folders without audio.
@@ -78,7 +78,7 @@ def _listed(problems: Sequence[str]) -> str:
 
 
 def _obvious_problem(item: AudioInput) -> str | None:
-    """What is wrong with a file as far as its header tells; None when nothing is."""
+    """Return what is wrong with a file as far as its header tells. None when nothing is."""
     if item.path is None:
         return None
     if item.path.stat().st_size == 0:
@@ -181,7 +181,7 @@ def _resampled(reader: "_Reader") -> Samples:
 
 
 class _Reader:
-    """An open audio file that gives mono blocks; a context manager."""
+    """An open audio file that is read in mono blocks. A context manager."""
 
     rate_hz: int
     name: str
@@ -196,11 +196,11 @@ class _Reader:
         """Raise `AudioError` when the header alone tells that the file cannot be used."""
 
     def blocks(self) -> Iterator[Samples]:
-        """Mono float32 blocks at the file's own rate."""
+        """Return mono float32 blocks `[n]` at the file's own rate."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 class _SoundFileReader(_Reader):
@@ -292,7 +292,7 @@ def _open(source: Readable, name: str) -> _Reader:
     import soundfile
 
     problem: Exception | None = None
-    # libsndfile's MP3 decoder writes its own remarks to the terminal, so FFmpeg has the first try there.
+    # libsndfile's MP3 decoder writes remarks to the terminal, so FFmpeg has the first try there.
     readers = (_AvReader, _SoundFileReader) if _looks_like_mp3(source) else (_SoundFileReader, _AvReader)
     for reader in readers:
         try:

@@ -1,7 +1,7 @@
-"""Where there is speech, and cutting long audio in its pauses.
+"""Detectors of speech, and cutting long audio in its pauses.
 
-The built-in detector goes by loudness: enough to find the pauses of a recording, and it needs nothing. Silero's
-network also tells speech from other sounds, where its package is installed.
+The built-in detector goes by loudness. That is enough to find the pauses of a recording, and it needs no package.
+Silero's network also tells speech from other sounds, where its package is installed.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,12 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from whisperkit_tools.errors import AudioError
-from whisperkit_tools.speech import SAMPLE_RATE_HZ
+from whisperkit_tools.errors import AudioError, option
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples
 
-FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 Levels: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Span: TypeAlias = tuple[int, int]
-"""First sample and the one behind the last."""
+"""First sample, and the one after the last."""
 
 HOP = SAMPLE_RATE_HZ // 100  # 10 ms
 _FRAME_HOPS = 3  # a frame's level is over 30 ms
@@ -28,25 +27,26 @@ _SILENT_DB = -100.0
 class SpeechDetector(Protocol):
     """Finds speech in audio."""
 
-    def speech(self, audio: FloatArray) -> list[Span]:
-        """Stretches with speech, in order, in samples."""
+    def speech(self, audio: Samples) -> list[Span]:
+        """Return the stretches with speech, in order, in samples."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyDetector:
-    """Speech is what is louder than the background.
+    """Counts what is louder than the background as speech.
 
     The threshold lies between the background (10th percentile of the levels) and the speech (95th), nearer to the
-    former, but no more than `range_db` below the latter: between digital silence and speech the middle means nothing.
+    former, but no more than `range_db` below the latter, because between digital silence and speech the middle means
+    nothing.
 
     Attributes:
         nearness: Where the threshold lies between background (0) and speech (1).
-        range_db: Most that speech may be below its loud parts.
-        floor_db: What is quieter is never speech; dB of full scale.
-        shortest_speech_s: Shorter sounds do not count, unless speech is near.
-        shortest_pause_s: Shorter pauses do not count.
-        margin_s: Added on both sides, for soft beginnings and ends.
+        range_db: Maximum distance of speech below its loud parts.
+        floor_db: Level below which nothing is speech, in dB of full scale.
+        shortest_speech_s: Minimum length of a sound, unless speech is near.
+        shortest_pause_s: Minimum length of a pause.
+        margin_s: Time added on both sides, for soft beginnings and ends.
     """
 
     nearness: float = 0.3
@@ -56,8 +56,8 @@ class EnergyDetector:
     shortest_pause_s: float = 0.3
     margin_s: float = 0.15
 
-    def speech(self, audio: FloatArray) -> list[Span]:
-        """Stretches with speech, in order, in samples."""
+    def speech(self, audio: Samples) -> list[Span]:
+        """Return the stretches with speech, in order, in samples."""
         levels = levels_db(audio)
         background, loud = np.percentile(levels, [10, 95])
         threshold = max(background + self.nearness * (loud - background), loud - self.range_db, self.floor_db)
@@ -84,12 +84,12 @@ class SileroDetector:
         except ImportError as error:
             raise AudioError(
                 "the silero detector needs the package silero-vad; install it with `pip install silero-vad`, or use "
-                "the built-in one with --vad energy"
+                f"the built-in one with {option('vad', 'energy')}"
             ) from error
         self._model: Any = self._package.load_silero_vad()
 
-    def speech(self, audio: FloatArray) -> list[Span]:
-        """Stretches with speech, in order, in samples."""
+    def speech(self, audio: Samples) -> list[Span]:
+        """Return the stretches with speech, in order, in samples."""
         import torch
 
         found = self._package.get_speech_timestamps(
@@ -99,7 +99,7 @@ class SileroDetector:
 
 
 def detector(name: str) -> SpeechDetector:
-    """The detector of a name: `energy` or `silero`.
+    """Return the detector of a name: `energy` or `silero`.
 
     Raises:
         AudioError: Its package is not installed.
@@ -107,16 +107,16 @@ def detector(name: str) -> SpeechDetector:
     return SileroDetector() if name == "silero" else EnergyDetector()
 
 
-def cut_in_pauses(audio: FloatArray, speech: Sequence[Span], longest: int) -> list[Span]:
+def cut_in_pauses(audio: Samples, speech: Sequence[Span], longest: int) -> list[Span]:
     """Cut audio into pieces of speech, in the longest pause that keeps each within a length.
 
-    What lies between pieces, and before and behind all, is left out. Speech without a pause for so long is cut where
-    it is quietest.
+    The audio between, before and after the pieces is omitted. Speech without a pause for so long is cut where it is
+    quietest.
 
     Args:
-        audio: `[samples]`, for its quiet places.
+        audio: `[samples]`.
         speech: Stretches with speech, in order.
-        longest: Samples of a piece, at most.
+        longest: Maximum number of samples of a piece.
 
     Returns:
         The pieces, in order, without overlap.
@@ -141,24 +141,20 @@ def cut_in_pauses(audio: FloatArray, speech: Sequence[Span], longest: int) -> li
 
 
 def _before_longest_pause(spans: Sequence[Span], middle: int) -> int:
-    """Return how many spans lie before the longest pause: of those behind `middle`, or else the last one."""
-    pauses = [(following[0] - span[1], count) for count, (span, following) in enumerate(_pairs(spans), start=1)]
-    late = [pause for pause, (span, _) in zip(pauses, _pairs(spans), strict=True) if span[1] >= middle]
+    """Return how many spans lie before the longest pause: of those after `middle`, or else the last one."""
+    pauses = [(following[0] - span[1], count) for count, (span, following) in enumerate(pairwise(spans), start=1)]
+    late = [pause for pause, (span, _) in zip(pauses, pairwise(spans), strict=True) if span[1] >= middle]
     return max(late)[1] if late else pauses[-1][1]
 
 
-def _pairs(spans: Sequence[Span]) -> list[tuple[Span, Span]]:
-    return list(pairwise(spans))
-
-
-def _quietest(audio: FloatArray, first: int, last: int) -> int:
+def _quietest(audio: Samples, first: int, last: int) -> int:
     """Return the sample in the quietest 30 ms between two."""
     levels = levels_db(audio[first:last])
     return first + int(levels.argmin()) * HOP + HOP // 2
 
 
-def levels_db(audio: FloatArray) -> Levels:
-    """Level of each 10 ms, over the 30 ms around it, in dB of full scale; `[hops]`, at least one."""
+def levels_db(audio: Samples) -> Levels:
+    """Return the level of each 10 ms, over the 30 ms around it, in dB of full scale: `[hops]`, at least one."""
     hops = max(1, -(-len(audio) // HOP))
     # Hop by hop: the squares of hours of audio in float64 would take eight times the audio's memory.
     power = np.array([np.square(audio[at * HOP : (at + 1) * HOP], dtype=np.float64).sum() for at in range(hops)])

@@ -1,4 +1,4 @@
-"""One window of audio to tokens, tried again at higher temperatures when the result looks wrong."""
+"""Decoding one window of audio to tokens, again at higher temperatures while the result looks wrong."""
 
 import math
 import time
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from whisperkit_tools.decoder.prefill_lookup import usable_positions
-from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
-from whisperkit_tools.errors import BundleError
+from whisperkit_tools.decoder.session import CacheColumns, DecoderSession, DecoderStep
+from whisperkit_tools.errors import BundleError, option
+from whisperkit_tools.speech import Segment, Word
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.windows.rules import NEVER, LogitRules
@@ -26,16 +27,16 @@ class DecodedWindow:
 
     Attributes:
         tokens: Generated ids, without end-of-text.
-        temperature: Of the attempt that was kept.
-        avg_logprob: Mean log probability of the ids, end-of-text included.
-        compression_ratio: Of the ids' bytes.
-        no_speech_prob: Probability of no speech right after the start of the transcript; None when no threshold asks
-            for it and a prefill took the place of the pass that tells it.
-        has_no_speech: The window is taken for one without speech: its tokens do not count.
-        attempts: Temperatures tried.
-        generated: Ids generated in all attempts.
-        alignment: `[len(tokens) + 1, n_audio_ctx]`: row `i` is what the decoder attended to while it predicted
-            token `i`, and the last row while it ended. None when the decoder does not say.
+        temperature: Temperature of the attempt that was kept.
+        avg_logprob: Mean log probability of its ids, end-of-text included.
+        compression_ratio: Compression ratio of its ids' bytes.
+        no_speech_prob: Probability of no speech right after the start of the transcript. None when no threshold needs
+            it and a prefill replaced the step that tells it.
+        has_no_speech: Whether the window counts as one without speech, so that its tokens do not count.
+        attempts: Number of temperatures tried.
+        generated: Number of ids generated in all attempts.
+        alignment: `[len(tokens) + 1, n_audio_ctx]`: row `i` is the decoder's attention while it predicted token `i`,
+            and the last row its attention while it ended. None when the decoder does not return it.
         first_token_at: `time.perf_counter()` at the first generated id.
     """
 
@@ -50,14 +51,59 @@ class DecodedWindow:
     alignment: Tensor | None
     first_token_at: float
 
+    def segment(
+        self, start_s: float, end_s: float, text: str, tokens: tuple[int, ...], words: tuple[Word, ...]
+    ) -> Segment:
+        """Return a segment of this window, its times in seconds of the audio."""
+        return Segment(
+            start_s=round(start_s, 3),
+            end_s=round(end_s, 3),
+            text=text,
+            tokens=tokens,
+            temperature=self.temperature,
+            avg_logprob=round(self.avg_logprob, 6),
+            compression_ratio=round(self.compression_ratio, 6),
+            no_speech_prob=None if self.no_speech_prob is None else round(self.no_speech_prob, 6),
+            words=words,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefix:
+    """The given ids once they were read: the step of the last, and what the start of the transcript told."""
+
+    last: DecoderStep
+    no_speech_prob: float | None
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """Ids (end-of-text included), their log probabilities, and the alignment row of each."""
+    """A window decoded at one temperature.
 
+    Attributes:
+        temperature: The temperature.
+        ids: Generated ids, end-of-text included.
+        logprobs: Their log probabilities.
+        alignment: The row of each, `[n_audio_ctx]`. Empty when the decoder does not return them.
+        ended: Whether the last id is end-of-text.
+    """
+
+    temperature: float
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     alignment: tuple[Tensor, ...]
+    ended: bool
+
+    @property
+    def avg_logprob(self) -> float:
+        """Mean log probability of the ids, 0 without any."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else 0.0
+
+    def stacked_alignment(self) -> Tensor | None:
+        """Return a row per token and one more. Where nothing ended the window, the last row stands in for it."""
+        if not self.alignment:
+            return None
+        return torch.stack(self.alignment if self.ended else (*self.alignment, self.alignment[-1]))
 
 
 class WindowDecoder:
@@ -77,8 +123,8 @@ class WindowDecoder:
         Args:
             session: The decoder with its caches.
             special: The bundle's special ids.
-            options: What to do.
-            max_length: Most tokens of prompt and answer together.
+            options: Temperatures, thresholds and limits.
+            max_length: Maximum number of tokens of prompt and answer together.
             vocab_size: Size of the logits.
         """
         self._session = session
@@ -99,85 +145,88 @@ class WindowDecoder:
         """Decode a window, falling back to the next temperature while the result looks wrong.
 
         Args:
-            embeds: Audio embeddings.
-            prefix: Ids that are given: prompt, start of transcript, language, task.
+            embeds: Audio embeddings, `[1, D, 1, n_audio_ctx]`.
+            prefix: Given ids: prompt, start of transcript, language, task.
             start_of_transcript: Index of that id in `prefix`.
-            prefilled: Caches of the first ids of an answer, used in place of passes where `prefix` has no prompt.
+            prefilled: Caches of the first ids of an answer, used instead of decoding them where `prefix` has no prompt.
 
         Raises:
-            BundleError: The model gives logits that are not numbers.
+            BundleError: The model gives logits that are not finite.
         """
         self._session.begin(embeds)
         looked_up = usable_positions(prefilled, prefix, start_of_transcript)
         self._session.fill(prefilled, looked_up)
-        no_speech_prob, logits, alignment = self._read_prefix(prefix, start_of_transcript, looked_up)
-        first_token_at = time.perf_counter()
-        generated = 0
-        for number, temperature in enumerate(self._options.temperatures, start=1):
-            if number > 1:
-                # The prefix stays in the cache; only what was generated behind it is forgotten.
+        read = self._read_prefix(prefix, start_of_transcript, looked_up)
+        no_speech_prob, first_token_at = read.no_speech_prob, time.perf_counter()
+        attempts: list[_Attempt] = []
+        for temperature in self._options.temperatures:
+            if attempts:
+                # The prefix stays in the caches. Only what was generated after it is forgotten.
                 self._session.rewind(len(prefix))
-            attempt = self._attempt(logits, alignment, len(prefix), temperature)
-            generated += len(attempt.ids)
+            attempts.append(self._attempt(read.last, len(prefix), temperature))
             if no_speech_prob is None and self._options.no_speech_threshold is not None:
-                # The pass that the prefill left out is made up for here, where the first token does not wait for it.
-                no_speech_prob = self._no_speech(self._session.step(prefix[0], 0)[0])
+                # The step that the prefill replaced is made up for here, where the first token does not wait for it.
+                no_speech_prob = self._no_speech(self._session.step(prefix[0], 0).logits)
                 self._session.fill(prefilled, looked_up)
-            avg_logprob = _mean(attempt.logprobs)
-            ratio = compression_ratio(attempt.ids, self._vocab_size)
-            has_no_speech = self._has_no_speech(no_speech_prob, avg_logprob)
-            if has_no_speech or not self._looks_wrong(ratio, avg_logprob):
+            if self._is_accepted(attempts[-1], no_speech_prob):
                 break
-        ended = bool(attempt.ids) and attempt.ids[-1] == self._special.end_of_text
+        return self._window(attempts, no_speech_prob, first_token_at)
+
+    def _window(
+        self, attempts: Sequence[_Attempt], no_speech_prob: float | None, first_token_at: float
+    ) -> DecodedWindow:
+        """Return the window as the last attempt has it."""
+        kept = attempts[-1]
         return DecodedWindow(
-            tokens=attempt.ids[:-1] if ended else attempt.ids,
-            temperature=temperature,
-            avg_logprob=avg_logprob,
-            compression_ratio=ratio,
+            tokens=kept.ids[:-1] if kept.ended else kept.ids,
+            temperature=kept.temperature,
+            avg_logprob=kept.avg_logprob,
+            compression_ratio=compression_ratio(kept.ids, self._vocab_size),
             no_speech_prob=no_speech_prob,
-            has_no_speech=has_no_speech,
-            attempts=number,
-            generated=generated,
-            alignment=_stack(attempt, ended),
+            has_no_speech=self._has_no_speech(no_speech_prob, kept.avg_logprob),
+            attempts=len(attempts),
+            generated=sum(len(attempt.ids) for attempt in attempts),
+            alignment=kept.stacked_alignment(),
             first_token_at=first_token_at,
         )
 
-    def _read_prefix(
-        self, prefix: Sequence[int], start_of_transcript: int, looked_up: int
-    ) -> tuple[float | None, Tensor, Tensor | None]:
-        """Fill the caches from position `looked_up`.
-
-        Returns:
-            The no-speech probability, None when its pass was looked up, and the last id's logits and alignment.
-        """
+    def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int, looked_up: int) -> _Prefix:
+        """Decode the given ids from position `looked_up` on."""
         no_speech_prob = None
         for position, token in enumerate(prefix[looked_up:], start=looked_up):
-            logits, alignment = self._session.step(token, position)
+            step = self._session.step(token, position)
             if position == start_of_transcript:
-                no_speech_prob = self._no_speech(logits)
-        if not bool(torch.isfinite(logits).all()):
+                no_speech_prob = self._no_speech(step.logits)
+        if not bool(torch.isfinite(step.logits).all()):
             raise BundleError(
                 "the text decoder gave logits that are not finite: its numbers overflow, or its weights are damaged; "
-                "check the bundle with `wkt verify`, or try --precision float32"
+                f"check the bundle with `wkt verify`, or try {option('precision', 'float32')}"
             )
-        return no_speech_prob, logits, alignment
+        return _Prefix(step, no_speech_prob)
 
-    def _attempt(self, logits: Tensor, alignment: Tensor | None, begin: int, temperature: float) -> _Attempt:
-        """Generate until end-of-text or the length limit."""
+    def _attempt(self, step: DecoderStep, begin: int, temperature: float) -> _Attempt:
+        """Generate until end-of-text or the length limit.
+
+        Args:
+            step: The step of the last given id.
+            begin: Number of given ids.
+            temperature: 0 for the likeliest id, above it for a random one.
+        """
         ids: list[int] = []
         logprobs: list[float] = []
         rows: list[Tensor] = []
         end = min(self._max_length, begin + (self._options.max_new_tokens or self._max_length))
         while begin + len(ids) < end:
-            token, logprob = self._choose(self._rules.apply(logits, ids), temperature)
+            token, logprob = self._choose(self._rules.apply(step.logits, ids), temperature)
             ids.append(token)
             logprobs.append(logprob)
-            if alignment is not None:
-                rows.append(alignment)
+            if step.alignment is not None:
+                rows.append(step.alignment)
             if token == self._special.end_of_text or begin + len(ids) >= end:
                 break
-            logits, alignment = self._session.step(token, begin + len(ids) - 1)
-        return _Attempt(tuple(ids), tuple(logprobs), tuple(rows))
+            step = self._session.step(token, begin + len(ids) - 1)
+        ended = bool(ids) and ids[-1] == self._special.end_of_text
+        return _Attempt(temperature, tuple(ids), tuple(logprobs), tuple(rows), ended)
 
     def _choose(self, scores: Tensor, temperature: float) -> tuple[int, float]:
         """Return an id and its log probability at temperature 1, under what the rules allow."""
@@ -190,11 +239,15 @@ class WindowDecoder:
             token = int(torch.multinomial(probabilities, 1, generator=self._generator))
         return token, float(scores[token] - scores.logsumexp(dim=0))
 
-    def _looks_wrong(self, ratio: float, avg_logprob: float) -> bool:
+    def _is_accepted(self, attempt: _Attempt, no_speech_prob: float | None) -> bool:
+        """Return whether no other temperature needs to be tried."""
         options = self._options
-        repetitive = options.compression_ratio_threshold is not None and ratio > options.compression_ratio_threshold
-        unsure = options.logprob_threshold is not None and avg_logprob < options.logprob_threshold
-        return repetitive or unsure
+        if self._has_no_speech(no_speech_prob, attempt.avg_logprob):
+            return True
+        max_ratio, min_logprob = options.compression_ratio_threshold, options.logprob_threshold
+        is_repetitive = max_ratio is not None and compression_ratio(attempt.ids, self._vocab_size) > max_ratio
+        is_unsure = min_logprob is not None and attempt.avg_logprob < min_logprob
+        return not (is_repetitive or is_unsure)
 
     def _no_speech(self, logits: Tensor) -> float:
         """Return the probability of no speech in the logits of the start of the transcript."""
@@ -202,10 +255,10 @@ class WindowDecoder:
         return 0.0 if token is None else float(logits.softmax(dim=0)[token])
 
     def _has_no_speech(self, no_speech_prob: float | None, avg_logprob: float) -> bool:
-        """Silence is where the model says so and is not sure of what it wrote nevertheless.
+        """Return whether the model reports silence and is unsure of what it wrote nevertheless.
 
-        That is OpenAI's and transformers' rule. Beyond it, a model that is certain of silence is believed even when
-        it then writes with confidence: the tokens forced on it next speak of a language and a task.
+        That is the rule of OpenAI's code and of transformers. In addition, a model that is certain of silence is
+        believed even when it then writes with confidence, because the next forced tokens name a language and a task.
         """
         options = self._options
         threshold = options.no_speech_threshold
@@ -217,22 +270,10 @@ class WindowDecoder:
 
 
 def compression_ratio(tokens: Sequence[int], vocab_size: int) -> float:
-    """Bytes of the ids over the same compressed: high for repetitions.
+    """Return the bytes of the ids over the same bytes compressed, which is high for repetitions.
 
     Source: transformers' `WhisperGenerationMixin._retrieve_compression_ratio`.
     """
     width = int(math.log2(vocab_size) / 8) + 1
     data = b"".join(token.to_bytes(width, "little") for token in tokens)
     return len(data) / len(zlib.compress(data))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def _stack(attempt: _Attempt, ended: bool) -> Tensor | None:
-    """Rows of the tokens and one more; where nothing ended the window, the last row stands in for it."""
-    if not attempt.alignment:
-        return None
-    rows = attempt.alignment if ended else (*attempt.alignment, attempt.alignment[-1])
-    return torch.stack(rows)

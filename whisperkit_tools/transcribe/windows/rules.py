@@ -1,4 +1,4 @@
-"""Which tokens may come next: suppressed ones, the first one, and the grammar of timestamps.
+"""Rules of decoding: suppressed tokens, the first token, and the grammar of timestamps.
 
 Source: OpenAI Whisper's `SuppressTokens`, `SuppressBlank` and `ApplyTimestampRules`, in the form of transformers'
 `WhisperTimeStampLogitsProcessor`, which is the oracle.
@@ -34,7 +34,7 @@ class LogitRules:
         """Apply all rules.
 
         Args:
-            logits: `[V]` float32; not changed.
+            logits: `[V]` float32, not changed.
             generated: The ids generated so far in this window, without the prompt.
 
         Returns:
@@ -65,7 +65,7 @@ class LogitRules:
             scores[special.timestamp_end :] = NEVER
 
     def _keep_order(self, scores: Tensor, generated: Sequence[int]) -> None:
-        """Time does not run backwards, and a phrase is not empty."""
+        """Time does not run backwards, and no phrase is empty."""
         special = self.special
         at = next((i for i in range(len(generated) - 1, -1, -1) if special.is_timestamp(generated[i])), None)
         if at is None:
@@ -75,7 +75,7 @@ class LogitRules:
         scores[special.timestamp_begin : earliest] = NEVER
 
     def _begin_with_timestamp(self, scores: Tensor) -> None:
-        """The answer begins with a timestamp, and not later than the model's configured limit."""
+        """The answer begins with a timestamp, no later than the model's configured limit."""
         special = self.special
         scores[: special.timestamp_begin] = NEVER
         scores[special.timestamp_end :] = NEVER
@@ -84,7 +84,7 @@ class LogitRules:
             scores[last + 1 :] = NEVER
 
     def _prefer_timestamp(self, scores: Tensor) -> None:
-        """When all timestamps together are likelier than the likeliest other token, one of them comes."""
+        """One of the timestamps comes next when together they are likelier than the likeliest other token."""
         begin, end = self.special.timestamp_begin, self.special.timestamp_end
         timestamp = torch.logsumexp(scores[begin:end], dim=0)
         text = scores[:begin].max()

@@ -1,4 +1,4 @@
-"""Audio of any length: window after window, each starting where the last complete phrase of the one before ended.
+"""Audio of any length, window after window, each from where the last complete phrase of the one before ended.
 
 Source: section 3.8 of the Whisper paper, in the form of transformers' `WhisperGenerationMixin.generate`.
 """
@@ -31,7 +31,7 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class WindowSplit:
-    """A window's phrases and the mel frames to go on by."""
+    """A window's phrases, and the mel frames to the next window."""
 
     phrases: tuple[Phrase, ...]
     advance_frames: int
@@ -40,7 +40,7 @@ class WindowSplit:
 def split_window(
     tokens: Sequence[int], special: SpecialTokens, *, window_frames: int, frames_per_position: int
 ) -> WindowSplit:
-    """Cut a window's tokens at its pairs of timestamps, and tell where the next window starts.
+    """Cut a window's tokens at its pairs of timestamps, and find where the next window starts.
 
     Args:
         tokens: Generated ids, without end-of-text.
@@ -49,8 +49,8 @@ def split_window(
         frames_per_position: Mel frames of one timestamp step.
 
     Returns:
-        The phrases. A window that ends within a phrase leaves it to the next window; one that ends with a single
-        timestamp has nothing more to say.
+        The phrases. A window that ends within a phrase leaves it to the next window. One that ends with a single
+        timestamp is complete.
     """
     stamped = [special.is_timestamp(token) for token in tokens]
     cuts = [i + 1 for i in range(len(tokens) - 1) if stamped[i] and stamped[i + 1]]
@@ -71,35 +71,35 @@ def split_window(
     if ends_with_single:
         return WindowSplit(tuple(phrases), window_frames)
     advance = (tokens[cuts[-1] - 2] - special.timestamp_begin) * frames_per_position
-    # A window that begins and ends at its start would be decoded for ever.
+    # A window that begins and ends at its start would be decoded forever.
     return WindowSplit(tuple(phrases), advance or window_frames)
 
 
 def _last_position(
     tokens: Sequence[int], stamped: Sequence[bool], special: SpecialTokens, window_positions: float
 ) -> float:
-    """End of the only phrase: at its last timestamp, if that says something, else at the window's end."""
+    """Return the end of the only phrase: its last timestamp if that is not 0, else the window's end."""
     timestamps = [token for token, is_timestamp in zip(tokens, stamped, strict=True) if is_timestamp]
     if timestamps and timestamps[-1] != special.timestamp_begin:
         return timestamps[-1] - special.timestamp_begin
     return window_positions
 
 
-class Context:
-    """What each window is prompted with: the user's prompt, and the text before it.
+class PromptContext:
+    """The prompt of each window: the user's prompt, and the text before the window.
 
-    As in transformers, a prompt without conditioning stands before every window; with conditioning it is the
-    first piece of the text before.
+    As in transformers, a prompt without conditioning precedes every window. With conditioning it is the first piece of
+    the text before.
     """
 
     def __init__(self, special: SpecialTokens, prompt: tuple[int, ...], *, condition: bool, limit: int) -> None:
-        """Start with nothing but the prompt.
+        """Start with the prompt alone.
 
         Args:
             special: The bundle's special ids.
-            prompt: Ids of the user's prompt; may be empty.
+            prompt: Ids of the user's prompt, possibly none.
             condition: Whether windows are prompted with the text before.
-            limit: Most ids of a prompt, without `start_of_previous`.
+            limit: Maximum number of ids of a prompt, without `start_of_previous`.
         """
         self._special = special
         self._prompt = prompt
@@ -109,13 +109,13 @@ class Context:
         self._sure = True
 
     def add(self, window: DecodedWindow, phrases: Sequence[Phrase]) -> None:
-        """Take in a decoded window; `phrases` is empty when it had no speech."""
+        """Add a decoded window. `phrases` is empty when it had no speech."""
         self._sure = window.temperature < SURE_ENOUGH_TO_CONDITION
         for phrase in phrases:
             self._history += self._without_second_of_pair(phrase.tokens)
 
     def prefix(self, start: Sequence[int]) -> tuple[list[int], int]:
-        """Ids given to the next window.
+        """Return the ids that are given to the next window.
 
         Args:
             start: Start of transcript, language, task.
@@ -134,7 +134,7 @@ class Context:
         return self._prompt
 
     def _without_second_of_pair(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        """Leave away the timestamp that was kept only as a sign; see `split_window`."""
+        """Omit the timestamp that was kept only as a sign, see `split_window`."""
         if len(tokens) > 2 and self._special.is_timestamp(tokens[-2]):
             return tokens[:-1]
         return tokens

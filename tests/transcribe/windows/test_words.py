@@ -17,9 +17,16 @@ from transformers.models.whisper.generation_whisper import (
 )
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
-from whisperkit_tools.transcribe.windows.alignment import dynamic_time_warping, median_filter, normalise, row_starts
 from whisperkit_tools.transcribe.windows.sequential import Phrase
-from whisperkit_tools.transcribe.windows.words import WordAligner, shifted, split_words
+from whisperkit_tools.transcribe.windows.words import (
+    WordAligner,
+    dynamic_time_warping,
+    median_filter,
+    normalise,
+    row_starts,
+    shifted,
+    split_words,
+)
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 30))
 

@@ -1,0 +1,363 @@
+"""One transcription while it runs: decodes the windows of an audio and gathers their segments, tokens and times."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from whisperkit_tools.decoder.models import Models
+from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
+from whisperkit_tools.errors import AudioError
+from whisperkit_tools.progress import Progress
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription
+from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_features
+from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
+from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
+from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
+from whisperkit_tools.transcribe.windows.chunked import HeardChunk, overlapping_chunks, stitched_segments
+from whisperkit_tools.transcribe.windows.decoding import DecodedWindow, WindowDecoder
+from whisperkit_tools.transcribe.windows.sequential import Phrase, PromptContext, split_window
+from whisperkit_tools.transcribe.windows.words import WordAligner, shifted
+
+ENGLISH = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What transcriptions of one bundle share. One transcription runs at a time.
+
+    Attributes:
+        models: The bundle's packages.
+        tokenizer: Its tokenizer.
+        session: Its decoder with caches, used for window after window.
+        max_length: Maximum number of tokens of prompt and answer together.
+    """
+
+    models: Models
+    tokenizer: WhisperTokenizer
+    session: DecoderSession
+    max_length: int
+
+    @property
+    def special(self) -> SpecialTokens:
+        """The special ids."""
+        return self.tokenizer.special
+
+    @property
+    def prompt_limit(self) -> int:
+        """Maximum number of tokens of a prompt: half of the context less one, as in OpenAI's code and the runtime."""
+        return self.max_length // 2 - 1
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds of a mel frame."""
+        return self.models.sizes.hop_length / SAMPLE_RATE_HZ
+
+    @property
+    def position_s(self) -> float:
+        """Seconds of an encoder position, which is also one step between timestamps."""
+        return self.frame_s * self.models.sizes.frames_per_position
+
+    def prompt(self, options: TranscribeOptions) -> tuple[tuple[int, ...], str | None]:
+        """Return the ids of the prompt, and a notice if some were cut.
+
+        Raises:
+            OptionsError: The model takes no prompt, or this one spells a special token.
+        """
+        if options.prompt is None or not options.prompt.strip():
+            return (), None
+        return self.tokenizer.encode_prompt(options.prompt, self.prompt_limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The ids that every window's answer starts with, and their meaning."""
+
+    ids: tuple[int, ...]
+    language: str
+    language_probability: float | None
+
+
+@dataclass(slots=True)
+class _Work:
+    """Times and counts of the work done so far."""
+
+    started: float = field(default_factory=time.perf_counter)
+    windows: int = 0
+    generated: int = 0
+    fallbacks: int = 0
+    mel_s: float = 0.0
+    encoder_s: float = 0.0
+    decoder_s: float = 0.0
+    first_token_at: float | None = None
+
+    def add(self, window: DecodedWindow) -> None:
+        """Count a decoded window."""
+        self.windows += 1
+        self.generated += window.generated
+        self.fallbacks += window.attempts - 1
+        if self.first_token_at is None:
+            self.first_token_at = window.first_token_at
+
+    def timings(self, *, audio_s: float, decoder_steps: int, tokens: int) -> Timings:
+        """Return the times up to now.
+
+        Args:
+            audio_s: Length of the audio.
+            decoder_steps: Calls of the decoder.
+            tokens: Kept tokens.
+        """
+        now = time.perf_counter()
+        total_s = now - self.started
+        return Timings(
+            total_s=round(total_s, 6),
+            mel_s=round(self.mel_s, 6),
+            encoder_s=round(self.encoder_s, 6),
+            decoder_s=round(self.decoder_s, 6),
+            time_to_first_token_s=round((self.first_token_at or now) - self.started, 6),
+            windows=self.windows,
+            decoder_steps=decoder_steps,
+            tokens=tokens,
+            tokens_per_second=round(self.generated / self.decoder_s, 3) if self.decoder_s else 0.0,
+            fallbacks=self.fallbacks,
+            real_time_factor=round(total_s / audio_s, 6),
+        )
+
+
+class TranscriptionRun:
+    """Transcribes one audio. One of `sequential`, `by_pauses` and `by_chunks` decodes it, `result` sums it up."""
+
+    def __init__(
+        self, engine: Engine, options: TranscribeOptions, duration_s: float, progress: Progress, label: str
+    ) -> None:
+        """Prepare.
+
+        Args:
+            engine: Models and tokenizer of the bundle.
+            options: Options that fit the model.
+            duration_s: Length of the audio.
+            progress: Told after each window.
+            label: Name of the audio in progress.
+        """
+        self._work = _Work()
+        self._engine, self._options = engine, options
+        self._duration_s = duration_s
+        self._progress, self._label = progress, label
+        self._steps_before = engine.session.steps
+        prompt, notice = engine.prompt(options)
+        self._notices = tuple(line for line in (notice, self._prefill_notice()) if line)
+        self._context = PromptContext(
+            engine.special, prompt, condition=options.condition_on_previous_text, limit=engine.prompt_limit
+        )
+        self._decoder = WindowDecoder(
+            engine.session,
+            engine.special,
+            options,
+            max_length=engine.max_length,
+            vocab_size=engine.models.sizes.vocab_size,
+        )
+        self._start: _Start | None = None
+        self._segments: list[Segment] = []
+        self._tokens: list[int] = []
+
+    # --- strategies --------------------------------------------------------------------------------------------------
+
+    def samples(self, samples: Samples) -> None:
+        """Decode audio samples `[n]` by the strategy of the options."""
+        # A chunk may be shorter than a window. What fits into one chunk needs no cutting.
+        if self._options.long_form == "chunked" and self._duration_s > self._options.chunk_s:
+            self.by_chunks(samples)
+        elif self._options.long_form == "vad" and self._duration_s > self._options.chunk_s:
+            self.by_pauses(samples)
+        else:
+            self.sequential(self._features(samples), 0.0, self._duration_s)
+
+    def sequential(self, source: FeatureSource, start_s: float, stop_s: float) -> None:
+        """Decode window after window of a piece of the audio.
+
+        Args:
+            source: Features of the piece.
+            start_s: Where the piece starts in the audio.
+            stop_s: Where it stops.
+        """
+        sizes, frame = self._engine.models.sizes, 0
+        while frame < source.n_frames:
+            count = min(sizes.n_frames, source.n_frames - frame)
+            window = self._decode(source, frame, count)
+            split = split_window(
+                window.tokens,
+                self._engine.special,
+                window_frames=count,
+                frames_per_position=sizes.frames_per_position,
+            )
+            phrases, advance = ((), count) if window.has_no_speech else (split.phrases, split.advance_frames)
+            self._context.add(window, phrases)
+            for phrase in phrases:
+                self._tokens += phrase.tokens
+            self._segments += self._phrase_segments(
+                window, phrases, start_s + frame * self._engine.frame_s, count, stop_s
+            )
+            frame += advance
+            self._advance(start_s + frame * self._engine.frame_s if frame < source.n_frames else stop_s)
+
+    def by_pauses(self, samples: Samples) -> None:
+        """Decode the pieces between pauses. Where no speech is found the model itself judges all of the audio."""
+        speech = detector(self._options.vad).speech(samples)
+        max_samples = round(self._options.chunk_s * SAMPLE_RATE_HZ)
+        for start, stop in cut_in_pauses(samples, speech, max_samples) or [(0, len(samples))]:
+            self.sequential(self._features(samples[start:stop]), start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
+        self._advance(self._duration_s)
+
+    def by_chunks(self, samples: Samples) -> None:
+        """Decode overlapping chunks, and stitch them at the end."""
+        options, engine = self._options, self._engine
+        length, stride = (round(seconds * SAMPLE_RATE_HZ) for seconds in (options.chunk_s, options.stride_s))
+        heard = []
+        for chunk in overlapping_chunks(len(samples), length, stride):
+            source = self._features(samples[chunk.start : chunk.stop])
+            window = self._decode(source, 0, source.n_frames)
+            start_s, stop_s = chunk.start / SAMPLE_RATE_HZ, chunk.stop / SAMPLE_RATE_HZ
+            heard.append(HeardChunk.of(window, engine.special, start_s, stop_s, engine.position_s))
+            self._advance(stop_s)
+        self._segments = stitched_segments(
+            heard,
+            engine.tokenizer.decode,
+            self._written_language,
+            timestamps=options.timestamps,
+            words=options.word_timestamps,
+        )
+        self._tokens = [token for segment in self._segments for token in segment.tokens]
+
+    def result(self) -> Transcription:
+        """Return the transcription.
+
+        Raises:
+            AudioError: Nothing was decoded, because the audio holds no frames.
+        """
+        if self._start is None:
+            raise AudioError("the audio holds no frames; there is nothing to transcribe")
+        return Transcription(
+            text="".join(segment.text for segment in self._segments).strip(),
+            language=self._start.language,
+            language_probability=self._start.language_probability,
+            task=self._options.task,
+            segments=tuple(self._segments),
+            tokens=tuple(self._tokens),
+            audio_duration_s=round(self._duration_s, 6),
+            timings=self._work.timings(
+                audio_s=self._duration_s,
+                decoder_steps=self._engine.session.steps - self._steps_before,
+                tokens=len(self._tokens),
+            ),
+            notices=self._notices,
+            long_form=self._options.long_form,
+        )
+
+    # --- one window --------------------------------------------------------------------------------------------------
+
+    def _features(self, samples: Samples) -> FeatureSource:
+        return audio_features(self._engine.models, samples, self._options.features)
+
+    def _decode(self, source: FeatureSource, frame: int, count: int) -> DecodedWindow:
+        """Decode the window of `count` frames from `frame`, and count it."""
+        embeds = self._encode(source, frame, count)
+        decoding_from = time.perf_counter()
+        if self._start is None:
+            self._start = self._choose_start(embeds)
+        prefix, start_of_transcript = self._context.prefix(self._start.ids)
+        window = self._decoder.decode(embeds, prefix, start_of_transcript, self._prefilled(self._start))
+        self._work.decoder_s += time.perf_counter() - decoding_from
+        self._work.add(window)
+        return window
+
+    def _encode(self, source: FeatureSource, frame: int, count: int) -> Tensor:
+        """Compute a window's audio embeddings, and note how long it took."""
+        begin = time.perf_counter()
+        features = source.window(frame, count)
+        between = time.perf_counter()
+        embeds = self._engine.models.encode(features)
+        self._work.mel_s += between - begin
+        self._work.encoder_s += time.perf_counter() - between
+        return embeds
+
+    def _phrase_segments(
+        self, window: DecodedWindow, phrases: Sequence[Phrase], offset_s: float, count: int, stop_s: float
+    ) -> list[Segment]:
+        """Return the phrases with text, in seconds of the audio.
+
+        Args:
+            window: The window.
+            phrases: Its phrases.
+            offset_s: Where the window starts in the audio.
+            count: Mel frames of audio in the window.
+            stop_s: Where its piece of the audio stops.
+        """
+        position_s, decode = self._engine.position_s, self._engine.tokenizer.decode
+        words: list[list[tuple[str, float, float]]] = [[] for _ in phrases]
+        if self._options.word_timestamps and window.alignment is not None:
+            aligner = WordAligner(self._engine.special, decode, self._written_language, position_s)
+            positions = count // self._engine.models.sizes.frames_per_position
+            words = aligner.align(window.tokens, window.alignment, phrases, positions)
+        texts = [decode(phrase.tokens) for phrase in phrases]
+        return [
+            window.segment(
+                min(offset_s + phrase.start * position_s, stop_s),
+                min(offset_s + phrase.end * position_s, stop_s),
+                text,
+                phrase.tokens,
+                shifted(timed, offset_s, stop_s),
+            )
+            for phrase, text, timed in zip(phrases, texts, words, strict=True)
+            if text.strip()
+        ]
+
+    def _advance(self, done_s: float) -> None:
+        """Report how much of the audio is done."""
+        self._progress.advance(self._label, round(done_s, 1), round(self._duration_s, 1))
+
+    # --- language, task and prefill ----------------------------------------------------------------------------------
+
+    @property
+    def _written_language(self) -> str:
+        """Code of the language that is written, once the first window was decoded."""
+        return ENGLISH if self._options.task == "translate" or self._start is None else self._start.language
+
+    def _choose_start(self, embeds: Tensor) -> _Start:
+        """Choose the ids that every answer starts with. The language is detected in the first window."""
+        special = self._engine.special
+        ids = [special.start_of_transcript]
+        language, probability = ENGLISH, None
+        if special.is_multilingual:
+            if self._options.language is None:
+                language, probability = self._detect_language(embeds)
+            else:
+                language = special.language_of(special.language_id(self._options.language))
+            ids += [special.languages[language], special.tasks[self._options.task]]
+        if not self._options.timestamps:
+            ids.append(special.no_timestamps)
+        return _Start(tuple(ids), language, probability)
+
+    def _detect_language(self, embeds: Tensor) -> tuple[str, float]:
+        """Return the most probable language of a window, and its probability among all languages."""
+        session, special = self._engine.session, self._engine.special
+        session.begin(embeds)
+        logits = session.step(special.start_of_transcript, 0).logits
+        codes = list(special.languages)
+        probabilities = logits[[special.languages[code] for code in codes]].softmax(dim=0)
+        best = int(probabilities.argmax())
+        return codes[best], float(probabilities[best])
+
+    def _prefilled(self, start: _Start) -> CacheColumns | None:
+        """Return the prefill's caches for the language and task, where it is to be used."""
+        lookup, special = self._engine.models.prefill_lookup, self._engine.special
+        if lookup is None or not self._options.prefill or lookup.length != special.forced:
+            return None
+        return lookup.columns(special.languages.get(start.language, 0), TASKS.index(self._options.task))
+
+    def _prefill_notice(self) -> str | None:
+        """Return why a prefill that is there and wanted cannot be used."""
+        lookup, forced = self._engine.models.prefill_lookup, self._engine.special.forced
+        if lookup is None or not self._options.prefill or lookup.length == forced:
+            return None
+        return f"the bundle's prefill is not used: it holds {lookup.length} tokens, this model forces {forced}"
