@@ -137,15 +137,15 @@ def test_one_broken_file_does_not_cost_the_others(run, files, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--language", "spanich"], 1, "did you mean"),
+        (["--language", "spanich"], 2, "did you mean"),
         (["--temperature", "warm"], 2, "is not a list of numbers"),
-        (["--temperature", "-1"], 2, "temperatures"),
-        (["--long-form", "chunked", "--chunk-length", "31"], 2, "chunk_length_s is 31.0, allowed are 1 to 30 seconds"),
+        (["--temperature", "-1"], 2, "--temperature [-1.0]"),
+        (["--long-form", "chunked", "--chunk-length", "31"], 2, "--chunk-length is 31.0, allowed are 1 to 30 seconds"),
         (["--max-new-tokens", "0"], 2, "max-new-tokens"),
         (["--logprob-threshold", "x"], 2, "neither a number nor none"),
         (["--format", "doc"], 2, "doc"),
         (["--json", "--format", "srt"], 2, "both want stdout"),
-        (["--prompt", "<|en|>"], 1, "special tokens"),
+        (["--prompt", "<|en|>"], 2, "special tokens"),
         ([demo_utterances()[1].path, "--format", "vtt"], 2, "name a folder with -o"),
     ],
 )
