@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from whisperkit_tools.pipeline.publish import publish, pull
     from whisperkit_tools.pipeline.report import report
     from whisperkit_tools.progress import Progress, SilentProgress
-    from whisperkit_tools.publishing.publish import PublishOptions
+    from whisperkit_tools.publishing.options import PublishOptions
     from whisperkit_tools.transcribe.options import TranscribeOptions
     from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -83,7 +83,7 @@ _MODULES = {
     "pipeline.publish": ("publish", "pull"),
     "pipeline.report": ("report",),
     "progress": ("Progress", "SilentProgress"),
-    "publishing.publish": ("PublishOptions",),
+    "publishing.options": ("PublishOptions",),
     "transcribe.options": ("TranscribeOptions",),
     "transcribe.transcriber": ("Transcriber",),
 }

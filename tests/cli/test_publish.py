@@ -53,11 +53,11 @@ def done(wkt):
 
 @pytest.fixture
 def refused(wkt):
-    """Run `wkt`, which must end with exit code 1; its one line."""
+    """Run `wkt`, which must end with an exit code (1 unless given); its one line."""
 
-    def run(*arguments):
+    def run(*arguments, exit_code=1):
         code, out, err = wkt(*arguments)
-        assert (code, out) == (1, ""), err
+        assert (code, out) == (exit_code, ""), err
         assert TOKEN not in err
         lines = [line for line in err.splitlines() if line.startswith("wkt: error: ")]
         assert len(lines) == 1
@@ -129,7 +129,9 @@ def test_a_plain_folder_does_the_same(done, refused, tmp_path, monkeypatch):
     done("publish", bundle.path, "--to", folder, "--tag", "v1")
     assert "no commit was made" in done("publish", bundle.path, "--to", folder)
     assert "published" in done("versions", folder)
-    assert "pull request" in refused("publish", make_bundle(tmp_path / "b", seed=1).path, "--to", folder, "--pr")
+    assert "pull request" in refused(
+        "publish", make_bundle(tmp_path / "b", seed=1).path, "--to", folder, "--pr", exit_code=2
+    )
     done("pull", folder, bundle.name)
     assert tree(tmp_path / "bundles" / bundle.name) == tree(bundle.path)
     # The card's own words work where the folder lies.
@@ -292,8 +294,9 @@ def test_what_proves_nothing_is_refused(hub, done, refused, tmp_path):
     line = refused("publish", rejected.path, *place, "--allow-unproven", "please")
     assert "rejected by its quality gate" in line
     write_report(tmp_path / "others" / "1", make_bundle(tmp_path / "d", seed=5), wer=0.1)
-    assert "is of this very bundle" in refused("publish", good.path, *place, "--reports", tmp_path / "others")
-    assert "no report of" in refused("publish", good.path, *place, "--reports", tmp_path / "nowhere")
+    for folder, message in (("others", "is of this very bundle"), ("nowhere", "no report of")):
+        line = refused("publish", good.path, *place, "--reports", tmp_path / folder, exit_code=2)
+        assert line.startswith("wkt: error: --reports: ") and message in line
     assert "on librispeech" in refused("publish", good.path, *place, "--require", "librispeech,demo")
     assert hub.repositories == {}
     done("publish", good.path, *place, "--require", "librispeech", "--allow-unproven", "a trial of ours")
@@ -325,16 +328,16 @@ def test_usage(wkt, tmp_path, monkeypatch):
     ):
         assert wkt("publish", *arguments)[0] == 2, arguments
     for repo in ("whisper", "a/b/c", "a/.."):
-        assert wkt("versions", repo)[0] == 1
+        assert wkt("versions", repo)[0] == 2
 
 
 def test_a_device_table_of_ones_own(hub, done, refused, tmp_path):
     bundle, path = make_bundle(tmp_path / "a"), tmp_path / "table.json"
     entry = {"chips": "ours", "identifiers": ["iPhone17"], "models": {"default": "x_y", "supported": ["x_y"]}}
     place = ("publish", bundle.path, "--repo", REPO, "--create", "--device-table", path)
-    for table, message in (([1], "is no device table"), ({"device_support": [entry]}, "not in the repository: x_y")):
+    for table, message in (([1], "is not a device table"), ({"device_support": [entry]}, "not in the repository: x_y")):
         path.write_text(json.dumps(table))
-        assert message in refused(*place)
+        assert message in refused(*place, exit_code=2)
     entry["models"] = {"default": bundle.name, "supported": [bundle.name]}
     path.write_text(json.dumps({"name": "whisperkit-coreml", "device_support": [entry]}))
     done(*place)
@@ -384,7 +387,7 @@ def test_what_another_tool_laid_out_is_read_and_not_rewritten(hub, wkt, done, re
     assert {path for path in theirs if kept[path] != theirs[path]} == {"README.md", "config.json"}
     text, table = kept["README.md"].decode(), json.loads(kept["config.json"])
     assert "# Theirs" in text
-    assert text.count("was published by another tool; nothing is known") == 2
+    assert text.count("was published by another tool, so it is not known how") == 2
     assert re.search(r"\| `openai_whisper-base_74MB` +\| 0\.0 \|", text)
     assert json.loads(theirs["config.json"])["device_support"][0] in table["device_support"]
     done("unpublish", REPO, "openai_whisper-tiny")

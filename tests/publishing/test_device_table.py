@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publishing.device_table import FAMILIES, Variant, build_table, safe_name
+from whisperkit_tools.errors import OptionsError, PublishError
+from whisperkit_tools.publishing.device_table import FAMILIES, TableVariant, build_table, table_name
 
-TINY = Variant("openai_whisper-tiny", 75_000_000, False, 7.5)
-LARGE = Variant("openai_whisper-large-v3_947MB", 947_000_000, False, 2.5)
-TURBO = Variant("openai_whisper-large-v3_turbo_954MB", 954_000_000, True, 2.4)
+TINY = TableVariant("openai_whisper-tiny", 75_000_000, False, 7.5)
+LARGE = TableVariant("openai_whisper-large-v3_947MB", 947_000_000, False, 2.5)
+TURBO = TableVariant("openai_whisper-large-v3_turbo_954MB", 954_000_000, True, 2.4)
 
 
 def table(variants, present=None, policy=None, repo="acme/whisper-coreml-acme", made=()):
@@ -28,13 +28,13 @@ def test_small_devices_get_what_fits_and_large_ones_the_best():
 
 
 def test_without_figures_the_largest_that_fits_is_the_default():
-    found = table([Variant("a_tiny", 70_000_000, False), Variant("a_base", 140_000_000, False)])
+    found = table([TableVariant("a_tiny", 70_000_000, False), TableVariant("a_base", 140_000_000, False)])
     assert entry(found, "A12")["models"]["default"] == "a_base"
 
 
 def test_families_in_which_nothing_fits_are_left_out():
     assert [item["chips"] for item in table([LARGE])["device_support"]] == [
-        family.chips for family in FAMILIES if family.most_bytes >= LARGE.model_bytes
+        family.chips for family in FAMILIES if family.max_bytes >= LARGE.model_bytes
     ]
 
 
@@ -74,7 +74,7 @@ def test_our_entries_follow_the_variants_until_somebody_edits_them():
 
 
 def test_variants_that_the_runtime_does_not_load_are_not_recommended():
-    stateful = Variant("openai_whisper-tiny_stateful", 75_000_000, False, 1.0, stateful=True)
+    stateful = TableVariant("openai_whisper-tiny_stateful", 75_000_000, False, 1.0, stateful=True)
     assert "stateful" not in json.dumps(table([TINY, stateful])["device_support"])
 
 
@@ -87,7 +87,7 @@ def test_a_policy_survives_the_next_publication():
 
 def test_a_table_never_inherits_another_projects():
     for name in ("whisperkit-coreml", "coreml", "fallback"):
-        assert safe_name(f"acme/{name}") not in "whisperkit-coreml-fallback"
+        assert table_name(f"acme/{name}") not in "whisperkit-coreml-fallback"
     assert table([TINY], policy={"name": "whisperkit-coreml", "device_support": []})["name"] == "whisperkit-coreml-wkt"
 
 
@@ -99,5 +99,5 @@ def test_a_damaged_table_is_refused(content):
 
 def test_a_policy_must_name_what_is_there():
     policy = {"device_support": [{"identifiers": ["Mac"], "models": {"default": "nope_x", "supported": [TINY.name]}}]}
-    with pytest.raises(PublishError, match="nope_x"):
+    with pytest.raises(OptionsError, match="nope_x"):
         table([TINY], policy=policy)

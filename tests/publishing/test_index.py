@@ -3,11 +3,11 @@ import json
 import pytest
 
 from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publishing.index import Index, Version
+from whisperkit_tools.publishing.index import Index, PublishedVersion
 
 
 def version(content="c1", variant="acme_w", **options):
-    return Version(variant, content, "2026-01-01", "0.1", "acme/w", None, 10, **options)
+    return PublishedVersion(variant, content, "2026-01-01", "0.1", "acme/w", None, 10, **options)
 
 
 def test_an_index_survives_the_way_through_its_file():

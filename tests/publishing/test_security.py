@@ -12,12 +12,15 @@ from helpers.publish_bundles import NOW, REPO, make_bundle, write_report
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.manifest import MANIFEST
-from whisperkit_tools.publishing.eligibility import examine
-from whisperkit_tools.publishing.index import INDEX
-from whisperkit_tools.publishing.listing import list_variants
-from whisperkit_tools.publishing.publish import PublishOptions, carry_out, plan_publication
+from whisperkit_tools.publishing.eligibility import check_bundle
+from whisperkit_tools.publishing.index import INDEX, list_variants
+from whisperkit_tools.publishing.options import PublishOptions
+from whisperkit_tools.publishing.publication_plan import (
+    plan_publication,
+)
+from whisperkit_tools.publishing.publish import commit_with_retry
 from whisperkit_tools.publishing.pull import pull
-from whisperkit_tools.publishing.registry.base import Change
+from whisperkit_tools.publishing.registry.base import RegistryChange
 from whisperkit_tools.publishing.registry.hub import HubRegistry
 
 TOKEN = "hf_writer"
@@ -30,8 +33,8 @@ def on_hub(hub):
 
 def publish(registry, bundle, reports=None):
     options = PublishOptions(create=True)
-    evidence = [examine(bundle, reports)]
-    return carry_out(registry, lambda: plan_publication(registry, evidence, options, NOW), options)
+    evidence = [check_bundle(bundle, reports)]
+    return commit_with_retry(registry, lambda: plan_publication(registry, evidence, options, NOW), options)
 
 
 def stored(hub):
@@ -64,7 +67,7 @@ def test_a_redirected_commit_takes_no_token_along(hub, on_hub):
     path = f"/api/models/{REPO}/commit/main"
     hub.faults = [Fault("POST", "/commit/", status=307, headers={"Location": f"{hub.storage_url}{path}"})]
     with pytest.raises(PublishError):
-        on_hub.commit(Change({"a": b"1"}, title="test"), on_hub.snapshot())
+        on_hub.commit(RegistryChange({"a": b"1"}, title="test"), on_hub.snapshot())
     assert [item.path.split("?")[0] for item in stored(hub)] == [path]
     assert has_no_token(hub)
 
@@ -80,7 +83,7 @@ def test_where_the_server_sends_large_files_gets_no_token(hub, on_hub, monkeypat
 
     monkeypatch.setattr(HubHandler, "upload_actions", elsewhere)
     with pytest.raises(PublishError):
-        on_hub.commit(Change({"weight.bin": b"\0" * size}, title="test"), on_hub.snapshot())
+        on_hub.commit(RegistryChange({"weight.bin": b"\0" * size}, title="test"), on_hub.snapshot())
     assert any(item.path == "/lfs/verify" for item in stored(hub))
     assert has_no_token(hub)
 
@@ -91,7 +94,7 @@ def test_a_server_that_repeats_the_token_does_not_make_us_say_it(hub, on_hub):
     for status in (400, 403, 404, 418):
         hub.faults = [Fault("POST", "/commit/", status=status, headers={"X-Error-Message": said})]
         with pytest.raises(PublishError) as stop:
-            on_hub.commit(Change({"a": b"1"}, title="test"), on_hub.snapshot())
+            on_hub.commit(RegistryChange({"a": b"1"}, title="test"), on_hub.snapshot())
         assert "***" in str(stop.value)
         assert TOKEN not in str(stop.value)
         assert "abcdefghijklmnop" not in str(stop.value)
@@ -118,7 +121,7 @@ def test_an_index_that_names_places_outside(hub, on_hub, tmp_path):
         index["versions"][0]["variant"] = name
         hub.push(REPO, {INDEX: json.dumps(index).encode()})
         for call in (lambda: list_variants(on_hub), lambda: pull(on_hub, bundle.name, tmp_path / "down")):
-            with pytest.raises(PublishError, match="no variant's name"):
+            with pytest.raises(PublishError, match="not a variant's name"):
                 call()
     assert not (tmp_path / "down" / bundle.name).exists()
 
@@ -126,8 +129,8 @@ def test_an_index_that_names_places_outside(hub, on_hub, tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"../../../evil": {"sha256": "0" * 64, "size_bytes": 4}}, "no path"),
-        ({"/etc/passwd": {"sha256": "0" * 64, "size_bytes": 4}}, "no path"),
+        ({"../../../evil": {"sha256": "0" * 64, "size_bytes": 4}}, "not a path"),
+        ({"/etc/passwd": {"sha256": "0" * 64, "size_bytes": 4}}, "not a path"),
         ({"config.json": "evil"}, "not what was published"),
         ([], "records no files"),
         ({"config.json": {"sha256": "0" * 64, "size_bytes": 2}}, "config.json: sha256"),
@@ -185,7 +188,7 @@ def test_nothing_from_outside_moves_the_terminal(hub, on_hub, tmp_path):
     publish(on_hub, bundle)
     hub.faults = [Fault("POST", "/commit/", status=400, headers={"X-Error-Message": "no \x9b2J room"})]
     with pytest.raises(PublishError) as stop:
-        on_hub.commit(Change({"a": b"1"}, title="test"), on_hub.snapshot())
+        on_hub.commit(RegistryChange({"a": b"1"}, title="test"), on_hub.snapshot())
     assert str(stop.value).isprintable()
     evil = {f"evil_\x1b[2J/{name}.mlmodelc/x": b"1" for name in ("MelSpectrogram", "AudioEncoder", "TextDecoder")}
     hub.push(REPO, evil)
@@ -236,6 +239,6 @@ def test_a_quota_that_the_server_refuses_with_a_status(hub, on_hub):
     said = {"X-Error-Message": "Private repository storage limit reached"}
     hub.faults = [Fault("POST", "/preupload/", status=403, headers=said)]
     with pytest.raises(PublishError, match="has no room for it") as stop:
-        on_hub.commit(Change({"weight.bin": b"\0" * 5000}, title="test"), on_hub.snapshot())
+        on_hub.commit(RegistryChange({"weight.bin": b"\0" * 5000}, title="test"), on_hub.snapshot())
     assert "write access" not in str(stop.value)
     assert hub.files(REPO) == {}

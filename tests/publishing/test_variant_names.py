@@ -16,7 +16,7 @@ def test_names_of_the_contract(name):
     "name", ["", "reports", "whisper", "../x_y", "a_b/c", "a_b..c", ".a_b", "a_b*", "a_b\n", "ä_b", "a_" + "b" * 99]
 )
 def test_other_names_are_refused(name):
-    with pytest.raises(PublishError, match="no variant's name"):
+    with pytest.raises(PublishError, match="not a variant's name"):
         check_variant(name)
 
 

@@ -97,12 +97,12 @@ def _show_sizes(reports: "Sequence[RunReport]") -> None:
 
 def _show_places(result: "DemoResult") -> None:
     from whisperkit_tools.publishing.card import CARD
-    from whisperkit_tools.publishing.size_quality_chart import PICTURE
+    from whisperkit_tools.publishing.size_quality_chart import CHART
 
     places = result.places
     show(f"\nbundles    {places.bundles}")
     show(f"published  {places.published}, its card {places.published / CARD}")
-    picture = places.published / PICTURE
+    picture = places.published / CHART
     if picture.is_file():
         show(f"picture    {picture}")
     show(f"pulled     {result.pulled}")

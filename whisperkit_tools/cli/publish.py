@@ -11,8 +11,8 @@ from whisperkit_tools.cli.output import show, show_json
 from whisperkit_tools.cli.progress import ConsoleProgress
 
 if TYPE_CHECKING:
-    from whisperkit_tools.pipeline.publish import Publication
-    from whisperkit_tools.publishing.publish import Plan
+    from whisperkit_tools.publishing.publication_plan import PublicationPlan
+    from whisperkit_tools.publishing.publish import Publication
 
 
 @click.command()
@@ -86,7 +86,7 @@ def publication_json(done: "Publication") -> dict[str, Any]:
     }
 
 
-def show_plan(plan: "Plan") -> None:
+def show_plan(plan: "PublicationPlan") -> None:
     """Print a plan for people, file by file."""
     for sign, files in (("+", plan.added), ("~", plan.changed), ("-", plan.deleted)):
         for path, size in files.items():

@@ -1,9 +1,7 @@
 """Publishing bundles to a model repository, and getting them back."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +10,16 @@ from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.pipeline.arguments import as_bundle, as_bundles, as_tuple, open_registry
 from whisperkit_tools.pipeline.evaluate import DEFAULT_ROOT
 from whisperkit_tools.progress import Progress, SilentProgress
-from whisperkit_tools.publishing import listing
+from whisperkit_tools.publishing import index
+from whisperkit_tools.publishing import publish as publishing
 from whisperkit_tools.publishing import pull as pulling
-from whisperkit_tools.publishing.eligibility import Evidence, check_reports, examine
-from whisperkit_tools.publishing.publish import (
-    Plan,
-    PublishOptions,
-    carry_out,
-    plan_publication,
-    plan_reports,
-    plan_withdrawal,
-    without_reports,
-)
+from whisperkit_tools.publishing.eligibility import PublishableBundle, check_bundle, check_reports
+from whisperkit_tools.publishing.options import PublishOptions
+from whisperkit_tools.publishing.publish import Publication
 from whisperkit_tools.publishing.pull import Pulled
-from whisperkit_tools.publishing.registry.base import Commit, Registry
+from whisperkit_tools.publishing.registry.base import Registry
 from whisperkit_tools.publishing.registry.folder import FolderRegistry
 from whisperkit_tools.publishing.registry.hub import HubRegistry
-from whisperkit_tools.publishing.reports import split_reports
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """A change of a repository.
-
-    Attributes:
-        label: The repository, for people.
-        plan: The files that are added, changed and deleted.
-        commit: The commit, or None for a dry run and where nothing had to change.
-        reports: The change of the repository for reports, where there is one of its own.
-    """
-
-    label: str
-    plan: Plan
-    commit: Commit | None
-    reports: "Publication | None" = None
 
 
 def publish(
@@ -116,11 +90,9 @@ def publish(
         with_transcripts=with_transcripts,
     )
     opened = as_bundles(bundles) or [as_bundle(None)]
-    evidence = _evidence(opened, reports, _datasets(require), allow_unproven, progress)
-    now = _now()
-    work = _Publishing(registry, options, lambda: plan_publication(registry, evidence, options, now))
+    checked = _check_bundles(opened, reports, _datasets(require), allow_unproven, progress)
     apart = None if reports_repo is None else HubRegistry(reports_repo, repo_type="dataset")
-    return work.planned(apart) if dry_run else work.done(apart)
+    return publishing.publish(checked, registry, options, reports_registry=apart, dry_run=dry_run)
 
 
 def _check_places(repo: object, to: object, revision: str | None, reports_repo: str | None) -> None:
@@ -171,56 +143,20 @@ def _device_table(table: str | Path | Mapping[str, Any] | None) -> Mapping[str, 
     return content
 
 
-def _evidence(
+def _check_bundles(
     bundles: Sequence[Bundle],
     reports: str | Path | None,
     required: Sequence[str],
     allow_unproven: str | None,
     progress: Progress,
-) -> list[Evidence]:
-    """Return the bundles with their proofs. Reports that were named must be about them."""
+) -> list[PublishableBundle]:
+    """Check that the bundles may be published. Reports that the user named must be about them."""
     where = DEFAULT_ROOT if reports is None else Path(reports)
-    found = [examine(bundle, where, required, allow_unproven=allow_unproven) for bundle in bundles]
+    found = [check_bundle(bundle, where, required, allow_unproven=allow_unproven) for bundle in bundles]
     if reports is not None:
         for line in check_reports(where, found):
             progress.note(line)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Publishing:
-    """Plans a publication and carries it out."""
-
-    registry: Registry
-    options: PublishOptions
-    make_plan: Callable[[], Plan]
-
-    def planned(self, apart: Registry | None) -> Publication:
-        """Return what would be done, for each repository.
-
-        Args:
-            apart: The repository for reports; None when they stay with the bundles.
-        """
-        plan = self.make_plan()
-        if apart is None:
-            return Publication(self.registry.label, plan, None)
-        reports = plan_reports(apart, split_reports(plan.change)[1], self.options)
-        return Publication(self.registry.label, without_reports(plan), None, Publication(apart.label, reports, None))
-
-    def done(self, apart: Registry | None) -> Publication:
-        """Commit, the reports first where they go into a repository of their own."""
-        if apart is None:
-            outcome = carry_out(self.registry, self.make_plan, self.options)
-            return Publication(self.registry.label, outcome.plan, outcome.commit)
-        reports, untagged = split_reports(self.make_plan().change)[1], replace(self.options, tag=None)
-        first = carry_out(apart, lambda: plan_reports(apart, reports, untagged), untagged)
-        second = carry_out(self.registry, lambda: without_reports(self.make_plan()), self.options)
-        return Publication(
-            self.registry.label,
-            second.plan,
-            second.commit,
-            Publication(apart.label, first.plan, first.commit),
-        )
 
 
 def pull(
@@ -240,7 +176,7 @@ def pull(
         revision: A tag or a commit. None for the present state.
         output_dir: The folder that holds bundles.
         force: Replace an existing bundle.
-        progress: Receives a note for each file.
+        progress: Receives the bytes that are done.
 
     Raises:
         PublishError: There is no such variant, or a file is not what was published.
@@ -252,12 +188,9 @@ def pull(
         >>> wkt.pull("registry/", "acme_whisper-demo", output_dir="pulled").path.name
         'acme_whisper-demo'
     """
-    progress = progress or SilentProgress()
-
-    def report(path: str, size_bytes: int) -> None:
-        progress.note(f"{shown_size(size_bytes)}  {path}")
-
-    return pulling.pull(open_registry(repo), variant, Path(output_dir), revision=revision, force=force, progress=report)
+    return pulling.pull(
+        open_registry(repo), variant, Path(output_dir), revision=revision, force=force, progress=progress
+    )
 
 
 def unpublish(
@@ -280,16 +213,8 @@ def unpublish(
     Raises:
         PublishError: There is no such variant, or the repository refuses the change.
     """
-    registry, now = open_registry(repo, revision=revision), _now()
-
-    def make_plan() -> Plan:
-        return plan_withdrawal(registry, variant, now)
-
-    plan = make_plan()
-    if dry_run:
-        return Publication(registry.label, plan, None)
-    outcome = carry_out(registry, make_plan, PublishOptions(pull_request=pr))
-    return Publication(registry.label, outcome.plan, outcome.commit)
+    registry = open_registry(repo, revision=revision)
+    return publishing.withdraw(registry, variant, pull_request=pr, dry_run=dry_run)
 
 
 def list_variants(repo: str | Path | Registry, *, revision: str | None = None) -> list[dict[str, Any]]:
@@ -298,7 +223,7 @@ def list_variants(repo: str | Path | Registry, *, revision: str | None = None) -
     Raises:
         PublishError: The repository cannot be read.
     """
-    return listing.list_variants(open_registry(repo), revision)
+    return index.list_variants(open_registry(repo), revision)
 
 
 def compare_variants(
@@ -309,13 +234,4 @@ def compare_variants(
     Raises:
         PublishError: The repository does not have one of them.
     """
-    return listing.compare(open_registry(repo), first, second, revision)
-
-
-def shown_size(size_bytes: int) -> str:
-    """Return a size for people."""
-    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 100_000 else f"{size_bytes / 1e3:.1f} kB"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return index.compare_versions(open_registry(repo), first, second, revision)

@@ -1,7 +1,7 @@
 """The model card: `README.md` with metadata that the Hub understands, and sections that wkt keeps up to date.
 
-A section stands between two comments; what people write outside of them survives, as do metadata of their own. Whatever
-comes from outside (names, licences, reasons, figures' labels) is escaped.
+A section stands between two comments. Text outside of them survives, as do metadata that people add. Whatever comes
+from outside (names, licences, reasons, labels of figures) is escaped.
 """
 
 import re
@@ -13,7 +13,7 @@ import yaml
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
-from whisperkit_tools.publishing.index import Version
+from whisperkit_tools.publishing.index import PublishedVersion
 from whisperkit_tools.publishing.provenance import PublishedSource
 
 CARD = "README.md"
@@ -31,16 +31,16 @@ _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class CardVariant:
-    """What the card says of one variant.
+    """A variant in the card.
 
     Attributes:
         version: Its entry in the index.
-        deployment_target: Oldest system that loads it.
-        chips: Families to which the device table recommends it.
-        foreign: Whether another tool published it, so that its name and size are all that is known.
+        deployment_target: The oldest system that loads it.
+        chips: Chip families to which the device table recommends it.
+        foreign: Whether another tool published it, so that only its name and size are known.
     """
 
-    version: Version
+    version: PublishedVersion
     deployment_target: str
     chips: tuple[str, ...] = ()
     foreign: bool = False
@@ -48,15 +48,15 @@ class CardVariant:
 
 @dataclass(frozen=True, slots=True)
 class CardModel:
-    """What the card says of the source.
+    """The source of the variants, and how they were made.
 
     Attributes:
-        repo_id: Of the published repository; the folder's name for a local one.
-        sources: What the variants were made from.
-        languages: Codes that the tokenizer knows.
-        commands: How the variants were made.
+        repo_id: Id of the published repository, or the folder's name for a local one.
+        sources: The checkpoints that the variants were made from.
+        languages: Codes of the languages that the tokenizers know.
+        commands: Commands that make the variants.
         tools: Versions of wkt and the libraries.
-        picture: Path of a picture of size and quality in the repository.
+        chart: Path of the chart of size and quality in the repository, if there is one.
     """
 
     repo_id: str
@@ -64,16 +64,16 @@ class CardModel:
     languages: tuple[str, ...]
     commands: tuple[str, ...]
     tools: Mapping[str, str]
-    picture: str | None = None
+    chart: str | None = None
 
 
 def render_card(model: CardModel, variants: Sequence[CardVariant], present: bytes | None) -> bytes:
-    """The card for the variants that are there.
+    """Return the card of a repository.
 
     Args:
         model: The source and how the variants were made.
-        variants: All of them.
-        present: The card that is there; what is outside the sections survives.
+        variants: All variants.
+        present: The present card, or None. What is outside the sections survives.
 
     Raises:
         PublishError: The present card cannot be read, or its sections are broken.
@@ -96,7 +96,7 @@ def _decode(present: bytes | None) -> str:
     try:
         return (present or b"").decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise PublishError(f"the repository's {CARD} is not UTF-8 ({error}); mend it first") from error
+        raise PublishError(f"the repository's {CARD} is not UTF-8 ({error}); repair it first") from error
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:
@@ -107,15 +107,15 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
         metadata = yaml.safe_load(found[1]) or {}
     except yaml.YAMLError as error:
         raise PublishError(
-            f"the metadata of the repository's {CARD} are not YAML ({error}); mend them first"
+            f"the metadata of the repository's {CARD} are not YAML ({error}); repair them first"
         ) from error
     if not isinstance(metadata, dict):
-        raise PublishError(f"the metadata of the repository's {CARD} are no mapping; mend them first")
+        raise PublishError(f"the metadata of the repository's {CARD} are not a mapping; repair them first")
     return metadata, text[found.end() :]
 
 
 def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata that we keep up to date; a licence and tags that people wrote stay."""
+    """Return the metadata that wkt keeps up to date. A licence and tags that people wrote stay."""
     compressed = any(re.search(r"_\d+MB$", item.version.variant) for item in variants)
     wanted = _OURS if compressed else _OURS[:-1]
     tags = present.get("tags") or ()
@@ -130,7 +130,7 @@ def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mappin
     bases = _bases(model)
     if bases:
         made["base_model"] = bases[0] if len(bases) == 1 else bases
-        # The Hub knows finetune, adapter, merge and quantized; a converted float16 copy is the last of them, too.
+        # The Hub knows finetune, adapter, merge and quantized. A converted float16 copy counts as the last one, too.
         made["base_model_relation"] = "quantized"
     if model.languages:
         made["language"] = list(model.languages)
@@ -138,12 +138,12 @@ def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mappin
 
 
 def _bases(model: CardModel) -> list[str]:
-    """Sources that are on the Hub: those with a commit there, not folders of somebody's machine."""
+    """Return the sources that are on the Hub: those with a commit there, not local folders."""
     return sorted({item.name for item in model.sources if item.revision and _HUB_ID.fullmatch(item.name)})
 
 
 def _model_index(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> list[Any]:
-    """Our results, and entries of the `model-index` that people made under other names."""
+    """Return the measured results, and entries of `model-index` that people made under other names."""
     name = model.repo_id.rsplit("/", maxsplit=1)[-1]
     there = present.get("model-index")
     theirs = [item for item in there if not isinstance(item, dict) or item.get("name") != name] if isinstance(
@@ -153,12 +153,12 @@ def _model_index(model: CardModel, variants: Sequence[CardVariant], present: Map
 
 
 def _license(name: str | None) -> str:
-    """A licence as the Hub names them: one lower-case word."""
+    """Return a licence as the Hub names them: one lower-case word."""
     return re.sub(r"[^a-z0-9.+-]+", "-", (name or "other").lower()).strip("-")[:64] or "other"
 
 
 def _results(variants: Sequence[CardVariant]) -> list[dict[str, Any]]:
-    """WER in percent of each variant on each dataset, as the Hub's `model-index` has them."""
+    """Return the WER in percent of each variant on each dataset, in the form of the Hub's `model-index`."""
     return [
         {
             "task": {"type": "automatic-speech-recognition", "name": "Automatic Speech Recognition"},
@@ -176,7 +176,7 @@ def _replace(body: str, name: str, content: str) -> str:
         begin in body and body.index(end) < body.index(begin)
     ):
         raise PublishError(
-            f"the repository's {CARD} has a broken section: one {begin!r} and one {end!r} after it belong together"
+            f"the repository's {CARD} has a broken section: it needs exactly one {begin!r} and one {end!r} after it"
         )
     section = f"{begin}\n{content.strip()}\n{end}"
     if begin not in body:
@@ -224,13 +224,13 @@ def _table(model: CardModel, variants: Sequence[CardVariant]) -> str:
     lines += _notes(variants)
     if columns:
         lines += ["", _LEGEND]
-    if model.picture:
-        lines += ["", f"![Size and quality of the variants]({_url(model.picture)})"]
+    if model.chart:
+        lines += ["", f"![Size and quality of the variants]({_url(model.chart)})"]
     return "\n".join(lines)
 
 
 def _notes(variants: Sequence[CardVariant]) -> list[str]:
-    """What readers must know of single variants, after an empty line."""
+    """Return what readers must know about single variants, after an empty line."""
     notes = [
         f"- `{_code(item.version.variant)}` was published without its proof: {markdown_text(item.version.unproven)}"
         for item in variants
@@ -243,7 +243,7 @@ def _notes(variants: Sequence[CardVariant]) -> list[str]:
         if "_stateful" in item.version.variant
     ]
     notes += [
-        f"- `{_code(item.version.variant)}` was published by another tool; nothing is known of its making"
+        f"- `{_code(item.version.variant)}` was published by another tool, so it is not known how it was made"
         for item in variants
         if item.foreign
     ]
@@ -251,7 +251,7 @@ def _notes(variants: Sequence[CardVariant]) -> list[str]:
 
 
 def _columns(variants: Sequence[CardVariant]) -> list[tuple[str, str, str, int]]:
-    """Dataset, kind, heading and digits of each figure that some variant has."""
+    """Return dataset, kind, heading and digits of each figure that any variant has."""
     metrics = [item.version.metrics for item in variants]
     datasets = sorted({name for item in metrics for kind, _, _ in _COLUMNS for name in item.get(kind, {})})
     return [
@@ -273,7 +273,7 @@ def _figure(metrics: Mapping[str, Any], kind: str, dataset: str, digits: int) ->
 
 def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
     if not variants:
-        return "## How to use\n\nThere is no variant at present; earlier revisions of this repository have some."
+        return "## How to use\n\nThere is no variant at present. Earlier revisions of this repository have some."
     runnable = [item.version.variant for item in variants if "_stateful" not in item.version.variant]
     name, repo = _code((runnable or [variants[0].version.variant])[0]), _code(model.repo_id)
     on_hub = _HUB_ID.fullmatch(model.repo_id) is not None
@@ -320,7 +320,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text for a code span, a block or a table's cell: nothing that ends one, begins a comment, or is not seen."""
+    """Return text for a code span, block or table cell, without what ends one, starts a comment, or is invisible."""
     return "".join(character for character in text if character.isprintable() and character not in "`|<>")
 
 

@@ -1,20 +1,24 @@
-"""The repository's `config.json`: which variants the runtime recommends to which devices.
+"""The device table of a repository, `config.json`: the variants that the runtime recommends to each device.
 
 Source: argmaxinc/argmax-oss-swift v0.18 to v1.1.0. The longest identifier prefix wins; a repository whose `name` is
 contained in "whisperkit-coreml-fallback" inherits the runtime's built-in table.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whisperkit_tools.errors import PublishError
+from whisperkit_tools.errors import OptionsError, PublishError, option
+from whisperkit_tools.files import sha256_of_json
 
 TABLE = "config.json"
 VERSION = "0.4"
 _INHERITING = "whisperkit-coreml-fallback"
+_EXPECTED = (
+    'is not a device table: expected {"name": ..., "device_support": [{"chips", "identifiers", "models": {"default", '
+    '"supported"}}]}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,12 @@ class ChipFamily:
     Attributes:
         chips: Their chips, for people.
         identifiers: Prefixes of the devices' identifiers.
-        most_bytes: Largest encoder and decoder together that they are given.
+        max_bytes: Maximum bytes of encoder and decoder together.
     """
 
     chips: str
     identifiers: tuple[str, ...]
-    most_bytes: int
+    max_bytes: int
 
 
 # Identifiers are Apple's model identifiers. The sizes are ours, chosen for the memory that an app may use on a family's
@@ -50,14 +54,14 @@ FAMILIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """What the table needs to know of a variant.
+class TableVariant:
+    """A variant, as far as the table depends on it.
 
     Attributes:
-        name: Its folder.
-        model_bytes: Encoder and decoder together.
+        name: Name of its folder.
+        model_bytes: Bytes of encoder and decoder together.
         turbo: Whether it has the latency layout, which M1-class Neural Engines do not run for large models.
-        wer: Percent, where it was measured.
+        wer: Word error rate in percent, where it was measured.
         stateful: Whether its caches are states, a form that the open runtime does not load.
     """
 
@@ -70,7 +74,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class DeviceTable:
-    """The file, and the digests of the entries in it that are ours."""
+    """The file, and the digests of the entries that wkt wrote."""
 
     content: bytes
     made: tuple[str, ...]
@@ -78,22 +82,23 @@ class DeviceTable:
 
 def build_table(
     repo_id: str,
-    variants: Sequence[Variant],
+    variants: Sequence[TableVariant],
     present: bytes | None,
     policy: Mapping[str, Any] | None = None,
     made: Collection[str] = (),
 ) -> DeviceTable:
-    """The table for the variants that are there.
+    """Return the table for the variants of a repository.
 
     Args:
-        repo_id: Names it.
+        repo_id: Id of the repository, which gives the table its name.
         variants: All variants of the repository.
-        present: The file that is there; entries that are not ours survive, as far as their variants are there.
-        policy: A table to take instead of the recommendation.
-        made: Digests of the entries that are ours: untouched since we wrote them.
+        present: The present file. Entries that were made by hand survive, as far as their variants exist.
+        policy: A table to publish instead of the recommendation.
+        made: Digests of the entries that wkt wrote and nobody changed.
 
     Raises:
-        PublishError: The present file or the policy is not a table, or the policy names variants that are not there.
+        PublishError: The present file is not a table.
+        OptionsError: The policy is not a table, or names variants that do not exist.
     """
     names = {item.name for item in variants}
     if policy is not None:
@@ -105,7 +110,7 @@ def build_table(
     ours = [entry for family in FAMILIES if (entry := _recommend(family, variants, taken)) is not None]
     content = {
         **table,
-        "name": safe_name(str(table.get("name", repo_id))),
+        "name": table_name(str(table.get("name", repo_id))),
         "version": str(table.get("version", VERSION)),
         "device_support": [*kept, *ours],
     }
@@ -113,35 +118,36 @@ def build_table(
 
 
 def _from_policy(policy: Mapping[str, Any], names: set[str], repo_id: str) -> dict[str, Any]:
-    _check(policy, "the device table given")
+    if not _is_table(policy):
+        raise OptionsError(f"{option('device_table')} {_EXPECTED}")
     missing = sorted(_named(policy) - names)
     if missing:
-        raise PublishError(
-            f"the device table names variants that are not in the repository: {', '.join(missing)}; "
-            f"there are: {', '.join(sorted(names)) or 'none'}"
+        raise OptionsError(
+            f"{option('device_table')} names variants that are not in the repository: {', '.join(missing)}; "
+            f"it has: {', '.join(sorted(names)) or 'none'}"
         )
-    return {"version": VERSION, **policy, "name": safe_name(str(policy.get("name", repo_id)))}
+    return {"version": VERSION, **policy, "name": table_name(str(policy.get("name", repo_id)))}
 
 
 def _digest(entry: Any) -> str:
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(entry)[:16]
 
 
-def safe_name(repo_id: str) -> str:
-    """The table's name, which must not inherit another project's table."""
+def table_name(repo_id: str) -> str:
+    """Return the table's name, which must not inherit another project's table."""
     name = repo_id.rsplit("/", maxsplit=1)[-1]
     return f"{name}-wkt" if name in _INHERITING else name
 
 
-def _recommend(family: ChipFamily, variants: Sequence[Variant], taken: set[str]) -> dict[str, Any] | None:
-    """One entry: what fits, the best of it as the default. None where nothing fits, or all identifiers are taken."""
+def _recommend(family: ChipFamily, variants: Sequence[TableVariant], taken: set[str]) -> dict[str, Any] | None:
+    """Return an entry with the variants that fit, the best as the default, or None where there is none to make."""
     identifiers = [item for item in family.identifiers if item not in taken]
-    fitting = [item for item in variants if item.model_bytes <= family.most_bytes and not item.stateful]
+    fitting = [item for item in variants if item.model_bytes <= family.max_bytes and not item.stateful]
     if "M1" in family.chips:
         fitting = [item for item in fitting if not (item.turbo and item.model_bytes > 650_000_000)]
     if not identifiers or not fitting:
         return None
-    # The lowest measured WER, else the largest: within one family of models more bytes transcribe better.
+    # The lowest measured WER, otherwise the largest: within one family of models more bytes transcribe better.
     best = min(fitting, key=lambda item: (item.wer is None, item.wer or 0.0, -item.model_bytes, item.name))
     return {
         "chips": family.chips,
@@ -151,7 +157,7 @@ def _recommend(family: ChipFamily, variants: Sequence[Variant], taken: set[str])
 
 
 def _valid(entry: Any, names: set[str]) -> dict[str, Any] | None:
-    """A hand-made entry without the variants that are gone; None when none is left."""
+    """Return a hand-made entry without the variants that are gone, or None when none is left."""
     supported = [name for name in entry["models"]["supported"] if name in names]
     if not supported:
         return None
@@ -172,27 +178,26 @@ def _parse(content: bytes | None) -> dict[str, Any]:
         table = json.loads(content)
     except ValueError as error:
         raise PublishError(
-            f"the repository's {TABLE} is not JSON ({error}); mend it, or give a table with --device-table"
+            f"the repository's {TABLE} is not JSON ({error}); repair it, or pass a table with {option('device_table')}"
         ) from error
-    _check(table, f"the repository's {TABLE}")
+    if not _is_table(table):
+        raise PublishError(f"the repository's {TABLE} {_EXPECTED}")
     return dict(table)
 
 
-def _check(table: Any, what: str) -> None:
-    wrong = PublishError(
-        f'{what} is no device table: expected {{"name": ..., "device_support": [{{"chips", "identifiers", '
-        '"models": {"default", "supported"}}]}'
-    )
+def _is_table(table: Any) -> bool:
     if not isinstance(table, Mapping) or not isinstance(table.get("device_support", []), list):
-        raise wrong
-    for entry in table.get("device_support", []):
-        models = entry.get("models") if isinstance(entry, dict) else None
-        if not isinstance(models, dict) or not isinstance(entry.get("identifiers"), list):
-            raise wrong
-        if not isinstance(models.get("default"), str) or not isinstance(models.get("supported"), list):
-            raise wrong
-        if not all(isinstance(name, str) for name in (*entry["identifiers"], *models["supported"])):
-            raise wrong
+        return False
+    return all(_is_entry(entry) for entry in table.get("device_support", []))
+
+
+def _is_entry(entry: Any) -> bool:
+    models = entry.get("models") if isinstance(entry, dict) else None
+    if not isinstance(models, dict) or not isinstance(entry.get("identifiers"), list):
+        return False
+    if not isinstance(models.get("default"), str) or not isinstance(models.get("supported"), list):
+        return False
+    return all(isinstance(name, str) for name in (*entry["identifiers"], *models["supported"]))
 
 
 def _to_bytes(table: Mapping[str, Any]) -> bytes:

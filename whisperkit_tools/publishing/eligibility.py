@@ -1,36 +1,34 @@
-"""What a bundle must prove before it is published: that it is what was verified, and that it passed its gate."""
+"""The check of a bundle before publication: it is what was verified, and it passed its gate."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.contract import COMPONENTS
-from whisperkit_tools.errors import DatasetError, PublishError
+from whisperkit_tools.contract import COMPONENTS, MODEL_COMPONENTS
+from whisperkit_tools.errors import DatasetError, OptionsError, PublishError, option
 from whisperkit_tools.eval.schema import REPORT_FILE, RunReport, read_report
 from whisperkit_tools.manifest import MANIFEST, Manifest, ParityRecord
 from whisperkit_tools.publishing.registry.base import check_path
 from whisperkit_tools.publishing.variant_names import check_variant
 
-_SIZED = (contract.ENCODER, contract.DECODER)  # what the size in a variant's name counts
 _SIZE_IN_NAME = re.compile(r"_(\d+)MB$")
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """A bundle with what was found about it.
+class PublishableBundle:
+    """A bundle that was checked.
 
     Attributes:
         bundle: The bundle.
-        content: sha256 over the paths and hashes of its files: evaluation reports name a bundle by it.
-        model_bytes: Encoder and decoder together.
-        size_bytes: All files.
-        reports: Its evaluations, newest of each dataset, by dataset.
-        report_folders: Where each of them lies.
-        shortfalls: What it does not prove; none means that it may be published.
-        unproven: Why it is published in spite of shortfalls.
+        content: Digest of its files. Evaluation reports name a bundle by it.
+        model_bytes: Bytes of encoder and decoder together.
+        size_bytes: Bytes of all files.
+        reports: Its newest evaluation on each dataset, by dataset.
+        report_folders: The folder of each of them.
+        shortfalls: What it does not prove.
+        unproven: The reason for publishing it despite shortfalls.
     """
 
     bundle: Bundle
@@ -43,48 +41,49 @@ class Evidence:
     unproven: str | None = None
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether the bundle was palettized."""
-        return self.bundle.manifest.compression is not None
+    def name(self) -> str:
+        """The name of the variant."""
+        return self.bundle.name
 
     def files(self) -> dict[str, Path]:
-        """What is published: path inside the variant folder to file; only what the manifest names, and itself."""
+        """Return the files to publish by their paths in the variant folder: those of the manifest, and the manifest."""
         return _published(self.bundle)
 
 
-def examine(
+def check_bundle(
     bundle: Bundle, reports: Path | None, required: Collection[str] = (), *, allow_unproven: str | None = None
-) -> Evidence:
-    """Check a bundle's proofs.
+) -> PublishableBundle:
+    """Check that a bundle may be published.
 
     Args:
         bundle: The bundle.
-        reports: Folder with the runs of `wkt evaluate`; None when there is none.
-        required: Datasets whose evaluation the policy asks for.
-        allow_unproven: A reason to publish it whatever is missing; a changed or rejected bundle is refused still.
+        reports: Folder with the runs of `wkt evaluate`, or None.
+        required: Datasets on which it must have been evaluated.
+        allow_unproven: A reason to publish it although a proof is missing. A changed or rejected bundle is refused
+            nevertheless.
 
     Raises:
-        PublishError: It may not be published; every reason is named.
+        PublishError: It may not be published. Every reason is named.
     """
     check_variant(bundle.name)
     content = _check_files(bundle)
-    model_bytes = sum(bundle.package(name).nbytes for name in _SIZED)
+    model_bytes = sum(bundle.package(name).nbytes for name in MODEL_COMPONENTS)
     _check_size(bundle.name, model_bytes)
     if bundle.manifest.compression is not None and bundle.manifest.compression.rejected:
         raise PublishError(
-            f"{bundle.name} was rejected by its quality gate and is never published; compress it less, or lower the "
+            f"{bundle.name} was rejected by its quality gate and is never published; compress it less, or relax the "
             "gate's limits, with `wkt palettize`"
         )
     found = find_reports(reports, content) if reports is not None else {}
     shortfalls = [*_verification(bundle.manifest), *_gate(bundle.name, bundle.manifest)]
     missing = sorted(set(required) - set(found))
-    shortfalls += [f"no evaluation of this very bundle on {name} (`wkt evaluate --dataset {name}`)" for name in missing]
+    shortfalls += [f"no evaluation of this very bundle on {name} (run `wkt evaluate`)" for name in missing]
     if shortfalls and allow_unproven is None:
         raise PublishError(
-            f"{bundle.name} does not prove that it is good enough: {'; '.join(shortfalls)}. Make up for it, or say why "
-            "it is published all the same with --allow-unproven REASON"
+            f"{bundle.name} does not prove that it is good enough: {'; '.join(shortfalls)}. Supply what is missing, or "
+            f"give a reason to publish it nevertheless with {option('allow_unproven', 'REASON')}"
         )
-    return Evidence(
+    return PublishableBundle(
         bundle,
         content,
         model_bytes,
@@ -97,11 +96,11 @@ def examine(
 
 
 def _check_files(bundle: Bundle) -> str:
-    """The digest of the bundle's content, whose files are exactly those of its manifest."""
+    """Check that the bundle's files are exactly those of its manifest. Return the digest of its content."""
     recorded = bundle.manifest.files
     if not recorded:
         raise PublishError(
-            f"{bundle.name} has no {MANIFEST} that records its files, so nothing about it can be proved; convert or "
+            f"{bundle.name} has no {MANIFEST} that records its files, so nothing about it is proved; convert or "
             "palettize it with wkt"
         )
     for name in recorded:
@@ -124,7 +123,7 @@ def _check_files(bundle: Bundle) -> str:
 
 
 def _check_size(name: str, model_bytes: int) -> None:
-    """The runtime and people read a compressed variant's size from its name."""
+    """Check the size in the name of a compressed variant, which the runtime and people read."""
     found = _SIZE_IN_NAME.search(name)
     if found is not None and int(found[1]) != int(model_bytes / 1e6):
         raise PublishError(
@@ -168,14 +167,14 @@ def _published(bundle: Bundle) -> dict[str, Path]:
 
 
 def find_reports(root: Path, content: str) -> dict[str, tuple[RunReport, Path]]:
-    """The newest finished evaluation of a bundle on each dataset.
+    """Return the newest finished evaluation of a bundle on each dataset.
 
     Args:
         root: A run's folder, or a folder of them.
-        content: The bundle's digest; reports of other bundles are passed over.
+        content: The bundle's digest. Reports of other bundles are skipped.
 
     Returns:
-        Dataset to the run and its folder.
+        The run and its folder by dataset.
 
     Raises:
         PublishError: A report is damaged.
@@ -191,7 +190,7 @@ def find_reports(root: Path, content: str) -> dict[str, tuple[RunReport, Path]]:
 
 
 def all_reports(root: Path) -> list[tuple[RunReport, Path]]:
-    """Every run below a folder, with the folder it lies in; comparisons of several runs are passed over.
+    """Return every run below a folder with its own folder. Comparisons of several runs are skipped.
 
     Raises:
         PublishError: A report is damaged, or a symbolic link.
@@ -199,33 +198,37 @@ def all_reports(root: Path) -> list[tuple[RunReport, Path]]:
     found = []
     for path in sorted(root.rglob(REPORT_FILE)) if root.is_dir() else ():
         if path.is_symlink():
-            raise PublishError(f"{path} is a symbolic link; give the folder that `wkt evaluate` made")
+            raise PublishError(f"{path} is a symbolic link; name the folder that `wkt evaluate` made")
         runs = _runs(path)
         found += [(runs[0], path.parent)] if len(runs) == 1 else []
     return found
 
 
-def check_reports(root: Path, evidence: Sequence[Evidence]) -> list[str]:
-    """Whether a folder of reports that was asked for is about these bundles.
+def check_reports(root: Path, bundles: Sequence[PublishableBundle]) -> list[str]:
+    """Check that a folder of reports that the user named is about these bundles.
 
     Returns:
-        A line for each report of another content of one of these bundles: it was measured before a change.
+        A line for each report of another content of one of these bundles, which was measured before a change.
 
     Raises:
-        PublishError: The folder is not there, holds no report, or none of these bundles.
+        OptionsError: The folder does not exist, holds no report, or none of these bundles.
     """
     reports = all_reports(root)
     if not reports:
-        raise PublishError(f"no report of `wkt evaluate` in {root}; pass the folder of a run, or of several")
-    contents = {item.content: item.bundle.name for item in evidence}
+        raise OptionsError(
+            f"{option('reports')}: no report of `wkt evaluate` in {root}; name the folder of a run, or of several"
+        )
+    contents = {item.content: item.bundle.name for item in bundles}
     others = [(run, folder) for run, folder in reports if run.bundle is None or run.bundle.sha256 not in contents]
     if len(others) == len(reports):
         about = "; ".join(sorted({f"{folder} is about {_subject(run)}" for run, folder in others})[:3])
         here = ", ".join(f"{name} ({content[:12]})" for content, name in contents.items())
-        raise PublishError(f"no report in {root} is of this very bundle, {here}: {about}; evaluate it again")
+        raise OptionsError(
+            f"{option('reports')}: no report in {root} is of this very bundle, {here}: {about}; evaluate it again"
+        )
     names = set(contents.values())
     return [
-        f"passed over {folder}: it measured another content of {run.bundle.name}, {run.bundle.sha256[:12]}"
+        f"skipped {folder}: it measured another content of {run.bundle.name}, {run.bundle.sha256[:12]}"
         for run, folder in others
         if run.bundle is not None and run.bundle.name in names
     ]

@@ -1,23 +1,21 @@
-"""Getting a variant back: every file is checked before the folder appears, and nothing leads out of it.
+"""Download of a variant: every file is checked before the folder appears, and no path leads out of it.
 
-What a repository says is not trusted: paths are checked, sizes and hashes are compared with the manifest and with what
-the registry says of its files.
+A repository is not trusted: paths are checked, sizes and hashes are compared with the manifest and with what the
+registry says about its files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from whisperkit_tools.bundle import Bundle, new_bundle
-from whisperkit_tools.errors import BundleError, PublishError
-from whisperkit_tools.files import read_json_object
+from whisperkit_tools.errors import BundleError, PublishError, option
+from whisperkit_tools.files import read_json_object, sha256
 from whisperkit_tools.manifest import MANIFEST, read_manifest
+from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.publishing.index import INDEX, Index
-from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, digest, printable
+from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, printable
 from whisperkit_tools.publishing.variant_names import check_variant, variants_of
-
-Progress = Callable[[str, int], None]
-"""Called with the path and the bytes of a file that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +25,10 @@ class Pulled:
     Attributes:
         path: Its folder.
         commit: The state of the repository that it came from.
-        files: How many.
-        size_bytes: Together.
-        has_manifest: Whether hashes of our own were there to compare with; a bundle of another tool has none.
-        runs_here: Whether `wkt` can run it: models that another tool published compiled only run on Apple's systems.
+        files: Number of files.
+        size_bytes: Bytes of all files.
+        has_manifest: Whether there was a manifest to compare the files with. A bundle of another tool has none.
+        runs_here: Whether `wkt` can run it. Compiled models, which other tools publish, run on Apple's systems only.
     """
 
     path: Path
@@ -53,16 +51,16 @@ def pull(
     """Download a variant.
 
     Args:
-        registry: Where from.
+        registry: The registry that has it.
         variant: Its name.
         output_dir: The folder that holds bundles.
-        revision: A tag or a commit; the present state when None.
-        force: Replace a bundle that is there.
-        progress: Told of each file.
+        revision: A tag or a commit; None for the present state.
+        force: Replace an existing bundle.
+        progress: Receives the bytes that are done, and a note for each file.
 
     Raises:
-        PublishError: No such variant, or what came is not what was published.
-        BundleError: The target exists.
+        PublishError: There is no such variant, or a file is not what was published.
+        BundleError: The bundle exists already.
     """
     check_variant(variant)
     snapshot = registry.snapshot(revision)
@@ -75,17 +73,17 @@ def pull(
     names = {path.removeprefix(f"{variant}/"): path for path in known[variant]}
     for name in names:
         check_path(name)
+    sizes = [snapshot.files[path].size_bytes for path in names.values()]
+    listener: Progress = progress or SilentProgress()
     with new_bundle(output_dir / variant, force=force) as folder:
-        for name, path in names.items():
+        for place, (name, path) in enumerate(names.items(), 1):
             _fetch(registry, snapshot, path, folder / name)
-            if progress is not None:
-                progress(path, snapshot.files[path].size_bytes)
+            listener.advance(variant, sum(sizes[:place]), sum(sizes), printable(name))
         manifest = _check_manifest(folder, names)
         _check_index(registry, snapshot, variant, folder)
         runs_here = any(name.startswith("AudioEncoder.mlpackage/") for name in names)
         if runs_here:
             Bundle.open(folder)
-    sizes = [snapshot.files[path].size_bytes for path in names.values()]
     return Pulled(output_dir / variant, snapshot.commit, len(names), sum(sizes), manifest, runs_here)
 
 
@@ -93,11 +91,11 @@ def _fetch(registry: Registry, snapshot: Snapshot, path: str, destination: Path)
     registry.fetch(path, snapshot, destination)
     expected: RemoteFile = snapshot.files[path]
     if not expected.holds(destination):
-        registry.fetch(path, snapshot, destination, again=True)  # it may have been damaged where it was kept
+        registry.fetch(path, snapshot, destination, again=True)  # the cached copy may be damaged
     if not expected.holds(destination):
         raise PublishError(
             f"{path} from {registry.label} is not what the repository says it is: {destination.stat().st_size} bytes, "
-            f"sha256 {digest(destination)[:12]}..., expected {expected.size_bytes} bytes, "
+            f"sha256 {sha256(destination)[:12]}..., expected {expected.size_bytes} bytes, "
             f"{(expected.sha256 or expected.blob_id or 'unknown')[:12]}...; nothing was kept, pull again"
         )
 
@@ -121,7 +119,7 @@ def _check_manifest(folder: Path, names: Mapping[str, str]) -> bool:
 
 
 def _check_index(registry: Registry, snapshot: Snapshot, variant: str, folder: Path) -> None:
-    """Compare a variant of ours with the version that the index names."""
+    """Compare a variant that wkt published with the version in the index."""
     version = Index.parse(registry.read(INDEX, snapshot)).current(variant)
     if version is None:
         return
@@ -130,6 +128,6 @@ def _check_index(registry: Registry, snapshot: Snapshot, variant: str, folder: P
     if content != version.content:
         raise PublishError(
             f"{variant} in {registry.label} is not the version that its {INDEX} names: content {content[:12]}, "
-            f"expected {version.content[:12]}; somebody changed it without wkt. Nothing was kept; take an earlier "
-            "commit with --revision"
+            f"expected {version.content[:12]}; somebody changed it without wkt. Nothing was kept; choose an earlier "
+            f"commit with {option('revision')}"
         )

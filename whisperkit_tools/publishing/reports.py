@@ -1,6 +1,6 @@
 """Evaluation reports beside the variants, or in a dataset repository of their own.
 
-No path of a report may hold `<variant>/`: the runtime's download pattern `*<variant>/*` would find it.
+No path of a report may contain `<variant>/`, because the runtime's download pattern `*<variant>/*` would find it.
 """
 
 import json
@@ -10,15 +10,15 @@ from pathlib import Path, PureWindowsPath
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.schema import REPORT_FILE, Report, RunReport, to_json
-from whisperkit_tools.publishing.eligibility import Evidence
-from whisperkit_tools.publishing.registry.base import Change, Content
+from whisperkit_tools.publishing.eligibility import PublishableBundle
+from whisperkit_tools.publishing.registry.base import Content, RegistryChange
 
 REPORTS = "reports"
-_OTHERS = ("report.md", "report.html")  # the page shows texts of the dataset, which may have terms of its own
+_OTHERS = ("report.md", "report.html")  # the page shows texts of the dataset, which may have its own terms
 
 
-def report_files(item: Evidence, *, with_transcripts: bool) -> dict[str, Content]:
-    """A bundle's evaluations: `reports/<dataset>/<date>-<variant>-<content>/` and what is in it.
+def report_files(item: PublishableBundle, *, with_transcripts: bool) -> dict[str, Content]:
+    """Return the files of a bundle's evaluations, in `reports/<dataset>/<date>-<variant>-<content>/`.
 
     Args:
         item: The bundle.
@@ -44,7 +44,7 @@ def report_files(item: Evidence, *, with_transcripts: bool) -> dict[str, Content
 
 
 def _portable(run: RunReport) -> bytes:
-    """`report.json` without the places of the machine that measured."""
+    """Return `report.json` without paths of the machine that measured."""
     bundle = None if run.bundle is None else replace(run.bundle, path=run.bundle.name)
     dataset = replace(run.dataset, source=_name_of(run.dataset.source))
     whole = to_json(Report((replace(run, bundle=bundle, dataset=dataset),)))
@@ -56,8 +56,8 @@ def _name_of(source: str) -> str:
     return Path(source).name if local else source
 
 
-def split_reports(change: Change) -> tuple[Change, Change]:
-    """A change without its reports, and one that has only these."""
+def split_reports(change: RegistryChange) -> tuple[RegistryChange, RegistryChange]:
+    """Split a change into one without reports and one with nothing else."""
     apart = {path: content for path, content in change.additions.items() if path.startswith(f"{REPORTS}/")}
     kept = {path: content for path, content in change.additions.items() if path not in apart}
-    return replace(change, additions=kept), Change(apart, title=f"Reports: {change.title}", tag=None)
+    return replace(change, additions=kept), RegistryChange(apart, title=f"Reports: {change.title}", tag=None)

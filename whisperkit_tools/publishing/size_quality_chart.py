@@ -1,6 +1,6 @@
-"""The picture of size against quality in the card: an SVG file, the same bytes for the same figures.
+"""The chart of size against quality in the model card: an SVG file, with the same bytes for the same figures.
 
-It stands in a page of either background and loads nothing: colours that both carry, system fonts.
+It is shown on light and dark pages and loads nothing, so it uses colours that suit both and system fonts.
 """
 
 import re
@@ -13,7 +13,7 @@ from whisperkit_tools.eval.reports.charts import Axis, Point, Scatter, scatter
 from whisperkit_tools.eval.reports.format import visible
 from whisperkit_tools.eval.reports.page import short_names
 
-PICTURE = "size-quality.svg"
+CHART = "size-quality.svg"
 _LEFT, _TOP, _WIDTH, _HEIGHT = 64, 44, 660, 280  # the plot's, in pixels; labels are spread for this height
 _WHOLE = (760, 372)
 _INK, _GRID, _ACCENT = "#59636e", "#8b949e", "#2f6feb"
@@ -22,16 +22,20 @@ _KINDS = (("wer", "Word error rate", "lower left is better"), ("qoi", "Quality o
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One variant in the picture: size in bytes and its `metrics` of the index."""
+class ChartVariant:
+    """A variant in the chart: size in bytes and its `metrics` of the index."""
 
     name: str
     size_bytes: int
     metrics: Mapping[str, Any]
 
 
-def render_picture(variants: Sequence[Measured]) -> bytes | None:
-    """Draw size against the figure that most variants share, WER before QoI; None where no two share one."""
+def render_chart(variants: Sequence[ChartVariant]) -> bytes | None:
+    """Draw size against the figure that the largest number of variants share, WER before QoI.
+
+    Returns:
+        The file, or None where no two variants share a figure.
+    """
     kind, dataset = _shared(variants)
     shown = [item for item in variants if dataset in item.metrics.get(kind, {})]
     if len(shown) < 2:
@@ -50,21 +54,21 @@ def render_picture(variants: Sequence[Measured]) -> bytes | None:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """What tells the variants apart; where all begin with the name of the uncompressed one, what they add to it."""
+    """Return short distinct labels: what the names add to the uncompressed one's where all begin with it."""
     base = min(names, key=len)
     if _COMPRESSED.search(base) or not all(name.startswith(base) for name in names):
         return short_names(names)
     return [name.removeprefix(base) or "float16" for name in names]
 
 
-def _shared(variants: Sequence[Measured]) -> tuple[str, str]:
-    """Kind and dataset of the figure that most variants have."""
+def _shared(variants: Sequence[ChartVariant]) -> tuple[str, str]:
+    """Return kind and dataset of the figure that the largest number of variants have."""
     counts = [
         (-sum(dataset in item.metrics.get(kind, {}) for item in variants), place, dataset)
         for place, (kind, _, _) in enumerate(_KINDS)
         for dataset in {name for item in variants for name in item.metrics.get(kind, {})}
     ]
-    # Two are enough for a picture of word error rates; only without them is it of the quality of inference.
+    # Two are enough for a chart of word error rates. Only without them it shows the quality of inference.
     enough = [item for item in counts if item[0] <= -2] or counts
     if not enough:
         return "wer", ""
@@ -112,7 +116,7 @@ def _axes(x: Axis, y: Axis) -> list[str]:
 
 
 def _point(item: Point, *, falling: bool) -> str:
-    """A point, its whisker, and its label on that side of the curve where the curve does not run."""
+    """Draw a point, its whisker, and its label on the side of the curve that is free."""
     x, y = _x(item.x), _y(item.y)
     whisker = ""
     if item.y_low is not None and item.y_high is not None:

@@ -1,4 +1,4 @@
-"""Names of variants in a repository.
+"""Checks of the names of variants in a repository.
 
 Source: the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0) downloads by the glob `*<variant>/*`, which
 must match one folder only.
@@ -12,30 +12,30 @@ from whisperkit_tools.errors import PublishError
 
 _VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*_[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = frozenset({"reports"})
-MOST_CHARACTERS = 96
+MAX_CHARACTERS = 96
 
 
 def check_variant(name: str) -> None:
-    """Check a variant's name by itself.
+    """Check a single name.
 
     Raises:
         PublishError: It is not `<org>_<model>[_turbo][_<N>MB]`, or could mean something in a path or a glob.
     """
-    if not _VARIANT.fullmatch(name) or ".." in name or name in RESERVED or len(name) > MOST_CHARACTERS:
+    if not _VARIANT.fullmatch(name) or ".." in name or name in RESERVED or len(name) > MAX_CHARACTERS:
         raise PublishError(
-            f"{name!r} is no variant's name: expected <org>_<model>[_turbo][_<N>MB] of at most {MOST_CHARACTERS} "
+            f"{name!r} is not a variant's name: expected <org>_<model>[_turbo][_<N>MB] of at most {MAX_CHARACTERS} "
             "letters, digits, '.', '-' and '_'; convert the model again under another name, or rename the folder"
         )
 
 
 def check_together(names: Iterable[str]) -> None:
-    """Check that each name's download pattern finds its own folder only.
+    """Check that the download pattern of each name finds only its own folder.
 
     Raises:
-        PublishError: A name ends with another one; all such pairs are named.
+        PublishError: A name ends with another one. All such pairs are named.
     """
     known = sorted(set(names))
-    # Some file systems take large and small letters for the same.
+    # Some file systems do not distinguish upper and lower case.
     clashes = [
         (longer, shorter)
         for shorter in known
@@ -48,12 +48,12 @@ def check_together(names: Iterable[str]) -> None:
 
 
 def check_globs(names: Iterable[str], paths: Iterable[str]) -> None:
-    """Check that no file elsewhere in the repository matches a variant's download pattern.
+    """Check that no file elsewhere in the repository matches the download pattern of a variant.
 
-    The runtime's `*` matches `/` too, so that `reports/<variant>/x.json` would count as a second folder.
+    The runtime's `*` matches `/` too, so `reports/<variant>/x.json` would count as a second folder.
 
     Raises:
-        PublishError: One does; the first of them are named.
+        PublishError: A file does. The first three are named.
     """
     known = sorted(set(names))
     found = [
@@ -70,10 +70,10 @@ def check_globs(names: Iterable[str], paths: Iterable[str]) -> None:
 
 
 def variants_of(paths: Iterable[str]) -> dict[str, list[str]]:
-    """The variant folders among a repository's paths: those that hold the three packages, whoever published them.
+    """Return the variant folders of a repository: those with the three packages, whoever published them.
 
     Returns:
-        Name to the paths inside, sorted.
+        Sorted paths of each folder by its name.
     """
     folders: dict[str, list[str]] = {}
     for path in paths:
@@ -89,4 +89,4 @@ def _is_variant(name: str, paths: list[str]) -> bool:
         for path in paths
         if ".mlmodel" in path or ".mlpackage" in path
     }
-    return {contract.MEL, contract.ENCODER, contract.DECODER} <= components
+    return set(contract.COMPONENTS) <= components

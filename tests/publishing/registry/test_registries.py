@@ -7,8 +7,8 @@ from email.utils import format_datetime
 import pytest
 from helpers.hub_server import PART_BYTES, Fault
 
-from whisperkit_tools.errors import PublishError
-from whisperkit_tools.publishing.registry.base import Change, ConflictError, RemoteFile, check_path
+from whisperkit_tools.errors import OptionsError, PublishError
+from whisperkit_tools.publishing.registry.base import ConflictError, RegistryChange, RemoteFile, check_path
 from whisperkit_tools.publishing.registry.folder import STATE, FolderRegistry
 from whisperkit_tools.publishing.registry.hub import HubRegistry
 
@@ -32,7 +32,7 @@ def registry(request, tmp_path):
 
 
 def publish(registry, additions, deletions=(), tag=None, parent=None):
-    change = Change(additions, frozenset(deletions), title="test", tag=tag)
+    change = RegistryChange(additions, frozenset(deletions), title="test", tag=tag)
     return registry.commit(change, registry.snapshot() if parent is None else parent)
 
 
@@ -82,15 +82,15 @@ def test_a_tag_names_a_state(registry):
     "path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "a/.env", ".git/config", "a\\b", "a\nb", "C:/x", "a/\u202eb"]
 )
 def test_paths_stay_inside(path):
-    with pytest.raises(PublishError, match="no path"):
+    with pytest.raises(PublishError, match="not a path"):
         check_path(path)
     with pytest.raises(PublishError):
-        Change({path: b""})
+        RegistryChange({path: b""})
 
 
 def test_added_and_removed_at_once_is_refused():
     with pytest.raises(PublishError, match="in one commit"):
-        Change({"a": b""}, frozenset({"a"}))
+        RegistryChange({"a": b""}, frozenset({"a"}))
 
 
 def test_size_alone_is_not_the_same_content():
@@ -152,8 +152,8 @@ def test_links_and_hidden_files_are_not_published(tmp_path):
 
 def test_a_folder_has_no_pull_requests(tmp_path):
     registry = FolderRegistry(tmp_path)
-    with pytest.raises(PublishError, match="--pr"):
-        registry.commit(Change({"a": b""}), registry.snapshot(), pull_request=True)
+    with pytest.raises(OptionsError, match="omit pr, or publish to the Hub with repo"):
+        registry.commit(RegistryChange({"a": b""}), registry.snapshot(), pull_request=True)
 
 
 # The Hub.
@@ -278,5 +278,5 @@ def test_a_hub_that_is_not_there():
 
 @pytest.mark.parametrize("name", ["whisper", "a/b/c", "acme/..", "acme/a b", ""])
 def test_names_of_repositories(name):
-    with pytest.raises(PublishError, match="no repository"):
+    with pytest.raises(OptionsError, match="is not a repository"):
         HubRegistry(name, token=TOKEN)

@@ -1,7 +1,7 @@
-"""Where variants are published: what a registry can do, whatever keeps it.
+"""The protocol of registries, where variants are published, and its types.
 
 `hub.HubRegistry` is a model repository on the Hub, `folder.FolderRegistry` a folder of the same layout. Both change in
-one step, from a head that the caller has seen to the next.
+one step, from a state that the caller has read to the next.
 """
 
 import hashlib
@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from whisperkit_tools.errors import PublishError
+from whisperkit_tools.files import sha256
 
 Content = Path | bytes
-"""A file to publish: where it lies, or its bytes."""
+"""A file to publish: its path, or its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class RemoteFile:
 
     Attributes:
         size_bytes: Its size.
-        sha256: Of its content, where the registry knows it.
+        sha256: Digest of its content, where the registry knows it.
         blob_id: Git's blob id of its content, where the registry knows it.
     """
 
@@ -36,28 +37,26 @@ class RemoteFile:
         if size != self.size_bytes:
             return False
         if self.sha256 is not None:
-            return digest(content) == self.sha256
-        return self.blob_id is not None and digest(content, "sha1", f"blob {size}\0".encode()) == self.blob_id
+            return _sha256(content) == self.sha256
+        return self.blob_id is not None and _git_blob_id(content) == self.blob_id
 
 
-def digest(content: Content, algorithm: str = "sha256", prefix: bytes = b"") -> str:
-    """Hex digest of `prefix` and the content, read in pieces."""
-    running = hashlib.new(algorithm, prefix)
-    if isinstance(content, bytes):
-        running.update(content)
-    else:
-        with content.open("rb") as file:
-            while piece := file.read(1 << 20):
-                running.update(piece)
-    return running.hexdigest()
+def _sha256(content: Content) -> str:
+    return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
+
+
+def _git_blob_id(content: Content) -> str:
+    """Return the id that git gives to a file. Source: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    data = content if isinstance(content, bytes) else content.read_bytes()  # a registry keeps large files by sha256
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What one commit does.
+class RegistryChange:
+    """The content of a commit.
 
     Attributes:
-        additions: Path in the registry to content; files that are there with this content may be among them.
+        additions: Content by path in the registry. Files that exist with this content may be among them.
         deletions: Paths of files to remove.
         title: One line.
         description: More lines.
@@ -74,7 +73,7 @@ class Change:
         """Check the paths.
 
         Raises:
-            PublishError: A path could lead out of the registry, or is added and removed at once.
+            PublishError: A path could lead out of the registry, or is both added and removed.
         """
         for path in (*self.additions, *self.deletions):
             check_path(path)
@@ -88,9 +87,9 @@ class Commit:
     """A state of a registry.
 
     Attributes:
-        id: Names it.
-        url: Where people can look at it.
-        pull_request: Address of the pull request that proposes it instead, if that was asked for.
+        id: Its id.
+        url: Its address for people.
+        pull_request: Address of the pull request that proposes it, if one was asked for.
     """
 
     id: str
@@ -100,11 +99,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a registry holds at one commit.
+    """The content of a registry at one commit.
 
     Attributes:
         commit: Its id; None for a registry that does not exist yet.
-        files: By path; of a branch that does not exist yet, those that it would start with.
+        files: Files by path. A branch that does not exist yet has those that it would start with.
     """
 
     commit: str | None
@@ -112,7 +111,7 @@ class Snapshot:
 
 
 class ConflictError(PublishError):
-    """Somebody else has changed the registry since it was read."""
+    """Raised when somebody else has changed the registry since it was read."""
 
 
 class Registry(Protocol):
@@ -120,29 +119,29 @@ class Registry(Protocol):
 
     @property
     def label(self) -> str:
-        """Its name in messages."""
+        """Return its name in messages."""
         ...
 
     @property
     def name(self) -> str:
-        """Its name in what is published."""
+        """Return its name in what is published."""
         ...
 
     @property
     def absent(self) -> str:
-        """What to say when it is not there."""
+        """Return the message for the case that it does not exist."""
         ...
 
     def create(self, *, private: bool) -> None:
-        """Make it, if it is not there.
+        """Make it, if it does not exist.
 
         Raises:
-            PublishError: It may not be made.
+            PublishError: It cannot be made.
         """
         ...
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
-        """What it holds now, or held at a tag or a commit.
+        """Return its content now, or at a tag or a commit.
 
         Raises:
             PublishError: It cannot be read, or has no such revision.
@@ -150,7 +149,7 @@ class Registry(Protocol):
         ...
 
     def read(self, path: str, snapshot: Snapshot) -> bytes | None:
-        """A small file as it is in the snapshot, or None when it is not there.
+        """Return a small file of the snapshot, or None when there is none.
 
         Raises:
             PublishError: It cannot be read.
@@ -158,13 +157,13 @@ class Registry(Protocol):
         ...
 
     def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
-        """Put a file of the snapshot at `destination`; its content is the caller's to check.
+        """Put a file of the snapshot at `destination`. The caller checks its content.
 
         Args:
-            path: In the registry.
-            snapshot: The state it is taken from.
-            destination: Where to.
-            again: Do not take what an earlier call has kept.
+            path: Path in the registry.
+            snapshot: The state that the file is taken from.
+            destination: The file to write.
+            again: Do not use the cached copy of an earlier call.
 
         Raises:
             PublishError: It cannot be read.
@@ -172,7 +171,7 @@ class Registry(Protocol):
         ...
 
     def tags(self) -> Mapping[str, str]:
-        """The states that have names.
+        """Return the commits that have names, by name.
 
         Raises:
             PublishError: It cannot be read.
@@ -187,8 +186,8 @@ class Registry(Protocol):
         """
         ...
 
-    def commit(self, change: Change, parent: Snapshot, *, pull_request: bool = False) -> Commit:
-        """Apply a change to the state that `parent` describes: all of it or nothing.
+    def commit(self, change: RegistryChange, parent: Snapshot, *, pull_request: bool = False) -> Commit:
+        """Apply a change to the state that `parent` describes, as a whole or not at all.
 
         Raises:
             ConflictError: The registry has moved on.
@@ -198,12 +197,12 @@ class Registry(Protocol):
 
 
 def printable(text: str) -> str:
-    """Text from outside for a terminal: what would move it, or is not seen, is written out."""
+    """Return text from outside for a terminal. Control and invisible characters are written out."""
     return "".join(one if one.isprintable() else f"[U+{ord(one):04X}]" for one in text)
 
 
 def check_path(path: str) -> None:
-    """Check that a registry's path stays inside, and says what it names.
+    """Check that a path stays inside the registry and is readable.
 
     Raises:
         PublishError: It is absolute, has `..`, `.` or empty parts, backslashes, control or bidirectional characters,
@@ -221,6 +220,6 @@ def check_path(path: str) -> None:
     )
     if wrong:
         raise PublishError(
-            f"{path!r} is no path for a registry: parts separated by '/', none of them empty, hidden or '..', and "
+            f"{path!r} is not a path for a registry: parts separated by '/', none of them empty, hidden or '..', and "
             "only printable characters without '\\' and ':' are allowed"
         )

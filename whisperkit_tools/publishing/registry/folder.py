@@ -1,7 +1,7 @@
-"""A registry in a plain folder: for a team without the Hub, and for trying things out.
+"""A registry in a plain folder, for a team without the Hub and for experiments.
 
-A commit is staged beside the files with a journal; from the moment the journal is there the commit has happened, and
-whoever opens the folder next finishes it. Before that moment nothing has changed.
+A commit is staged beside the files with a journal. Once the journal exists, the commit has happened, and whoever opens
+the folder next finishes it. Before that, nothing has changed.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from whisperkit_tools.errors import PublishError
+from whisperkit_tools.errors import OptionsError, PublishError, option
+from whisperkit_tools.files import sha256, write_json
 from whisperkit_tools.publishing.registry.base import (
-    Change,
     Commit,
     ConflictError,
+    RegistryChange,
     RemoteFile,
     Snapshot,
     check_path,
-    digest,
 )
 
 STATE = ".wkt"  # the registry's own files; hidden, so never among those that are published
@@ -33,41 +33,41 @@ LOCK_SECONDS = 60
 class FolderRegistry:
     """A folder with one sub-folder per variant, laid out as a repository on the Hub.
 
-    It keeps its present state only: the index names earlier versions, their files are gone.
+    It keeps its present state only. The index names earlier versions, but their files are gone.
     """
 
     def __init__(self, folder: Path) -> None:
         """Name the folder, which need not exist.
 
         Raises:
-            PublishError: Something else is there.
+            OptionsError: There is something else.
         """
         if folder.exists() and not folder.is_dir():
-            raise PublishError(f"{folder} is not a folder; choose another place with --to")
+            raise OptionsError(f"{folder} is not a folder; choose another place with {option('to')}")
         self.folder = folder
         self._known: dict[tuple[str, int, int, int], RemoteFile] = {}
 
     @property
     def label(self) -> str:
-        """The folder's path."""
+        """Return the folder's path."""
         return str(self.folder)
 
     @property
     def name(self) -> str:
-        """The folder's name alone: where it lies is nobody's business."""
+        """Return the folder's name without its place, which is private."""
         return self.folder.resolve().name
 
     @property
     def absent(self) -> str:
-        """What to say when it is not there."""
+        """Return the message for the case that it does not exist."""
         return f"there is no folder {self.label}"
 
     def create(self, *, private: bool) -> None:
-        """Make the folder; whether it is private is the file system's matter."""
+        """Make the folder. Its privacy is up to the file system."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
-        """What the folder holds.
+        """Return the content of the folder.
 
         Raises:
             PublishError: A revision other than the present one was asked for.
@@ -81,13 +81,13 @@ class FolderRegistry:
         if revision is not None and tags.get(revision, revision) != head:
             known = ", ".join(sorted(name for name, state in tags.items() if state == head)) or "none"
             raise PublishError(
-                f"{self.label} keeps its present state only, which {revision!r} does not name (tags of it: {known}); "
-                "a repository on the Hub keeps them all"
+                f"{self.label} keeps its present state only, which {revision!r} does not name (its tags: {known}); a "
+                "repository on the Hub keeps all states"
             )
         return Snapshot(head, files)
 
     def read(self, path: str, snapshot: Snapshot) -> bytes | None:
-        """A file's bytes."""
+        """Return the bytes of a file."""
         return (self.folder / path).read_bytes() if path in snapshot.files else None
 
     def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
@@ -97,7 +97,7 @@ class FolderRegistry:
         shutil.copyfile(self.folder / path, destination)
 
     def tags(self) -> dict[str, str]:
-        """The states that have names; all but the present one are gone."""
+        """Return the states that have names, of which only the present one still exists."""
         return self._tags()
 
     def set_tag(self, tag: str, commit: str) -> None:
@@ -110,15 +110,18 @@ class FolderRegistry:
             self._check_tag(tag, commit)
             self._write_state("tags.json", {**self._tags(), tag: commit})
 
-    def commit(self, change: Change, parent: Snapshot, *, pull_request: bool = False) -> Commit:
+    def commit(self, change: RegistryChange, parent: Snapshot, *, pull_request: bool = False) -> Commit:
         """Apply a change.
 
         Raises:
             ConflictError: The folder has changed since `parent`.
-            PublishError: A pull request was asked for, or the tag is taken.
+            PublishError: The tag is taken.
+            OptionsError: A pull request was asked for.
         """
         if pull_request:
-            raise PublishError("a folder has no pull requests; leave --pr away, or publish with --repo")
+            raise OptionsError(
+                f"a folder has no pull requests; omit {option('pr')}, or publish to the Hub with {option('repo')}"
+            )
         with self._locked():
             self._finish()
             if _state_id(self._files()) != parent.commit:
@@ -137,10 +140,10 @@ class FolderRegistry:
             raise PublishError(f"{self.label} has a tag {tag!r} already, for another state; choose another name")
 
     def _place(self, path: str) -> Path:
-        """Where a file of the registry lies.
+        """Return where a file of the registry is.
 
         Raises:
-            PublishError: Outside of the folder, by its name or by a link on the way.
+            PublishError: Outside of the folder, by its name or by a symbolic link on the way.
         """
         check_path(path)
         place = self.folder / path
@@ -152,15 +155,15 @@ class FolderRegistry:
         return {path: self._describe(path) for path in self._paths()}
 
     def _describe(self, path: str) -> RemoteFile:
-        """A file's size and hash; hashed once for as long as the file is not touched."""
+        """Return size and digest of a file. An unchanged file is hashed once."""
         stat = (self.folder / path).stat()
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key not in self._known:
-            self._known[key] = RemoteFile(stat.st_size, sha256=digest(self.folder / path))
+            self._known[key] = RemoteFile(stat.st_size, sha256=sha256(self.folder / path))
         return self._known[key]
 
     def _paths(self) -> list[str]:
-        """Published files: hidden ones and links are not."""
+        """Return the published files, without hidden ones and symbolic links."""
         found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
         return sorted(
             path.as_posix()
@@ -168,7 +171,7 @@ class FolderRegistry:
             if not any(part.startswith(".") for part in path.parts) and not (self.folder / path).is_symlink()
         )
 
-    def _stage(self, change: Change) -> None:
+    def _stage(self, change: RegistryChange) -> None:
         stage = self.folder / STATE / "stage"
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
@@ -185,7 +188,7 @@ class FolderRegistry:
         self._write_state("journal.json", journal)
 
     def _finish(self) -> None:
-        """Do what the journal says, if there is one; doing it twice does no harm."""
+        """Do what the journal says, if there is one. Doing it twice does no harm."""
         journal = self.folder / STATE / "journal.json"
         if not journal.is_file():
             return
@@ -204,7 +207,7 @@ class FolderRegistry:
         shutil.rmtree(self.folder / STATE / "stage", ignore_errors=True)
 
     def _read_journal(self, path: Path) -> dict[str, Any]:
-        """The journal, which may come with a folder from elsewhere: what it names is checked before anything moves."""
+        """Return the journal. A folder may come from elsewhere, so all its paths are checked before anything moves."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             for name, staged in content["moves"].items():
@@ -213,7 +216,7 @@ class FolderRegistry:
             for name in content["deletions"]:
                 self._place(name)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PublishError(f"{path} is damaged ({error}); remove {path.parent} to go on without it") from error
+            raise PublishError(f"{path} is damaged ({error}); remove {path.parent} to continue without it") from error
         return dict(content)
 
     def _remove_empty(self, path: Path) -> None:
@@ -227,17 +230,13 @@ class FolderRegistry:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def _write_state(self, name: str, value: Any) -> None:
-        path = self.folder / STATE / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_json(self.folder / STATE / name, value)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         state = self.folder / STATE
         if not os.access(self.folder, os.W_OK) and not (state / "journal.json").exists():
-            yield  # may be read only, so nobody changes it from here
+            yield  # a folder without write access does not change from here
             return
         if state.is_symlink():
             raise PublishError(f"{state} is a symbolic link; remove it")
@@ -254,6 +253,6 @@ class FolderRegistry:
 
 
 def _state_id(files: dict[str, RemoteFile]) -> str:
-    """A name for the folder's content, of the length of a commit's."""
+    """Return a name for the content of the folder, as long as that of a commit."""
     lines = "".join(f"{path}\0{file.sha256}\n" for path, file in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()[:40]

@@ -1,4 +1,4 @@
-"""A registry in a model repository on the Hugging Face Hub; `huggingface_hub` does everything on the wire."""
+"""A registry in a model repository on the Hugging Face Hub, reached through `huggingface_hub`."""
 
 import errno
 import re
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from whisperkit_tools.errors import PublishError
+from whisperkit_tools.errors import OptionsError, PublishError
 from whisperkit_tools.publishing.registry.base import (
-    Change,
     Commit,
     ConflictError,
+    RegistryChange,
     RemoteFile,
     Snapshot,
     check_path,
@@ -26,7 +26,7 @@ from whisperkit_tools.publishing.registry.base import (
 RETRIED = (429, 500, 502, 503, 504)
 ATTEMPTS = 6
 FIRST_WAIT_S = 1.0
-LONGEST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 _FULL = re.compile(r"quota|storage limit|storage space|exceeded|payment", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 T = TypeVar("T")
@@ -49,25 +49,25 @@ class HubRegistry:
 
         Args:
             repo_id: `ORG/NAME`.
-            revision: The branch to read and to commit to; `main` when None.
+            revision: The branch to read and to commit to; None for `main`.
             repo_type: `model` or `dataset`.
-            token: To use instead of the stored one.
-            endpoint: To use instead of `HF_ENDPOINT`.
-            sleep: Waits that many seconds between attempts.
+            token: A token instead of the stored one.
+            endpoint: An address instead of that in `HF_ENDPOINT`.
+            sleep: Waits a number of seconds between attempts.
 
         Raises:
-            PublishError: `repo_id` is not one.
+            OptionsError: `repo_id` is not the id of a repository.
         """
         from huggingface_hub import HfApi, get_token
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         if repo_id.count("/") != 1:
-            raise PublishError(f"{repo_id!r} is no repository: expected ORG/NAME, for example acme/whisper-coreml")
+            raise OptionsError(f"{repo_id!r} is not a repository: expected ORG/NAME, for example acme/whisper-coreml")
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise PublishError(f"{repo_id!r} is no repository: {error}") from error
+            raise OptionsError(f"{repo_id!r} is not a repository: {error}") from error
         self.repo_id = repo_id
         self._repo_type = repo_type
         self._revision = revision
@@ -77,17 +77,17 @@ class HubRegistry:
 
     @property
     def label(self) -> str:
-        """The repository's id."""
+        """Return the repository's id."""
         return self.repo_id
 
     @property
     def name(self) -> str:
-        """The repository's id."""
+        """Return the repository's id."""
         return self.repo_id
 
     @property
     def absent(self) -> str:
-        """What to say when it is not there."""
+        """Return the message for the case that it does not exist."""
         what = self.repo_id if self._revision is None else f"{self.repo_id}, or its branch {self._revision},"
         if self._token is None:
             return f"{what} does not exist, or may not be seen without a token; log in with `hf auth login`"
@@ -107,7 +107,7 @@ class HubRegistry:
             )
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
-        """What the repository holds at a revision, or at the branch's head."""
+        """Return the content of the repository at a revision, or at the head of the branch."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         wanted = revision or self._revision
@@ -130,13 +130,13 @@ class HubRegistry:
         return Snapshot(info.sha, {item.path: _describe(item) for item in items if hasattr(item, "size")})
 
     def read(self, path: str, snapshot: Snapshot) -> bytes | None:
-        """A small file's bytes."""
+        """Return the bytes of a small file."""
         if path not in snapshot.files:
             return None
         return self._download(path, snapshot).read_bytes()
 
     def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
-        """Download a file; what a broken connection left is gone on with."""
+        """Download a file, continuing after a broken connection."""
         destination.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self._download(path, snapshot, again=again), destination)
 
@@ -152,7 +152,7 @@ class HubRegistry:
         return self._call(f"download {path}", download)
 
     def tags(self) -> dict[str, str]:
-        """The commits that have names."""
+        """Return the commits that have names."""
         refs = self._call("read the tags", lambda: self._api.list_repo_refs(self.repo_id, repo_type=self._repo_type))
         return {ref.name: ref.target_commit for ref in refs.tags}
 
@@ -171,12 +171,12 @@ class HubRegistry:
         if self.tags().get(tag) != commit:
             raise PublishError(f"{self.label} has a tag {tag!r} already, for another commit; choose another name")
 
-    def commit(self, change: Change, parent: Snapshot, *, pull_request: bool = False) -> Commit:
-        """Upload what is new and commit, on top of `parent`; a lost answer is not committed twice.
+    def commit(self, change: RegistryChange, parent: Snapshot, *, pull_request: bool = False) -> Commit:
+        """Upload what is new and commit on top of `parent`. A lost answer is not committed twice.
 
         Raises:
             ConflictError: The branch has moved on.
-            PublishError: The Hub refuses, or holds other content than was sent.
+            PublishError: The Hub refuses, or holds content other than what was sent.
         """
         made = self._call("commit", lambda: self._commit_once(change, parent, pull_request), conflict=True)
         self._check(change, made.id)
@@ -184,10 +184,10 @@ class HubRegistry:
             self.set_tag(change.tag, made.id)
         return made
 
-    def _commit_once(self, change: Change, parent: Snapshot, pull_request: bool) -> Commit:
+    def _commit_once(self, change: RegistryChange, parent: Snapshot, pull_request: bool) -> Commit:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        # New for each attempt: the client marks those that it has committed.
+        # New for each attempt, because the client marks those that it has committed.
         operations: list[Any] = [
             CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
             for path, content in change.additions.items()
@@ -205,8 +205,8 @@ class HubRegistry:
         )
         return Commit(info.oid, info.commit_url, info.pr_url)
 
-    def _check(self, change: Change, commit: str) -> None:
-        """Compare what the repository now says it holds with what was sent."""
+    def _check(self, change: RegistryChange, commit: str) -> None:
+        """Compare what the repository holds with what was sent."""
         files = self.snapshot(commit).files
         wrong = [
             path for path, content in change.additions.items() if path not in files or not files[path].holds(content)
@@ -214,11 +214,11 @@ class HubRegistry:
         if wrong:
             raise PublishError(
                 f"{self.label} at {commit[:12]} does not hold what was sent: {', '.join(sorted(wrong))}; "
-                "publish again, or go back to the commit before"
+                "publish again, or go back to the earlier commit"
             )
 
     def _call(self, doing: str, call: Callable[[], T], *, conflict: bool = False) -> T:
-        """Call, wait and try again where that helps, and say plainly what went wrong where it does not."""
+        """Call. Wait and try again where that helps, and report what went wrong where it does not."""
         from huggingface_hub.errors import HfHubHTTPError
 
         for attempt in range(ATTEMPTS):
@@ -243,7 +243,7 @@ class HubRegistry:
 
     @contextmanager
     def _token_stays(self) -> Iterator[None]:
-        """Take the token off every request to another place than the endpoint, wherever the server sends us."""
+        """Remove the token from requests to hosts other than the endpoint, wherever the server redirects."""
         from huggingface_hub import get_session
 
         def take_off(request: Any) -> None:
@@ -285,7 +285,7 @@ class HubRegistry:
         return self._scrub(f"cannot {doing}: {where} answers HTTP {status} ({_server_says(error)})")
 
     def _scrub(self, text: str) -> str:
-        """The text without the token and without what a terminal would obey, whoever put it there."""
+        """Return text without the token and without control characters, whoever put them there."""
         text = printable(text)
         text = text if not self._token else text.replace(self._token, "***")
         return re.sub(r"\bhf_[A-Za-z0-9]{8,}\b", "***", text)
@@ -297,19 +297,19 @@ def _describe(item: Any) -> RemoteFile:
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port."""
+    """Return scheme, host and port."""
     split = urlsplit(url)
     return split.scheme, split.hostname, split.port or _PORTS.get(split.scheme)
 
 
 def _wait(error: Any, attempt: int) -> float:
-    """Seconds to wait: what the server asks for, else twice as long each time."""
+    """Return the seconds to wait: what the server asks for, otherwise twice as long each time."""
     asked = _seconds(error.response.headers.get("Retry-After", "")) if error is not None else None
-    return min(FIRST_WAIT_S * 2**attempt if asked is None else asked, LONGEST_WAIT_S)
+    return min(FIRST_WAIT_S * 2**attempt if asked is None else asked, MAX_WAIT_S)
 
 
 def _seconds(retry_after: str) -> float | None:
-    """What the header asks for: a number of seconds, or a time. Source: RFC 9110, section 10.2.3."""
+    """Return the seconds that the header asks for, as a number or as a time. Source: RFC 9110, section 10.2.3."""
     if retry_after.isdigit():
         return float(retry_after)
     try:
@@ -319,14 +319,14 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def _cause(error: BaseException | None, kind: type[T]) -> T | None:
-    """The first of a kind among an error and its causes."""
+    """Return the first of a kind among an error and its causes."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__
     return error
 
 
 def _is_network(error: BaseException | None) -> bool:
-    """Whether a broken connection is at the bottom: the client wraps those of uploads into errors of its own."""
+    """Whether a broken connection is the cause. The client wraps those of uploads in its own errors."""
     while error is not None:
         if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in (
             "ConnectError",
