@@ -31,7 +31,7 @@ class Record:
 
     Attributes:
         name: The block's name in the page.
-        command: The benchmark's name and arguments, or a whole command of another program.
+        command: The benchmark's name and arguments.
         measured: The date.
         machine: Where.
         figures: What was found.
@@ -46,11 +46,6 @@ class Record:
     figures: tuple[Figure, ...]
     source: str = ""
     convert: tuple[str, ...] = ()
-
-    @property
-    def is_benchmark(self) -> bool:
-        """Whether the command is a benchmark that can be run again from here."""
-        return self.command[0] != "wkt"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values without what is empty."""
@@ -96,8 +91,7 @@ def _matrix(record: Record) -> list[str]:
 
 
 def _origin(record: Record) -> str:
-    command = ("python", "-m", "tests.benchmarks", *record.command) if record.is_benchmark else record.command
-    parts = [f"`{' '.join(command)}`"]
+    parts = [f"`{' '.join(('python', '-m', 'tests.benchmarks', *record.command))}`"]
     if record.source == "demo":
         parts.append(f"BUNDLE from `{' '.join(('wkt', 'convert', 'demo', *record.convert))}`")
     elif record.source:
@@ -129,10 +123,8 @@ def measure(record: Record, audio: Sequence[str], work: Path) -> Record:
     """Run a record's command again.
 
     Raises:
-        SystemExit: The command is not a benchmark, or it needs audio and there is none.
+        SystemExit: The benchmark fails, or it needs audio and there is none.
     """
-    if not record.is_benchmark:
-        raise SystemExit(f"{record.name}: these figures are read from the output of `{' '.join(record.command)}`")
     if AUDIO in record.command and not audio:
         raise SystemExit(f"{record.name} needs speech: name files with --audio (make figures AUDIO=...)")
     arguments: list[str] = []
@@ -178,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--audio", nargs="+", default=[], help="speech for the benchmarks that take AUDIO")
     parser.add_argument("--work", type=Path, help="folder for bundles, kept [default: a temporary one]")
     options = parser.parse_intermixed_args(arguments)
-    names = [name for name, one in records.items() if one.is_benchmark] if options.names == ["all"] else options.names
+    names = list(records) if options.names == ["all"] else options.names
     if unknown := sorted(set(names) - set(records)):
         parser.error(f"no figures {', '.join(unknown)}; there are {', '.join(records)}")
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ def sources(bundle: Path, source: str) -> Result:
         found = gather_evidence(checkpoint, bundle, prefill, audio, 0.2)
         psnr_db = found.all_psnr_db
         table.add(**{
-            **found.recorded(), "source": name, "windows": len(audio.windows), "median_db": statistics.median(psnr_db),
+            **found.recorded().to_json(), "source": name, "windows": len(audio.windows), "median_db": statistics.median(psnr_db),
             "least_db": min(psnr_db),
         })  # fmt: skip
         figures += [
