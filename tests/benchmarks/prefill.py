@@ -53,10 +53,8 @@ def sources(bundle: Path, source: str) -> Result:
         prefill = estimate(checkpoint, forced, encode(checkpoint, audio.windows))
         found = gather_evidence(checkpoint, bundle, prefill, audio, 0.2)
         psnr_db = found.all_psnr_db
-        table.add(**{
-            **found.recorded().to_json(), "source": name, "windows": len(audio.windows), "median_db": statistics.median(psnr_db),
-            "least_db": min(psnr_db),
-        })  # fmt: skip
+        measured = {"windows": len(audio.windows), "median_db": statistics.median(psnr_db), "least_db": min(psnr_db)}
+        table.add(**{**found.recorded().to_json(), "source": name, **measured})
         figures += [
             Figure("transcripts that change", f"{found.changed} of {found.clips}", "", name),
             Figure("WER with", found.wer_with, "%", name, ".2f"),
