@@ -136,5 +136,6 @@ def test_turbo_means_what_the_option_means(tmp_path, monkeypatch):
     for options in ({"turbo": True}, {"turbo": True, "prefill": False}, {"prefill": True}, {}):
         with pytest.raises(KeyboardInterrupt):
             wkt.convert("demo", output_dir=tmp_path, **options)
-    assert [config.prefill is not None for config in configs] == [True, False, True, False]
-    assert [config.prefill.required for config in configs if config.prefill] == [False, True]
+    made = [config.prefill_options for config in configs]
+    assert [options is not None for options in made] == [True, False, True, False]
+    assert [options.required for options in made if options] == [False, True]

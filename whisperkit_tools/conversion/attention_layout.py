@@ -41,11 +41,12 @@ class Layout:
         Raises:
             OptionsError: A name is unknown, or the size makes no sense for these implementations.
         """
-        try:
-            for component in (contract.ENCODER, contract.DECODER):
+        fields = {contract.ENCODER: "audio_encoder_attention", contract.DECODER: "text_decoder_attention"}
+        for component, name in fields.items():
+            try:
                 self.implementation(component)
-        except ValueError as error:
-            raise OptionsError(str(error)) from error
+            except ValueError as error:
+                raise OptionsError(f"{option(name)}: {error}") from error
         if self.given_chunk_size is not None and not self._works_in_chunks:
             raise OptionsError(
                 f"{option('attention_chunk_size')} is {self.given_chunk_size}, but neither {self.audio_encoder!r} for "
