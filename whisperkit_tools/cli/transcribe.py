@@ -145,7 +145,6 @@ _running = options.options(
 @_decoding
 @click.option(
     "--format",
-    "form",
     type=click.Choice(FORMATS),
     default="txt",
     show_default=True,
@@ -156,28 +155,28 @@ _running = options.options(
 @options.force
 @_running
 def command(
-    audio: tuple[str, ...], form: str, as_json: bool, output_dir: Path | None, force: bool, **chosen: Any
+    audio: tuple[str, ...], format: str, as_json: bool, output_dir: Path | None, force: bool, **chosen: Any
 ) -> None:
     """Transcribe audio with a bundle.
 
     AUDIO is one or more files (wav, flac, mp3, m4a, ogg, ... at any rate with any channels), folders, or - for
     standard input. Texts go to stdout in the order of the inputs, one line each. With -o they go to files.
     """
-    if as_json and output_dir is None and form not in ("txt", "json"):
-        raise click.UsageError(f"--json and --format {form} both want stdout; write the latter to files with -o DIR")
+    if as_json and output_dir is None and format not in ("txt", "json"):
+        raise click.UsageError(f"--json and --format {format} both want stdout; write the latter to files with -o DIR")
     from whisperkit_tools.pipeline.transcribe import transcription_job
 
     job = transcription_job(audio, **chosen)
-    if len(job.inputs) > 1 and output_dir is None and form in ("srt", "vtt"):
-        raise click.UsageError(f"{len(job.inputs)} inputs make {len(job.inputs)} {form} files; name a folder with -o")
-    targets = None if output_dir is None else _targets(job.inputs, output_dir, form, force)
-    prints_json = as_json or (targets is None and form == "json")
+    if len(job.inputs) > 1 and output_dir is None and format in ("srt", "vtt"):
+        raise click.UsageError(f"{len(job.inputs)} inputs make {len(job.inputs)} {format} files; name a folder with -o")
+    targets = None if output_dir is None else _targets(job.inputs, output_dir, format, force)
+    prints_json = as_json or (targets is None and format == "json")
     printed: list[dict[str, Any]] = []
     try:
         with ConsoleProgress() as progress:
             for index, result in job.results(progress):
                 name = job.inputs[index].name
-                _give_out(name, result, form, None if targets is None else targets[index], bare=not prints_json)
+                _give_out(name, result, format, None if targets is None else targets[index], bare=not prints_json)
                 printed.append({"audio": name, **result.to_dict()})
     except AudioError:
         if prints_json and printed:
@@ -192,17 +191,17 @@ def _show_printed(printed: Sequence[dict[str, Any]], audio: Sequence[str]) -> No
     show_json(printed if len(audio) > 1 or Path(audio[0]).is_dir() else printed[0])
 
 
-def _targets(inputs: "Sequence[AudioInput]", folder: Path, form: str, force: bool) -> list[Path]:
+def _targets(inputs: "Sequence[AudioInput]", folder: Path, format: str, force: bool) -> list[Path]:
     """Return the output path of each input.
 
     Raises:
         AudioError: Some exist already, or are the same for several inputs. All are named.
     """
-    targets = [folder / f"{item.stem}.{form}" for item in inputs]
+    targets = [folder / f"{item.stem}.{format}" for item in inputs]
     same = _repeated(targets)
     # `a.wav` and `a.mp3` get files of their own.
     targets = [
-        folder / f"{item.path.name}.{form}" if target in same and item.path is not None else target
+        folder / f"{item.path.name}.{format}" if target in same and item.path is not None else target
         for item, target in zip(inputs, targets, strict=True)
     ]
     problems = [f"several inputs would be written to {target}" for target in sorted(_repeated(targets))]
@@ -217,7 +216,7 @@ def _repeated(targets: Sequence[Path]) -> set[Path]:
     return {target for target in targets if targets.count(target) > 1}
 
 
-def _give_out(name: str, result: "Transcription", form: str, target: Path | None, *, bare: bool) -> None:
+def _give_out(name: str, result: "Transcription", format: str, target: Path | None, *, bare: bool) -> None:
     """Write a result to its file, or print it."""
     from whisperkit_tools.transcribe.formats import render
 
@@ -226,7 +225,7 @@ def _give_out(name: str, result: "Transcription", form: str, target: Path | None
     if not result.text:
         note(f"{name}: no speech was found")
     if target is not None:
-        write_whole(target, render(result, form))
+        write_whole(target, render(result, format))
         click.echo(f"{name} -> {target}", err=True)
     elif bare:
-        click.echo(render(result, form), nl=False)
+        click.echo(render(result, format), nl=False)

@@ -10,7 +10,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.decoder.adapters import ArrayModelAdapter
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.stateful import StatefulDecoder
-from whisperkit_tools.errors import OptionsError, UnsupportedOperationError, option
+from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.mil.package import Package
 from whisperkit_tools.mil.tensor_spec import Precision
@@ -40,8 +40,8 @@ def load_models(
 
     Raises:
         BundleError: A package is missing or damaged, or they do not belong together.
-        OptionsError: There is no such backend.
-        UnsupportedOperationError: This machine lacks the backend or the device, or a program has unknown operations.
+        OptionsError: There is no such backend, or this machine lacks the device.
+        UnsupportedOperationError: This machine lacks the backend, or a program has unknown operations.
     """
     if backend not in BACKENDS:
         raise OptionsError(f"{option('backend')} is {backend!r}; choose from {', '.join(BACKENDS)}")
@@ -82,9 +82,13 @@ def load_decoder(package: Package, load: Callable[[str], TensorModel]) -> Tensor
 
 
 def _check_device(device: str) -> None:
-    """Raise `UnsupportedOperationError` unless PyTorch can compute there."""
+    """Refuse a device on which PyTorch cannot compute here.
+
+    Raises:
+        OptionsError: Naming the devices that this machine has.
+    """
     kind = device.partition(":")[0]
     is_there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not is_there.get(kind, False):
-        here = ", ".join(name for name, there in is_there.items() if there)
-        raise UnsupportedOperationError(f"PyTorch cannot compute on {device!r} here; it can on {here}")
+        here = " and ".join(name for name, there in is_there.items() if there)
+        raise OptionsError(f"{option('device')} is {device!r}, but PyTorch computes on {here} here")
