@@ -102,7 +102,7 @@ def test_every_kind_of_difference_is_found(tmp_path):
     (bundle.path / "new.txt").write_text("x")
     found = bundle.differing_files()
     assert len(found) == 4
-    for pattern in ("sha256", "12 bytes, recorded 7", "recorded, but not there", "there, but not recorded"):
+    for pattern in ("sha256", "12 bytes, recorded 7", "recorded, but missing", "present, but not recorded"):
         assert any(re.search(pattern, line) for line in found)
 
 

@@ -1,7 +1,7 @@
-"""The bundle: one folder with the packages of a model variant, its tokenizer and configs, and the manifest `wkt.json`.
+"""Bundles: folders with the packages of a model variant, its tokenizer and configs, and the manifest `wkt.json`.
 
-The manifest says what the folder was made from and how, and holds size and sha256 of every other file. A bundle is
-written into a hidden sibling and renamed, so a killed command leaves the old bundle or the new one.
+The manifest records source, conversion, and size and sha256 of every other file. A bundle is written into a hidden
+sibling and renamed, so an interrupted command leaves the old bundle or the new one.
 
 Source: names and files are those of the on-device runtime (argmaxinc/argmax-oss-swift, v0.18 to v1.1.0).
 """
@@ -40,10 +40,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Read a bundle's manifest and check that its packages are there.
+        """Read a bundle's manifest and check that its packages exist.
 
         Raises:
-            BundleError: No such folder, a damaged manifest, or missing packages (all of them are named).
+            BundleError: There is no such folder, the manifest is damaged, or packages are missing. All missing ones
+                are named.
         """
         folder = Path(path)
         if not folder.is_dir():
@@ -59,7 +60,7 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """The variant's name: the folder's."""
+        """Name of the variant, which is that of the folder."""
         return self.path.resolve().name
 
     @property
@@ -81,15 +82,15 @@ class Bundle:
         return Package(path)
 
     def has(self, component: str) -> bool:
-        """Whether the component's package is there."""
+        """Return whether the bundle has the component's package."""
         return (self.path / f"{component}.mlpackage").is_dir()
 
     def components(self) -> tuple[str, ...]:
-        """Names of the packages that are there, in the order of the data's way."""
+        """Return the names of the bundle's packages in the order in which data passes through them."""
         return tuple(name for name in COMPONENTS + OPTIONAL_COMPONENTS if self.has(name))
 
     def asset(self, name: str) -> Path:
-        """Path of a tokenizer or config file.
+        """Return the path of a tokenizer or config file.
 
         Raises:
             BundleError: The file is not in the bundle.
@@ -100,10 +101,10 @@ class Bundle:
         return path
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A config file of the bundle, parsed.
+        """Return the content of a config file.
 
         Raises:
-            BundleError: Missing, or not a JSON object.
+            BundleError: It is missing, or not a JSON object.
         """
         return read_json_object(self.asset(name))
 
@@ -116,13 +117,13 @@ class Bundle:
         return content_sha256({path.relative_to(self.path).as_posix(): sha256(path) for path in files})
 
     def differing_files(self) -> list[str]:
-        """One line for each file that is missing, changed, or not in the manifest."""
+        """Return a line for each file that is missing, changed, or not in the manifest."""
         recorded = self.manifest.files
         if not recorded:
             return [f"{MANIFEST} records no files: the bundle's integrity cannot be checked"]
         present = {path.relative_to(self.path).as_posix() for path in content_files(self.path, MANIFEST)}
-        lines = [f"{name}: recorded, but not there" for name in sorted(set(recorded) - present)]
-        lines += [f"{name}: there, but not recorded" for name in sorted(present - set(recorded))]
+        lines = [f"{name}: recorded, but missing" for name in sorted(set(recorded) - present)]
+        lines += [f"{name}: present, but not recorded" for name in sorted(present - set(recorded))]
         for name in sorted(present & set(recorded)):
             lines += _difference(self.path / name, name, recorded[name])
         return lines
@@ -139,13 +140,13 @@ def _difference(path: Path, name: str, recorded: FileRecord) -> list[str]:
 
 
 def find_bundle(bundles_dir: Path = DEFAULT_BUNDLES_DIR) -> Bundle:
-    """The bundle that was converted last.
+    """Return the bundle that was converted last.
 
     Args:
         bundles_dir: The folder that holds bundles.
 
     Raises:
-        BundleError: There is none, or which is the last cannot be told; lists those that are there.
+        BundleError: There is none, or the last one cannot be determined. The candidates are listed.
     """
     bundles = list_bundles(bundles_dir)
     if not bundles:
@@ -163,7 +164,7 @@ def find_bundle(bundles_dir: Path = DEFAULT_BUNDLES_DIR) -> Bundle:
 
 
 def list_bundles(bundles_dir: Path) -> list[Bundle]:
-    """All complete bundles of a folder, sorted by name; hidden and incomplete folders are passed over."""
+    """Return all complete bundles of a folder, sorted by name. Hidden and incomplete folders are skipped."""
     if not bundles_dir.is_dir():
         return []
     folders = (path for path in sorted(bundles_dir.iterdir()) if path.is_dir() and not path.name.startswith("."))
@@ -173,17 +174,17 @@ def list_bundles(bundles_dir: Path) -> list[Bundle]:
 def variant_name(
     org: str, model: str, *, turbo: bool = False, stateful: bool = False, size_bytes: int | None = None
 ) -> str:
-    """The folder name the runtime finds a variant by: `<org>_<model>[_turbo][_stateful][_<N>MB]`.
+    """Return the folder name by which the runtime finds a variant: `<org>_<model>[_turbo][_stateful][_<N>MB]`.
 
-    The runtime downloads what `*<variant>/*` matches, so no name may end with another. Marks are only ever appended:
-    a name with `_stateful` ends with no name that lacks it, and the runtime does not come upon it by the other's name.
+    The runtime downloads what `*<variant>/*` matches, so no name may end with another. Suffixes are only ever appended:
+    a name with `_stateful` does not end with a name without it, so the runtime does not find it by that name.
 
     Args:
         org: The organisation on the Hub.
         model: The model's name without it.
-        turbo: Whether the latency-optimised layout was taken.
+        turbo: Whether the variant has the layout for latency.
         stateful: Whether the decoder's caches are states, a form that today's open runtime does not load.
-        size_bytes: Bytes of AudioEncoder and TextDecoder together; only for compressed variants.
+        size_bytes: Bytes of AudioEncoder and TextDecoder together, for compressed variants only.
 
     Raises:
         BundleError: A part has characters that are unsafe in a path or a glob.
@@ -199,17 +200,17 @@ def variant_name(
 
 @contextmanager
 def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when the block ends well and vanishes when it does not.
+    """Yield a folder to fill, which becomes `target` when the block succeeds and vanishes when it fails.
 
     Args:
-        target: The variant folder to be.
-        force: Replace what is there; otherwise that is refused, before anything is computed.
+        target: The variant folder to make.
+        force: Replace an existing bundle, which is refused otherwise, before anything is computed.
 
     Yields:
         The hidden sibling to write into.
 
     Raises:
-        BundleError: The target exists, is no folder, or is being written by another process.
+        BundleError: The target exists, is not a folder, or is being written by another process.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BundleError(f"{target} exists and is not a folder; choose another {option('output_dir')}")
@@ -232,7 +233,7 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise BundleError(f"another command is writing {target}; wait for it to end") from error
     partial = target.parent / f".{target.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed command left: nobody else holds the lock
+        shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted command, because nobody else holds the lock
         partial.mkdir()
         yield partial
         put_in_place(partial, target)

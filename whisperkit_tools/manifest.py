@@ -210,7 +210,7 @@ class TuningRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateFigure(Record):
+class GateFigureRecord(Record):
     """A figure of the quality gate with its 95 % interval."""
 
     value: float
@@ -244,12 +244,12 @@ class GateRecord(Record):
     confident: bool = False
     seed: int = 0
     examples: int = 0
-    qoi: GateFigure | None = None
-    wer: GateFigure | None = None
-    reference_wer: GateFigure | None = None
-    wer_delta: GateFigure | None = None
-    kl_divergence: GateFigure | None = None
-    token_agreement: GateFigure | None = None
+    qoi: GateFigureRecord | None = None
+    wer: GateFigureRecord | None = None
+    reference_wer: GateFigureRecord | None = None
+    wer_delta: GateFigureRecord | None = None
+    kl_divergence: GateFigureRecord | None = None
+    token_agreement: GateFigureRecord | None = None
     shortfalls: tuple[str, ...] | None = None
 
 

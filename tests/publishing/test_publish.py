@@ -182,7 +182,7 @@ def test_a_changed_bundle_is_refused_whatever_the_reason(tmp_path):
 def test_files_that_the_manifest_does_not_name_stop_everything(tmp_path, extra):
     bundle = make_bundle(tmp_path / "a")
     (bundle.path / extra).write_text("HF_TOKEN=hf_secret")
-    with pytest.raises(PublishError, match="there, but not recorded"):
+    with pytest.raises(PublishError, match="present, but not recorded"):
         check_bundle(bundle, None)
 
 

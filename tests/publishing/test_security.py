@@ -160,7 +160,7 @@ def test_a_folder_of_links_is_not_followed(tmp_path):
     variant = tmp_path / "registry" / bundle.name
     (variant / "tokenizer.json").unlink()
     (variant / "tokenizer.json").symlink_to(secret / "config.json")
-    with pytest.raises(PublishError, match="recorded, but not there"):
+    with pytest.raises(PublishError, match="recorded, but missing"):
         pull(registry, bundle.name, tmp_path / "down")
     shutil.rmtree(variant)
     variant.symlink_to(secret)

@@ -14,7 +14,7 @@ import yaml
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
 from whisperkit_tools.publishing.index import PublishedVersion
-from whisperkit_tools.publishing.provenance import PublishedSource
+from whisperkit_tools.publishing.provenance import PublishedSource, command_line
 
 CARD = "README.md"
 SECTIONS = ("about", "variants", "use", "made")
@@ -295,7 +295,7 @@ def _use(model: CardModel, variants: Sequence[CardVariant]) -> str:
         "",
         "```",
         f"wkt pull {'' if on_hub else './'}{repo} {name}",
-        f"wkt transcribe --bundle bundles/{name} audio.m4a",
+        command_line("transcribe", "audio.m4a", options=[("bundle", f"bundles/{name}")]),
         "```",
     ])  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Provenance of a published bundle from its manifest: its source, and the commands that make a bundle like it."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,24 +48,43 @@ def commands(variant: str, manifest: Manifest) -> list[str]:
     """Return the commands that make a bundle like this one, empty where the manifest does not tell."""
     made, compression = [], manifest.compression
     if manifest.conversion is not None:
-        made.append(shlex.join(_convert(manifest, manifest.conversion)))
+        made.append(_convert(manifest, manifest.conversion))
     if compression is not None:
         original = compression.original.name if compression.original and compression.original.name else variant
-        made.append(shlex.join(_palettize(original, compression)))
+        made.append(command_line("palettize", f"bundles/{original}", options=_compression_options(compression)))
     return made
 
 
-def _convert(manifest: Manifest, conversion: ConversionRecord) -> list[str]:
+def command_line(verb: str, *arguments: str, options: Sequence[tuple[str, object]]) -> str:
+    """Return a command of `wkt`.
+
+    Args:
+        verb: Name of the command.
+        arguments: Its arguments.
+        options: Fields of options with their values. True and False are spelled as switches, None is omitted.
+    """
+    words = ["wkt", verb, *arguments]
+    for field, value in options:
+        name = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name if value else f'no-{name}'}")
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _convert(manifest: Manifest, conversion: ConversionRecord) -> str:
     source = source_of(manifest)
-    words = ["wkt", "convert"]
-    if source.revision:
-        words += [source.name, "--revision", source.revision]
-    else:  # a local folder is named by the model that it holds, not by its path
+    name = source.name
+    if not source.revision:  # a local folder is named by the model that it holds, not by its path
         is_demo = manifest.source is not None and manifest.source.name == "demo"
-        words.append("demo" if is_demo else source.name.split("/")[-1])
-    words += ["--deployment-target", conversion.deployment_target or "ios16"]
-    words += ["--turbo"] if conversion.turbo else []
-    words += ["--stateful"] if conversion.stateful else []
+        name = "demo" if is_demo else name.split("/")[-1]
+    return command_line(
+        "convert", name, options=[("revision", source.revision or None), *_conversion_options(manifest, conversion)]
+    )
+
+
+def _conversion_options(manifest: Manifest, conversion: ConversionRecord) -> list[tuple[str, object]]:
     usual = {
         "kv_length": KV_LENGTH,
         "audio_encoder_attention": _CHUNKED if conversion.turbo else _PLAIN,
@@ -73,48 +92,47 @@ def _convert(manifest: Manifest, conversion: ConversionRecord) -> list[str]:
         "attention_chunk_size": CHUNK_SIZE,
         "logits_chunk_size": None,
     }
-    for name, value in usual.items():
-        found = getattr(conversion, name)
-        if found is not None and found != value:
-            words += [f"--{name.replace('_', '-')}", str(found)]
-    words += [] if conversion.word_timestamps else ["--no-word-timestamps"]
-    words += _prefill(manifest, asked_by_default=conversion.turbo)
-    words += ["--compile"] if conversion.compiled else []
-    words += ["--no-verify"] if conversion.verified is False else []
-    return words
+    return [
+        ("deployment_target", conversion.deployment_target or "ios16"),
+        ("turbo", conversion.turbo or None),
+        ("stateful", conversion.stateful or None),
+        *((name, found) for name, value in usual.items() if (found := getattr(conversion, name)) != value),
+        ("word_timestamps", None if conversion.word_timestamps else False),
+        *_prefill_options(manifest, asked_by_default=conversion.turbo),
+        ("compile", conversion.compiled or None),
+        ("verify", False if conversion.verified is False else None),
+    ]
 
 
-def _prefill(manifest: Manifest, *, asked_by_default: bool) -> list[str]:
+def _prefill_options(manifest: Manifest, *, asked_by_default: bool) -> list[tuple[str, object]]:
     prefill = manifest.prefill
     if prefill is None or not prefill.included:
-        return ["--no-prefill"] if asked_by_default else []
-    words = [] if asked_by_default else ["--prefill"]
-    return words if prefill.source in ("", "speech") else [*words, "--prefill-from", prefill.source]
+        return [("prefill", False)] if asked_by_default else []
+    source = None if prefill.source in ("", "speech") else prefill.source
+    return [("prefill", None if asked_by_default else True), ("prefill_from", source)]
 
 
-def _palettize(original: str, compression: CompressionRecord) -> list[str]:
+def _compression_options(compression: CompressionRecord) -> list[tuple[str, object]]:
     gate, tuning = compression.gate or GateRecord(), compression.tuning or TuningRecord()
     size = compression.predicted_nbytes or compression.nbytes or 0
-    aim = _uniform(compression.recipe) or ["--target-size", str(size)]
-    words = ["wkt", "palettize", f"bundles/{original}", *aim]
-    for option, value in (
-        ("--qoi-min", gate.qoi_min),
-        ("--wer-delta-max", gate.wer_delta_max),
-        ("--tune-palettes", tuning.steps),
-    ):
-        words += [option, str(value)] if value is not None else []
-    return [*words, "--confident"] if gate.confident else words
+    return [
+        *(_uniform(compression.recipe) or [("target_size", size)]),
+        ("qoi_min", gate.qoi_min),
+        ("wer_delta_max", gate.wer_delta_max),
+        ("tune_palettes", tuning.steps),
+        ("confident", gate.confident or None),
+    ]
 
 
-def _uniform(recipe: Mapping[str, Any]) -> list[str]:
+def _uniform(recipe: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Return the options of a recipe with one bit width for all that it compresses, empty for a mixed one."""
     parts = _object(recipe.get("tensors"))
     widths = {part: _widths(_object(tensors)) for part, tensors in parts.items()}
     found = {nbits for part in widths.values() for nbits in part if nbits is not None}
     if len(found) != 1:
         return []
-    left = [word for part, has in widths.items() if has == {None} for word in ("--keep", f"{part}/*")]
-    return ["--bits", str(found.pop()), *left]
+    left = [("keep", f"{part}/*") for part, has in widths.items() if has == {None}]
+    return [("bits", found.pop()), *left]
 
 
 def _widths(tensors: Mapping[str, Any]) -> set[int | None]:
