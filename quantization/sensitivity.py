@@ -138,7 +138,7 @@ def estimate_curvatures(
     if arrived is None:
         embeds = encode_windows(packages[ENCODER], windows)
         release_memory()
-        decoder = _DecoderPass(packages[DECODER])
+        decoder = _DecoderPass(packages[DECODER], progress)
         arrived = decoder.run(windows, embeds, options, progress, checkpoints)
         found = decoder.squares.result(total)
         del decoder, embeds  # before the result is encoded, which takes memory too
@@ -223,8 +223,8 @@ class _GradientSquares:
 class _DecoderPass:
     """The decoder's part of the backward pass."""
 
-    def __init__(self, package: Path) -> None:
-        self._forcing = TeacherForcing(Program.load(package))
+    def __init__(self, package: Path, progress: Progress) -> None:
+        self._forcing = TeacherForcing(Program.load(package), progress)
         self.squares = _GradientSquares(self._forcing.program, read_graph(package))
 
     def run(

@@ -24,8 +24,9 @@ from tests.benchmarks.dimensions import KV_LENGTH, dimensions, random_model
 from tests.benchmarks.harness import Column, Figure, Result, Stopwatch, Table, benchmark, in_turn, threads_option
 from whisperkit_tools.compile_hints.audio_encoder import AudioEncoder
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
-from whisperkit_tools.contract import package_interfaces
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, package_interfaces
 from whisperkit_tools.conversion.export import PackageMetadata, export_package, fold_query_scale
+from whisperkit_tools.decoder.session import CacheSession
 from whisperkit_tools.mil.program import Program
 
 
@@ -59,40 +60,21 @@ def export(model: WhisperForConditionalGeneration, folder: Path) -> None:
 
 
 class Bundle:
-    """The two packages with caches, decoding greedily."""
+    """The two packages, decoding greedily in a session."""
 
     def __init__(self, folder: Path) -> None:
         watch = Stopwatch()
-        self.encoder = Program.load(folder / "AudioEncoder.mlpackage")
-        self.decoder = Program.load(folder / "TextDecoder.mlpackage")
+        self.encoder = Program.load(folder / f"{ENCODER}.mlpackage")
+        self.session = CacheSession(Program.load(folder / f"{DECODER}.mlpackage"))
         self.load_s = watch.wall_s
-        shape = [axis or 1 for axis in self.decoder.inputs["key_cache"].shape]
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
-        self.masks = torch.eye(KV_LENGTH)
-        self.padding = torch.full((KV_LENGTH, KV_LENGTH), -10000.0).triu(1)
 
     @torch.no_grad()
     def transcribe(self, features: torch.Tensor, start: int, end: int, tokens: int) -> list[int]:
         """Encode `features` `[1, n_mels, 3000]` and decode `tokens` tokens, none of them the end of text."""
-        embeds = self.encoder.run({"melspectrogram_features": features[:, :, None]})["encoder_output_embeds"]
-        self.keys.zero_()
-        self.values.zero_()
+        self.session.begin(self.encoder.run({FEATURES: features[:, :, None]})[EMBEDS])
         found = [start]
         for position in range(tokens):
-            outputs = self.decoder.run(
-                {
-                    "input_ids": torch.tensor([found[-1]], dtype=torch.int32),
-                    "cache_length": torch.tensor([position], dtype=torch.int32),
-                    "key_cache": self.keys,
-                    "value_cache": self.values,
-                    "kv_cache_update_mask": self.masks[position : position + 1],
-                    "encoder_output_embeds": embeds,
-                    "decoder_key_padding_mask": self.padding[position : position + 1],
-                }
-            )
-            self.keys[..., position : position + 1] = outputs["key_cache_updates"]
-            self.values[..., position : position + 1] = outputs["value_cache_updates"]
-            logits = outputs["logits"].view(-1)
+            logits = self.session.step(found[-1], position).logits
             logits[end] = -torch.inf
             found.append(int(logits.argmax()))
         return found[1:]

@@ -1,10 +1,14 @@
 """Gradients through the programs against plain autograd, and the curvature against measured divergences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from helpers.progress import SeenProgress
 
 from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
+from whisperkit_tools.decoder import batched
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, mean_divergence
 from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
@@ -55,6 +59,15 @@ def test_a_program_in_pieces_has_the_same_gradients(packages, window):
         torch.testing.assert_close(
             weight.grad, expected[name], rtol=1e-4, atol=1e-4 * float(expected[name].abs().max())
         )
+
+
+def test_a_decoder_whose_steps_do_not_run_as_a_batch_is_said_once(packages, window, monkeypatch):
+    monkeypatch.setattr(batched, "share_cache_columns", lambda nodes: None)
+    progress = SeenProgress()
+    windows = [replace(window, tokens=TOKENS[:6])] * 2
+    estimate_curvatures(packages, windows, FisherOptions(samples=1), lambda name, value: None, progress)
+    (note,) = progress.notes
+    assert "TextDecoder.mlpackage: steps run one by one" in note
 
 
 def test_cotangents_have_the_covariance_of_the_divergence():

@@ -19,7 +19,7 @@ from whisperkit_tools.pipeline.publish import publish, pull
 from whisperkit_tools.pipeline.report import report
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import Recording
-from whisperkit_tools.transcribe.audio.load import find_inputs, load_audio
+from whisperkit_tools.transcribe.audio.load import load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
@@ -210,7 +210,7 @@ def _transcripts(bundle: Path, limit: int | None) -> tuple[Line, ...]:
 
 
 def _lines(transcriber: Transcriber, recording: Recording) -> list[Line]:
-    audio = load_audio(find_inputs([str(recording.path)])[0])
+    audio = recording.audio(load_audio)
     language, long = recording.language, bool(recording.phrases)
     text = transcriber.transcribe(audio, TranscribeOptions(language=language)).text
     task = f"{'long-form' if long else 'transcribe'} {language}"

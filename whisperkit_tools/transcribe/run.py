@@ -15,7 +15,7 @@ from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_feat
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
-from whisperkit_tools.transcribe.windows.chunked import HeardChunk, overlapping_chunks, stitched_segments
+from whisperkit_tools.transcribe.windows.chunked import DecodedChunk, overlapping_chunks, stitched_segments
 from whisperkit_tools.transcribe.windows.decoding import DecodedWindow, WindowDecoder
 from whisperkit_tools.transcribe.windows.sequential import Phrase, PromptContext, split_window
 from whisperkit_tools.transcribe.windows.words import WordAligner, shifted
@@ -24,8 +24,8 @@ ENGLISH = "en"
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What transcriptions of one bundle share. One transcription runs at a time.
+class TranscriptionEngine:
+    """A loaded bundle, shared by all its transcriptions. One transcription runs at a time.
 
     Attributes:
         models: The bundle's packages.
@@ -126,10 +126,10 @@ class _Work:
 
 
 class TranscriptionRun:
-    """Transcribes one audio. One of `sequential`, `by_pauses` and `by_chunks` decodes it, `result` sums it up."""
+    """Transcribes one audio: `decode` by the strategy of the options, then `result`."""
 
     def __init__(
-        self, engine: Engine, options: TranscribeOptions, duration_s: float, progress: Progress, label: str
+        self, engine: TranscriptionEngine, options: TranscribeOptions, duration_s: float, progress: Progress, label: str
     ) -> None:
         """Prepare.
 
@@ -163,7 +163,7 @@ class TranscriptionRun:
 
     # --- strategies --------------------------------------------------------------------------------------------------
 
-    def samples(self, samples: Samples) -> None:
+    def decode(self, samples: Samples) -> None:
         """Decode audio samples `[n]` by the strategy of the options."""
         # A chunk may be shorter than a window. What fits into one chunk needs no cutting.
         if self._options.long_form == "chunked" and self._duration_s > self._options.chunk_s:
@@ -184,7 +184,7 @@ class TranscriptionRun:
         sizes, frame = self._engine.models.sizes, 0
         while frame < source.n_frames:
             count = min(sizes.n_frames, source.n_frames - frame)
-            window = self._decode(source, frame, count)
+            window = self._decode_window(source, frame, count)
             split = split_window(
                 window.tokens,
                 self._engine.special,
@@ -213,15 +213,15 @@ class TranscriptionRun:
         """Decode overlapping chunks, and stitch them at the end."""
         options, engine = self._options, self._engine
         length, stride = (round(seconds * SAMPLE_RATE_HZ) for seconds in (options.chunk_s, options.stride_s))
-        heard = []
+        decoded = []
         for chunk in overlapping_chunks(len(samples), length, stride):
             source = self._features(samples[chunk.start : chunk.stop])
-            window = self._decode(source, 0, source.n_frames)
+            window = self._decode_window(source, 0, source.n_frames)
             start_s, stop_s = chunk.start / SAMPLE_RATE_HZ, chunk.stop / SAMPLE_RATE_HZ
-            heard.append(HeardChunk.of(window, engine.special, start_s, stop_s, engine.position_s))
+            decoded.append(DecodedChunk.of(window, engine.special, start_s, stop_s, engine.position_s))
             self._advance(stop_s)
         self._segments = stitched_segments(
-            heard,
+            decoded,
             engine.tokenizer.decode,
             self._written_language,
             timestamps=options.timestamps,
@@ -259,7 +259,7 @@ class TranscriptionRun:
     def _features(self, samples: Samples) -> FeatureSource:
         return audio_features(self._engine.models, samples, self._options.features)
 
-    def _decode(self, source: FeatureSource, frame: int, count: int) -> DecodedWindow:
+    def _decode_window(self, source: FeatureSource, frame: int, count: int) -> DecodedWindow:
         """Decode the window of `count` frames from `frame`, and count it."""
         embeds = self._encode(source, frame, count)
         decoding_from = time.perf_counter()

@@ -18,7 +18,7 @@ from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures
 from whisperkit_tools.transcribe.audio.load import load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.run import Engine, TranscriptionRun
+from whisperkit_tools.transcribe.run import TranscriptionEngine, TranscriptionRun
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
 
 # Ids that older checkpoints keep in the model's config.
@@ -43,7 +43,7 @@ class Transcriber:
             max_length: Maximum number of tokens of prompt and answer together.
         """
         length = min(max_length, models.sizes.kv_length)
-        self._engine = Engine(models, tokenizer, models.new_session(), length)
+        self._engine = TranscriptionEngine(models, tokenizer, models.new_session(), length)
 
     @classmethod
     def load(
@@ -147,7 +147,7 @@ class Transcriber:
         run = TranscriptionRun(
             self._engine, options, len(samples) / SAMPLE_RATE_HZ, progress or SilentProgress(), label or "audio"
         )
-        run.samples(samples)
+        run.decode(samples)
         return run.result()
 
     def transcribe_features(

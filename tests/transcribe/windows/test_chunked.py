@@ -24,7 +24,7 @@ from whisperkit_tools.transcribe import run as module
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.windows.chunked import (
-    HeardChunk,
+    DecodedChunk,
     Overlap,
     TimedTokens,
     find_overlap,
@@ -86,7 +86,7 @@ def window(*tokens):
 
 
 def heard(start_s, stop_s, *tokens):
-    return HeardChunk.of(window(*tokens), SPECIAL, start_s, stop_s, 0.02)
+    return DecodedChunk.of(window(*tokens), SPECIAL, start_s, stop_s, 0.02)
 
 
 def letters(ids):
@@ -136,7 +136,7 @@ def test_without_timestamps_each_chunk_is_a_segment():
 
 
 def test_no_speech_leaves_a_gap():
-    silent = HeardChunk.of(replace(window(BEGIN, 9, BEGIN + 10), has_no_speech=True), SPECIAL, 10, 25, 0.02)
+    silent = DecodedChunk.of(replace(window(BEGIN, 9, BEGIN + 10), has_no_speech=True), SPECIAL, 10, 25, 0.02)
     found = stitched(heard(0, 15, BEGIN, 1, BEGIN + 100), silent, heard(20, 30, BEGIN + 250, 2, BEGIN + 300))
     assert [(s.text, s.start_s, s.end_s) for s in found] == [(" w1", 0, 2), (" w2", 25, 26)]
 

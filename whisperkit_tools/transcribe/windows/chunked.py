@@ -81,7 +81,7 @@ class _Token:
 
 
 @dataclass(frozen=True, slots=True)
-class HeardChunk:
+class DecodedChunk:
     """The decoded tokens of a chunk, with times in seconds of the file.
 
     Attributes:
@@ -103,7 +103,7 @@ class HeardChunk:
     @classmethod
     def of(
         cls, window: DecodedWindow, special: SpecialTokens, start_s: float, stop_s: float, position_s: float
-    ) -> "HeardChunk":
+    ) -> "DecodedChunk":
         """Time the tokens of a chunk.
 
         Args:
@@ -288,7 +288,7 @@ class _Run:
 
 
 def stitched_segments(
-    chunks: Sequence[HeardChunk], decode: Decode, language: str, *, timestamps: bool, words: bool
+    chunks: Sequence[DecodedChunk], decode: Decode, language: str, *, timestamps: bool, words: bool
 ) -> list[Segment]:
     """Stitch the tokens of all chunks, and make segments of them.
 
@@ -314,7 +314,7 @@ def stitched_segments(
     return [segment for run in runs if (segment := _segment(run, decode, language, words)).text.strip()]
 
 
-def _timed(chunk: HeardChunk, decode: Decode, language: str) -> TimedTokens:
+def _timed(chunk: DecodedChunk, decode: Decode, language: str) -> TimedTokens:
     """Return the chunk's tokens with their times, word starts and phrase ends."""
     ids = [token.id for token in chunk.tokens]
     starts_word = [language in WITHOUT_SPACES or decode([token]).startswith(" ") for token in ids]
@@ -327,7 +327,7 @@ def _timed(chunk: HeardChunk, decode: Decode, language: str) -> TimedTokens:
     return TimedTokens(ids, [token.start_s for token in chunk.tokens], starts_word, ends)
 
 
-def _add_runs(runs: list[_Run], chunk: HeardChunk, first: int, stop: int, *, joins: bool) -> None:
+def _add_runs(runs: list[_Run], chunk: DecodedChunk, first: int, stop: int, *, joins: bool) -> None:
     """Add the kept tokens of a chunk, a run for each phrase. `joins` lets the first continue the run before."""
     for number, (start_s, end_s) in enumerate(chunk.phrases):
         all_of_it = [index for index, token in enumerate(chunk.tokens) if token.phrase == number]
