@@ -12,6 +12,7 @@ import pytest
 
 import whisperkit_tools as wkt
 from whisperkit_tools.cli import cli
+from whisperkit_tools.demo import demo_utterances
 
 VERBS = ("convert", "palettize", "evaluate", "report", "publish", "pull", "lint", "estimate", "verify")
 # Options that say what is printed. A verb returns its findings instead.
@@ -104,13 +105,14 @@ def test_every_verb_is_typed_and_documented(name):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, demo_bundle):
-    """A folder with the demo bundle as `bundles/acme_whisper-demo`, in which the examples run."""
+    """A folder with the demo bundle as `bundles/acme_whisper-demo` and a recording, in which the examples run."""
     folder = tmp_path_factory.mktemp("examples")
     shutil.copytree(demo_bundle, folder / "bundles" / "acme_whisper-demo")
+    shutil.copy(demo_utterances()[0].path, folder / "speech.flac")
     return folder
 
 
-@pytest.mark.parametrize("name", VERBS)
+@pytest.mark.parametrize("name", (*VERBS, "open_checkpoint", "Bundle", "Package", "Program", "Transcriber"))
 def test_examples_run(name, place, monkeypatch):
     monkeypatch.chdir(place)
     verb = getattr(wkt, name)

@@ -12,7 +12,7 @@ The verbs and the main classes are attributes of the package. They are imported 
     print(wkt.Transcriber.load(small).transcribe("meeting.m4a").text)
     step = wkt.Package.open("TextDecoder.mlpackage").program(precision="float16")
 
-Keywords are the options of the command of the same name: `turbo=True` means `wkt convert --turbo`.
+Keywords are the options of the command of the same name, with the same defaults and meanings.
 """
 
 import importlib

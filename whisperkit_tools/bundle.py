@@ -33,6 +33,14 @@ class Bundle:
     Attributes:
         path: The folder.
         manifest: The content of its `wkt.json`. It is empty for a bundle that another tool made.
+
+    Example:
+        >>> import whisperkit_tools as wkt
+        >>> bundle = wkt.Bundle.open("bundles/acme_whisper-demo")
+        >>> bundle.components()
+        ('MelSpectrogram', 'AudioEncoder', 'TextDecoder')
+        >>> bundle.manifest.conversion.deployment_target
+        'ios16'
     """
 
     path: Path

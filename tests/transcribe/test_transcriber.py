@@ -287,7 +287,7 @@ def test_packages_that_do_not_belong_together(demo_bundle):
 
 
 def test_devices_that_are_not_there(demo_bundle):
-    with pytest.raises(UnsupportedOperationError, match="'abacus' here; it can on cpu"):
+    with pytest.raises(OptionsError, match="device is 'abacus', but PyTorch computes on cpu"):
         Transcriber.load(demo_bundle, device="abacus")
 
 

@@ -65,6 +65,11 @@ def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
     Raises:
         CheckpointError: It cannot be found or read, or is not a complete Whisper.
         OptionsError: A revision is given for a local source.
+
+    Example:
+        >>> import whisperkit_tools as wkt
+        >>> wkt.open_checkpoint("demo").dims.n_mels
+        80
     """
     place = _locate(source, revision, allow_pickle)
     content = _read(place.path, allow_pickle)

@@ -24,8 +24,9 @@ class Package:
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> wkt.Package.open("AudioEncoder.mlpackage").name  # doctest: +SKIP
-        'AudioEncoder'
+        >>> package = wkt.Package.open("bundles/acme_whisper-demo/AudioEncoder.mlpackage")
+        >>> package.name, package.functions
+        ('AudioEncoder', ('main',))
     """
 
     path: Path

@@ -35,6 +35,13 @@ class Program(nn.Module):
         operations: The operations in the order of the program, constants not among them.
         metadata: What the package says about itself.
         precision: `float32` or `float16`, see `load`.
+
+    Example:
+        >>> import numpy as np
+        >>> import whisperkit_tools as wkt
+        >>> mel = wkt.Program.load("bundles/acme_whisper-demo/MelSpectrogram.mlpackage")
+        >>> mel.predict({"audio": np.zeros(480_000, np.float32)})["melspectrogram_features"].shape
+        (1, 80, 1, 3000)
     """
 
     def __init__(self, graph: Graph, precision: Precision = "float32", device: str | torch.device = "cpu") -> None:

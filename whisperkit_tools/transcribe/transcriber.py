@@ -30,8 +30,9 @@ class Transcriber:
 
     Example:
         >>> import whisperkit_tools as wkt
-        >>> wkt.Transcriber.load("bundles/openai_whisper-tiny").transcribe("meeting.m4a").text  # doctest: +SKIP
-        'Good morning. Let us begin.'
+        >>> found = wkt.Transcriber.load("bundles/acme_whisper-demo").transcribe("speech.flac")
+        >>> found.language, len(found.text.split()) > 2
+        ('en', True)
     """
 
     def __init__(self, models: Models, tokenizer: WhisperTokenizer, *, max_length: int) -> None:
