@@ -29,7 +29,7 @@ class Compression:
     """How one weight is stored: as palettes, with optional scales and outliers.
 
     A weight `[128, 64, 1, 1]` at `nbits=4, granularity="per_grouped_channel", group_size=16` has 8 palettes of 16
-    entries, one for each 16 channels of axis 0. With `cluster_dim=2` an index stands for two neighbours along that
+    entries, one for each 16 channels of axis 0. With `cluster_dim=2` an index represents two neighbours along that
     axis, so that an element costs two bits.
 
     Attributes:
@@ -37,7 +37,7 @@ class Compression:
         granularity: One palette for the whole weight, or one for each group of `group_size` channels.
         group_size: Channels that share a palette; 0 for `per_tensor`.
         axis: The axis of the channels: of groups, of scales, and of the elements of a vector.
-        cluster_dim: Elements along `axis` that one index stands for.
+        cluster_dim: Elements along `axis` that one index represents.
         per_channel_scale: Each channel is divided by its largest magnitude before palettes are made.
         outlier_share: Share of the elements that are kept in float16 in a sparse part, 0 to 0.1.
     """

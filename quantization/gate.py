@@ -4,7 +4,7 @@ QoI is the percentage of examples with `wer(compressed) <= wer(reference)`, all 
 rates are corpus rates: all errors over all words. A gate on a few utterances says little, so every figure has a 95 %
 interval from a seeded bootstrap over examples. Where no example is worse, no resample has a worse one either, however
 few examples there are. QoI's interval is therefore the union of the bootstrap's and of Wilson's score interval. With
-it a QoI of at least 95 % is certain from 73 examples on, not from one.
+it, a confident QoI of at least 95 % takes 73 examples or more.
 
 Source: QoI as published with whisperkittools; the percentile bootstrap, Efron and Tibshirani, chapter 13; Wilson 1927,
 "Probable inference, the law of succession, and statistical inference".
@@ -48,7 +48,7 @@ class GateExample:
 
 
 @dataclass(frozen=True, slots=True)
-class GateFigure:
+class IntervalFigure:
     """A figure with its 95 % interval."""
 
     value: float
@@ -72,12 +72,12 @@ class Verdict:
     """
 
     examples: int
-    qoi: GateFigure
-    wer: GateFigure
-    reference_wer: GateFigure
-    wer_delta: GateFigure
-    kl_divergence: GateFigure
-    token_agreement: GateFigure
+    qoi: IntervalFigure
+    wer: IntervalFigure
+    reference_wer: IntervalFigure
+    wer_delta: IntervalFigure
+    kl_divergence: IntervalFigure
+    token_agreement: IntervalFigure
     shortfalls: tuple[str, ...]
 
     @property
@@ -134,7 +134,7 @@ class Gate:
         figures = _figures(examples, self.seed)
         return Verdict(examples=len(examples), **figures, shortfalls=tuple(self._shortfalls(figures)))
 
-    def _shortfalls(self, figures: dict[str, GateFigure]) -> list[str]:
+    def _shortfalls(self, figures: dict[str, IntervalFigure]) -> list[str]:
         qoi, delta, divergence = figures["qoi"], figures["wer_delta"], figures["kl_divergence"]
         found = qoi.low if self.confident else qoi.value
         lines = []
@@ -156,35 +156,35 @@ class Gate:
         return lines
 
 
-def _described(found: float, figure: GateFigure, confident: bool) -> str:
+def _described(found: float, figure: IntervalFigure, confident: bool) -> str:
     if confident:
         return f"{found:.2f} (pessimistic end of 95 %; measured {figure.value:.2f})"
     return f"{found:.2f} (95 %: {figure.low:.2f} to {figure.high:.2f})"
 
 
-def _figures(examples: Sequence[GateExample], seed: int) -> dict[str, GateFigure]:
+def _figures(examples: Sequence[GateExample], seed: int) -> dict[str, IntervalFigure]:
     # Both have the same reference words, so comparing errors compares rates.
     good = no_worse([e.errors for e in examples], [e.reference_errors for e in examples])
     counts = [(e.words, e.errors, e.reference_errors, e.tokens, e.agreeing, e.divergence) for e in examples]
     return _bootstrapped(np.column_stack([good, np.array(counts, np.float64)]), seed)
 
 
-def _bootstrapped(table: NDArray[np.float64], seed: int) -> dict[str, GateFigure]:
+def _bootstrapped(table: NDArray[np.float64], seed: int) -> dict[str, IntervalFigure]:
     """Return the figures of a table `[examples, 7]`, with intervals over resampled rows."""
     count = len(table)
     values = _statistics(table[None])
     spread = [_statistics(table[drawn]) for drawn in bootstrap_draws(count, draws=GATE_DRAWS, seed=seed)]
     figures = {
-        name: GateFigure(float(value[0]), *percentile_interval(np.concatenate([block[name] for block in spread])))
+        name: IntervalFigure(float(value[0]), *percentile_interval(np.concatenate([block[name] for block in spread])))
         for name, value in values.items()
     }
     return {**figures, "qoi": _with_score_interval(figures["qoi"], int(table[:, 0].sum()), count)}
 
 
-def _with_score_interval(percentage: GateFigure, good: int, count: int) -> GateFigure:
+def _with_score_interval(percentage: IntervalFigure, good: int, count: int) -> IntervalFigure:
     """Widen the interval of `good` out of `count` examples, in percent, to Wilson's where that is wider."""
     low, high = (100 * end for end in wilson_interval(good, count))
-    return GateFigure(percentage.value, min(percentage.low, low), max(percentage.high, high))
+    return IntervalFigure(percentage.value, min(percentage.low, low), max(percentage.high, high))
 
 
 def _statistics(table: NDArray[Any]) -> dict[str, NDArray[np.float64]]:

@@ -33,7 +33,7 @@ _OPTIONAL_ARRAYS = ("scale", "outlier_positions", "outlier_values")
 
 @dataclass(frozen=True, slots=True)
 class SensitivityKey:
-    """What a cache belongs to.
+    """The model and the calibration speech that a cache belongs to.
 
     Attributes:
         weights: For each component the sha256 of its weights file.

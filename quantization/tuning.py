@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
-from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence, mean_divergence
 from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.mil.activation_checkpointing import CheckpointedProgram
 from whisperkit_tools.mil.ops.constexpr import entry_rows, palette_to_dense
@@ -207,14 +207,9 @@ class Tuning:
 
     def divergence(self) -> float:
         """Return the present divergence in nats: the mean over the judging windows of the mean over their tokens."""
+        logits = (self._forcing.forward(self._windows[at], self._encode(at)).logits for at in self._judging)
         with torch.no_grad():
-            rows = [
-                divergence(
-                    self._references[at], self._forcing.forward(self._windows[at], self._encode(at)).logits
-                ).mean()
-                for at in self._judging
-            ]
-        return float(torch.stack(rows).mean())
+            return mean_divergence((self._references[at] for at in self._judging), logits)
 
     def run(
         self,

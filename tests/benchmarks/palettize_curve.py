@@ -38,7 +38,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import samples_of, select_gate
 from whisperkit_tools.compress.compressor import sense
 from whisperkit_tools.compress.config import PalettizeConfig
-from whisperkit_tools.compress.planner import Target
+from whisperkit_tools.compress.planner import CompressionTarget
 from whisperkit_tools.compress.workspace import open_workspace
 from whisperkit_tools.contract import EMBEDS, FEATURES, MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import TeacherForcing, mean_divergence
@@ -171,7 +171,7 @@ class Curve:
         chosen, size = threshold_recipe(work, self.cache, self.widths, budget)
         if chosen is not None:
             self._add(bits, "threshold", chosen, size)
-        target = Target(target_bits=8 * (budget + 0.5) / elements)
+        target = CompressionTarget(target_bits=8 * (budget + 0.5) / elements)
         for method, candidates in self.candidates.items():
             work.planner.table = lambda candidates=candidates: candidates
             recipe, _ = work.planner.recipe(target)
@@ -196,7 +196,7 @@ def options(parser: ArgumentParser) -> None:
 @benchmark("palettize-curve", options)
 def palettize_curve(args: Namespace) -> Result:
     config = PalettizeConfig(
-        target=Target(target_bits=4),
+        target=CompressionTarget(target_bits=4),
         windows=args.windows,
         max_tokens=args.tokens,
         profile_dir=args.profile,

@@ -8,7 +8,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress import compressor, package_builder, planner, workspace
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.gate_measurement import ReferenceTranscriber
-from whisperkit_tools.compress.planner import Target
+from whisperkit_tools.compress.planner import CompressionTarget
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.compress.workspace import needed_memory
 
@@ -29,9 +29,14 @@ def work(demo_bundle, tmp_path, monkeypatch):
 
     monkeypatch.setattr(workspace, "ReferenceTranscriber", Watched)
     config = PalettizeConfig(
-        target=Target(nbits=8), windows=1, samples=1, gate_examples=1, tune_steps=2, profile_dir=tmp_path / "profile",
+        target=CompressionTarget(nbits=8),
+        windows=1,
+        samples=1,
+        gate_examples=1,
+        tune_steps=2,
+        profile_dir=tmp_path / "profile",
         output_dir=tmp_path / "out",
-    )  # fmt: skip
+    )
     return lambda: compressor.palettize(Bundle.open(demo_bundle), config), references
 
 

@@ -11,7 +11,7 @@ from helpers.mil_programs import save
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress import planner as planning
 from whisperkit_tools.compress.config import PalettizeConfig
-from whisperkit_tools.compress.planner import Planner, Target
+from whisperkit_tools.compress.planner import CompressionTarget, Planner
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.errors import OptionsError, RecipeError
@@ -49,11 +49,11 @@ def test_a_killed_run_goes_on_where_it_was(demo_bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "palettize", counted)
     kill_at = 11
     with pytest.raises(KeyboardInterrupt):
-        planner().recipe(Target(target_bits=3))
+        planner().recipe(CompressionTarget(target_bits=3))
     kill_at = -1
-    whole, _ = planner().recipe(Target(target_bits=3))
+    whole, _ = planner().recipe(CompressionTarget(target_bits=3))
     assert len(made) <= 2 * len(weights.shapes) + 2  # what was lost is one weight under its two options
-    assert planner().recipe(Target(target_bits=3))[0] == whole
+    assert planner().recipe(CompressionTarget(target_bits=3))[0] == whole
     assert len(made) <= 2 * len(weights.shapes) + 2
 
 
@@ -172,7 +172,7 @@ def test_a_recipe_of_an_earlier_version_gives_the_same_choices(demo_bundle, tmp_
 )
 def test_targets_are_checked(settings, message):
     with pytest.raises(OptionsError, match=message):
-        Target(**settings)
+        CompressionTarget(**settings)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from whisperkit_tools.compress.candidate_store import JudgedCandidate, MeasuredC
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
 from whisperkit_tools.compress.manifest_section import compression_record, describe
 from whisperkit_tools.compress.package_builder import Palettes, verify_packages, write_packages
-from whisperkit_tools.compress.planner import CompressionPlan, Target
+from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.compress.plot import plot_curves, require_matplotlib
 from whisperkit_tools.compress.workspace import Workspace, open_workspace
 from whisperkit_tools.contract import MODEL_COMPONENTS
@@ -76,7 +76,7 @@ def plan(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = No
     """
     work = _opened(bundle, config, progress)
     sense(work)
-    found = work.planner.plan(config.target or Target(target_bits=_START_BITS))
+    found = work.planner.plan(config.target or CompressionTarget(target_bits=_START_BITS))
     _write_extras(work, found)
     return found
 
@@ -226,7 +226,7 @@ def _best(judged: list[JudgedCandidate]) -> JudgedCandidate:
     return judged[trials.trials.index(trials.best or trials.nearest)]
 
 
-def _reach(work: Workspace, target: Target, gate: Mapping[str, Any]) -> list[JudgedCandidate]:
+def _reach(work: Workspace, target: CompressionTarget, gate: Mapping[str, Any]) -> list[JudgedCandidate]:
     """Judge the candidate of a target. A divergence is planned again with less until the measured one is reached."""
     judged: list[JudgedCandidate] = []
     for _ in range(work.config.search.trials if target.max_kl is not None else 1):
@@ -241,7 +241,7 @@ def _reach(work: Workspace, target: Target, gate: Mapping[str, Any]) -> list[Jud
         measured, limit = judged[-1].trial.verdict.kl_divergence.value, work.config.gate.max_kl
         if target.max_kl is None or limit is None or measured <= limit:
             break
-        target = Target(max_kl=_MARGIN * target.max_kl * limit / measured)
+        target = CompressionTarget(max_kl=_MARGIN * target.max_kl * limit / measured)
     return judged
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from whisperkit_tools.compress.planner import CompressionPlan, Target
+from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.quantization.gate import Gate, Verdict
 from whisperkit_tools.quantization.recipe import AllowedCompressions
@@ -36,7 +36,7 @@ class PalettizeConfig:
         keep_rejected: Keep a bundle that does not pass the gate, under a name that says so.
     """
 
-    target: Target | None = None
+    target: CompressionTarget | None = None
     allowed: AllowedCompressions = field(default_factory=AllowedCompressions)
     gate: Gate = field(default_factory=Gate)
     output_dir: Path | None = None

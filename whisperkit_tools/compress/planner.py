@@ -39,7 +39,7 @@ _DAMPING = 0.1  # of the mean importance
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CompressionTarget:
     """How far to compress. Exactly one field is set.
 
     Attributes:
@@ -204,7 +204,7 @@ class Planner:
 
     # --- recipes -----------------------------------------------------------------------------------------------------
 
-    def check(self, target: Target) -> None:
+    def check(self, target: CompressionTarget) -> None:
         """Check a target before any work. This needs no curvature.
 
         Raises:
@@ -233,7 +233,7 @@ class Planner:
                 f"bits ({option('allowed_nbits')}), or keep fewer weights ({option('keep')})"
             )
 
-    def plan(self, target: Target) -> CompressionPlan:
+    def plan(self, target: CompressionTarget) -> CompressionPlan:
         """Return the plan for a target.
 
         Raises:
@@ -260,7 +260,7 @@ class Planner:
             bits=8 * recipe.nbytes / self.weights.elements,
         )
 
-    def recipe(self, target: Target) -> tuple[Recipe, float]:
+    def recipe(self, target: CompressionTarget) -> tuple[Recipe, float]:
         """Return the recipe for a target, and the allocation's gap. Raises errors as `plan` does."""
         if target.recipe is not None or target.nbits is not None:
             return self._chosen(self._choices(target)), 0.0
@@ -289,7 +289,7 @@ class Planner:
         chosen = [options[at] for options, at in zip(table.values(), found.chosen, strict=True)]
         return self._recipe(dict(zip(table, chosen, strict=True))), found.gap
 
-    def _choices(self, target: Target) -> dict[WeightKey, Compression | None]:
+    def _choices(self, target: CompressionTarget) -> dict[WeightKey, Compression | None]:
         """Return the compression of every weight for a target that leaves no choice."""
         if target.recipe is None:
             return self._uniform(target.nbits or 0)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from whisperkit_tools.compress.planner import CompressionPlan, Planner, Target
+from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget, Planner
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.files import write_whole
 from whisperkit_tools.quantization.compression import NBITS, Compression
@@ -27,12 +27,12 @@ def curves(planner: Planner) -> dict[str, list[dict[str, float]]]:
     mixed = []
     for at in range(_POINTS):
         bits = 8 * least * (most / least) ** (at / (_POINTS - 1)) / planner.weights.elements
-        recipe, _ = planner.recipe(Target(target_bits=bits * (1 + 1e-9)))
+        recipe, _ = planner.recipe(CompressionTarget(target_bits=bits * (1 + 1e-9)))
         mixed.append({"bits": bits, "nbytes": planner.predicted_nbytes(recipe), "predicted_kl": recipe.divergence})
     uniform = []
     for nbits in NBITS:
         if Compression(nbits).spec_version <= planner.weights.spec_version:
-            recipe, _ = planner.recipe(Target(nbits=nbits))
+            recipe, _ = planner.recipe(CompressionTarget(nbits=nbits))
             point = {"bits": float(nbits), "nbytes": planner.predicted_nbytes(recipe)}
             uniform.append({**point, "predicted_kl": recipe.divergence})
     return {"mixed": mixed, "uniform": uniform}

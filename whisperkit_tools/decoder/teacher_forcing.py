@@ -16,7 +16,7 @@ in which every layer's updates depend on the caches of lower layers only. As man
 give it exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -354,7 +354,7 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     return (first.exp() * (first - second)).sum(-1)
 
 
-def mean_divergence(references: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Mean over the windows of the mean over each window's predicted tokens."""
+def mean_divergence(references: Iterable[Tensor], found: Iterable[Tensor]) -> float:
+    """Return the mean over the windows of the mean divergence of each window's predicted tokens, in nats."""
     rows = [divergence(one, two).mean() for one, two in zip(references, found, strict=True)]
     return float(torch.stack(rows).mean())

@@ -8,7 +8,7 @@ from typing import Literal, overload
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress import compressor
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
-from whisperkit_tools.compress.planner import CompressionPlan, Target
+from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.pipeline.arguments import as_bundle, as_bytes, as_tuple, as_widths
 from whisperkit_tools.progress import Progress
@@ -216,7 +216,7 @@ def _target(
     target_size: str | int | None,
     max_kl: float | None,
     recipe: str | Path | None,
-) -> Target | None:
+) -> CompressionTarget | None:
     """Return how far to compress, or None for a search.
 
     Raises:
@@ -226,7 +226,9 @@ def _target(
     given = (uniform, target_bits, as_bytes(target_size), max_kl, _path(recipe))
     if all(value is None for value in given):
         return None
-    return Target(nbits=given[0], target_bits=given[1], target_bytes=given[2], max_kl=given[3], recipe=given[4])
+    return CompressionTarget(
+        nbits=given[0], target_bits=given[1], target_bytes=given[2], max_kl=given[3], recipe=given[4]
+    )
 
 
 def _width(bits: str | int | None) -> int:
