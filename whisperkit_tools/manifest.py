@@ -65,7 +65,7 @@ class ConversionRecord(Record):
         logits_chunk_size: Maximum number of logits in one product.
         compiled: Whether the bundle has `.mlmodelc` folders.
         verified: Whether the packages were run and compared with the checkpoint.
-        notes: What the user was told.
+        notes: Notes for the user.
     """
 
     deployment_target: str | None = None
@@ -98,7 +98,7 @@ class ParityRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NullTestRecord(Record):
-    """What meaningless caches do in place of the prefill's.
+    """Effect of meaningless caches in place of the prefill's.
 
     Attributes:
         psnr_db: Their PSNR in dB on held-out speech.
@@ -117,7 +117,7 @@ class NullTestRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillEvidenceRecord(Record):
-    """What was measured on a prefill.
+    """Measurements of a prefill.
 
     Attributes:
         psnr_db: PSNR in dB of the caches on held-out speech, by language, by task.
@@ -164,7 +164,7 @@ class PrefillRecord(Record):
         audio: Whose audio: `demo` or `recordings`.
         windows: Number of windows of it.
         seed: Random seed.
-        evidence: What was measured, or None without verification.
+        evidence: Measurements, or None without verification.
     """
 
     included: bool = False
@@ -259,7 +259,7 @@ class CompressionRecord(Record):
 
     Attributes:
         original: The uncompressed bundle.
-        recipe: What was done to each weight.
+        recipe: Settings of each weight.
         allocation_gap: Upper bound of the allocation's relative distance from the optimum.
         predicted_nbytes: Bytes of encoder and decoder as planned.
         nbytes: The same as written.

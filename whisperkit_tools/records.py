@@ -23,7 +23,8 @@ class Record:
 
     A subclass declares one field for each key. The field's type says what is allowed: `str`, `bool`, `int`, `float`,
     `X | None`, `tuple[X, ...]` for a list, `Mapping[str, X]` for an object with free keys, a dataclass for an object
-    with known ones, `Any` for JSON that nobody reads. A key that is no Python name stands in the field's metadata.
+    with known ones, `Any` for JSON that no code reads. A key that is not a Python name stands in the field's
+    metadata as `key`.
 
     Attributes:
         extra: Values of keys that this version does not know.
