@@ -28,7 +28,7 @@ from tests.benchmarks.harness import (
     Figure,
     Result,
     Stopwatch,
-    TunablePalette,
+    Table,
     benchmark,
     bundle_argument,
     numbers,
@@ -139,7 +139,7 @@ class Curve:
         self.candidates = {"per tensor": self._per_tensor()}
         if not per_tensor_only:
             self.candidates["all options"] = work.planner.table()
-        self.table = TunablePalette((
+        self.table = Table((
             Column("bits", "bits"), Column("method", "method"), Column("measured_bits", "bits a weight", ".3f"),
             Column("kl", "KL", ".5f"), Column("predicted_kl", "predicted KL", ".5f"),
         ))  # fmt: skip
