@@ -8,6 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from helpers import house
+
+from whisperkit_tools import contract
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "whisperkit_tools"
@@ -141,6 +144,75 @@ def test_the_import_guard_closes(tmp_path, monkeypatch):
     assert _upward(table) == ["whisperkit_tools/conversion/table.py imports eval"]
     bad.with_name("residency.py").write_text("from whisperkit_tools.transcribe.audio.load import read\n")
     assert _upward(bad.with_name("residency.py")) == ["compile_hints/residency.py imports transcribe"]
+
+
+# Words that the contract shares with everyday English and Python.
+_EVERYDAY = {"audio", "language", "logits", "main", "task"}
+# `input_ids` and the names of encoders are other libraries' words there.
+_OTHER_LIBRARIES = frozenset({"eval.", "distill."})
+# Scripts with a command line of their own.
+_OWN_COMMAND_LINE = frozenset({"distill.demo_model.make_demo", "distill.demo_model.__main__"})
+
+
+@pytest.fixture(scope="module")
+def parsed():
+    return house.modules()
+
+
+def test_no_modules_import_each_other_in_a_circle(parsed):
+    assert house.circles(parsed) == []
+
+
+def test_only_the_command_line_knows_its_flags(parsed):
+    assert house.flags(parsed, known=_OWN_COMMAND_LINE) == []
+
+
+def test_names_of_the_contract_are_spelled_out_in_the_contract_alone(parsed):
+    assert house.spelled_out(parsed, _contract_names(), elsewhere=_OTHER_LIBRARIES) == []
+
+
+def _contract_names():
+    values = [value for name, value in vars(contract).items() if name.isupper() and not name.endswith("TARGETS")]
+    names = {
+        word
+        for value in values
+        for word in ([value] if isinstance(value, str) else value if isinstance(value, tuple) else [])
+    }
+    return frozenset(name for name in names if isinstance(name, str)) - _EVERYDAY
+
+
+def test_no_two_public_classes_share_a_name(parsed):
+    assert house.doubled_classes(parsed) == {}
+
+
+def test_the_house_guards_close(tmp_path):
+    """Each rule finds a breach of it, inside functions too."""
+    room = tmp_path / "whisperkit_tools" / "room"
+    room.mkdir(parents=True)
+    (room / "__init__.py").write_text("")
+    (room / "one.py").write_text(
+        '"""Doc."""\nfrom whisperkit_tools.room.two import B\n\nclass Same:\n    """See --force."""\n\n'
+        'NAME = "key_cache"\n'
+    )
+    (room / "two.py").write_text(
+        '"""A key_cache."""\ndef late():\n    from whisperkit_tools.room import one\n\nclass Same: ...\n'
+        'HINT = "choose with -o"\n'
+    )
+    (room / "typed.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from whisperkit_tools.room.typed_too import X\n"
+    )
+    (room / "typed_too.py").write_text("from whisperkit_tools.room.typed import Y\n# a well-known word, x - y, --\n")
+    (tmp_path / "whisperkit_tools" / "cli").mkdir()
+    (tmp_path / "whisperkit_tools" / "cli" / "fine.py").write_text('HELP = "--force, -o"\n')
+    found = house.modules(tmp_path)
+    assert house.circles(found) == [["room.one", "room.two"]]
+    assert house.flags(found) == ["room.one:5: --force", "room.two:6: -o"]
+    assert house.flags(found, known=frozenset({"room.one", "room.two"})) == []
+    names = _contract_names()
+    assert {"TextDecoder", "key_cache", "alignment_heads_weights", "project_audio"} <= names
+    assert house.spelled_out(found, names, elsewhere=frozenset()) == ["room.one:7: key_cache"]
+    assert house.spelled_out(found, names, elsewhere=frozenset({"room."})) == []
+    assert house.doubled_classes(found) == {"Same": ["room.one", "room.two"]}
 
 
 def test_help_imports_nothing_heavy():
