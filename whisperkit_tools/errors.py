@@ -2,7 +2,7 @@
 
 A message states what is wrong, the value that was found, what is allowed, and what to do. Where several things are
 wrong at once, it names all of them. The library names options by their field (`option("kv_length")`). Each front end
-shows that field in its own spelling: Python as `kv_length`, the command line as `--kv-length`.
+shows that field in its own spelling: Python as a keyword, the command line as a flag.
 """
 
 import re
