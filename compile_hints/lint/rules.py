@@ -35,7 +35,7 @@ class Rule:
     """A rule of the lint.
 
     Attributes:
-        name: What `--ignore` takes.
+        name: Name by which findings of the rule can be ignored.
         leaves: Operations that break it leave the Neural Engine; the others stay, at a price.
         source: Who says so.
         advice: What to do about it.

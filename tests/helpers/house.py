@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("whisperkit_tools", "compile_hints", "quantization", "eval")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*|(?<![\w-])-[ohv](?![\w-])")
+FLAG = re.compile(r"(?<![\w-])(?:--[a-z][a-z0-9-]*|-[a-z])(?![\w=-])")
 
 Modules = dict[str, ast.Module]
 
@@ -68,11 +68,12 @@ def _components(edges: dict[str, set[str]]) -> list[set[str]]:
     return groups
 
 
-def flags(parsed: Modules, *, known: frozenset[str] = frozenset()) -> list[str]:
-    """Flags of a command line in strings, docstrings included, of modules outside `cli`.
+def flags(parsed: Modules, own: frozenset[str], *, known: frozenset[str] = frozenset()) -> list[str]:
+    """Flags of our command line in strings, docstrings included, of modules outside `cli`.
 
     Args:
         parsed: The modules.
+        own: The flags of our commands. Those of other tools may be mentioned.
         known: Modules with a command line of their own.
     """
     return [
@@ -81,6 +82,7 @@ def flags(parsed: Modules, *, known: frozenset[str] = frozenset()) -> list[str]:
         if name.split(".")[0] != "cli" and name not in known
         for node in _strings(tree)
         for found in FLAG.findall(node.value)
+        if found in own
     ]
 
 

@@ -18,7 +18,7 @@ from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Graph, read_graph
 from whisperkit_tools.mil.kernels import bind
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Schedule, Target
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
 
 DIMS = ModelDimensions(
     n_mels=8, n_audio_ctx=1500, d_model=64, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=96,
@@ -92,7 +92,7 @@ def fused_types(path: Path) -> Counter[str]:
 
 def separately(program: Program, graph: Graph, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Run the operations one by one as they stand."""
-    target = Target("float32", torch.device("cpu"))
+    target = ExecutionTarget("float32", torch.device("cpu"))
     schedule = Schedule(bind(graph), graph.inputs, graph.outputs, (), program.constants(), target)
     with torch.no_grad():
         return schedule.run({**program.constants(), **inputs})

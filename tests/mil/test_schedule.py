@@ -18,7 +18,7 @@ import torch
 from whisperkit_tools.mil.executor import Executor
 from whisperkit_tools.mil.kernels import Node, kernels
 from whisperkit_tools.mil.ops.tensor_operation import StateBox
-from whisperkit_tools.mil.schedule import Schedule, Target, dependencies
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule, dependencies
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 SIZE = 256
@@ -48,7 +48,7 @@ EVERY_TIME = ["mixed", "past", "result", "scaled", "write_state"]
 
 
 def schedule(nodes: list[Node] = NODES, outputs: tuple[str, ...] = ("scaled",)) -> Schedule:
-    return Schedule(nodes, INPUTS, outputs, ("memory",), CONSTANTS, Target("float32", torch.device("cpu")))
+    return Schedule(nodes, INPUTS, outputs, ("memory",), CONSTANTS, ExecutionTarget("float32", torch.device("cpu")))
 
 
 def names(calls) -> list[str]:

@@ -26,7 +26,7 @@ from whisperkit_tools import contract
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind, make_kernel
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Schedule, Target
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 _UPDATES = {contract.KEY_CACHE: contract.KEY_UPDATES, contract.VALUE_CACHE: contract.VALUE_UPDATES}
@@ -58,7 +58,7 @@ class BatchedDecoder:
         self.shares_columns = sharing is not None
         nodes = sharing or nodes
         constants = sorted({name for node in nodes for name in node.reads} & program.constants().keys())
-        target = Target("float32", program.device)
+        target = ExecutionTarget("float32", program.device)
         self._schedule = Schedule(nodes, graph.inputs, graph.outputs, (), constants, target)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.kernels import Node, bind
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.mil.schedule import Schedule, Target
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
 from whisperkit_tools.mil.tensor_spec import TensorSpec
 
 _BYTES = 4  # everything is computed in float32
@@ -53,7 +53,7 @@ class CheckpointedProgram:
         graph = read_graph(program.path, program.function)
         nodes = bind(graph)
         constants = program.constants().keys()
-        target = Target("float32", program.device)
+        target = ExecutionTarget("float32", program.device)
         specs = {**graph.inputs, **{out.name: out for node in nodes for out in node.outputs}}
         alive = _alive(nodes, graph.inputs, tuple(graph.outputs))
         bounds = [0, *_cuts(nodes, alive, specs, budget_bytes), len(nodes)]

@@ -16,7 +16,7 @@ from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
 from whisperkit_tools.mil.inputs import InputConverter
 from whisperkit_tools.mil.kernels import Node, bind
-from whisperkit_tools.mil.schedule import Schedule, Target
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
 from whisperkit_tools.mil.states import ProgramState
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, predicted_dtype, storage_dtype
 
@@ -147,7 +147,7 @@ class Program(nn.Module):
         """Make the schedules: the program as it stands, and, for float32, with operations fused."""
         tensors = [*self._parameters.values(), *self._buffers.values()]
         self._device = next((tensor.device for tensor in tensors if tensor is not None), torch.device("cpu"))
-        target = Target(self.precision, self._device)
+        target = ExecutionTarget(self.precision, self._device)
         self._schedule = Schedule(self._nodes, self.inputs, self.outputs, self.states, self._encoded, target)
         fast = self._schedule
         if self.precision == "float32":

@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ExecutionTarget:
     """Precision and device of a schedule.
 
     Attributes:
@@ -94,7 +94,7 @@ class Schedule:
         outputs: Iterable[str],
         states: Iterable[str],
         constants: Iterable[str],
-        target: Target,
+        target: ExecutionTarget,
     ) -> None:
         """Find out what every call depends on, and what to cache.
 
