@@ -31,7 +31,7 @@ class PackageMetadata:
 
     Attributes:
         description: One sentence on the component.
-        author: Who made the weights.
+        author: The author of the weights.
         license: Licence of the weights.
         version: The variant's version or the source's revision.
         user_defined: Further keys, shown by Xcode and by `wkt info`.

@@ -106,7 +106,7 @@ def estimate(checkpoint: Checkpoint, forced: ForcedTokens, embeds: Sequence[Tens
     Args:
         checkpoint: The checkpoint.
         forced: The tree of tokens.
-        embeds: Audio embeddings of each window, `[1, D, 1, 1500]`; at least one.
+        embeds: Audio embeddings of each window, `[1, D, 1, 1500]`. At least one.
     """
     dims = checkpoint.dims
     shape = (len(forced.tokens), dims.d_model * dims.decoder_layers)
@@ -123,7 +123,7 @@ def forced_caches(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Compute the caches of all nodes, layer after layer, and within a layer window after window.
 
-    The weights are those of the package, rounded to float16, and computed in float32; one layer at a time is widened.
+    The weights are those of the package, rounded to float16, and computed in float32. One layer at a time is widened.
 
     Args:
         checkpoint: The checkpoint. Its decoder is loaded and released.

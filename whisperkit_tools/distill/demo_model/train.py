@@ -1,8 +1,8 @@
 """Training of the demo model, in three stages of growing windows.
 
 A Whisper learns slowly from 30-second windows, because its decoder must first learn where to listen. Six-second
-windows teach that at a fifth of the cost; twelve-second windows at a random place of the 30 s then teach the timestamps
-and the positions; the last stage teaches what only whole windows have.
+windows teach that at a fifth of the cost. Twelve-second windows at a random place of the 30 s then teach the timestamps
+and the positions. The last stage teaches what occurs only in whole windows.
 """
 
 import time
