@@ -232,9 +232,11 @@ def test_turbo_implies_a_prefill_where_there_can_be_one(options, made, required)
     [
         ({"source": "music"}, "known are speech, noise, mixed"),
         (
-            {"source": "noise", "recordings": (Recording("r", samples=np.zeros(16000, np.float32)),)},
+            {"source": "noise", "audio": (Recording("r", samples=np.zeros(16000, np.float32)),)},
             "takes no prefill_audio",
         ),
+        ({"audio": "/does/not/exist"}, "prefill_audio is /does/not/exist, which does not exist"),
+        ({"audio": __file__}, "which is not a folder"),
         ({"max_wer_delta": -1.0}, "expected points of WER, 0 or more"),
         ({"max_wer_delta": math.nan}, "expected points of WER, 0 or more"),
     ],
@@ -464,7 +466,7 @@ def test_null_tests_that_do_as_well_empty_the_evidence(null):
     found = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": null})
     assert found.alike == ("gaussian",)
     assert found.inconclusive == "Gaussian caches do about as well, so this measurement is inconclusive"
-    assert found.recorded()["means_nothing"] == found.inconclusive
+    assert found.recorded().means_nothing == found.inconclusive
 
 
 def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced, prefill_bundle):

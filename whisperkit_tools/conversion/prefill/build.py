@@ -62,6 +62,9 @@ class PrefillOptions:
             problems.append(f"{source} is 'noise', which takes no {audio}; omit one of the two")
         if not (np.isfinite(self.max_wer_delta) and self.max_wer_delta >= 0):
             problems.append(f"{delta} is {self.max_wer_delta}, expected points of WER, 0 or more")
+        if isinstance(self.audio, str | Path) and not Path(self.audio).is_dir():
+            what = "is not a folder" if Path(self.audio).exists() else "does not exist"
+            problems.append(f"{audio} is {self.audio}, which {what}; name a folder with speech")
         if problems:
             raise OptionsError("; ".join(problems))
 
