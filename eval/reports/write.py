@@ -47,7 +47,8 @@ from whisperkit_tools.eval.reports.comparison import Comparison, ComparisonOptio
 from whisperkit_tools.eval.reports.html import PageOptions, render_html
 from whisperkit_tools.eval.reports.markdown import render_markdown
 from whisperkit_tools.eval.reports.read import ReadRun, read_run, read_runs
-from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, RUN_FILE, Report, to_json
+from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, RUN_FILE, Report
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.files import write_json, write_whole
 
 MARKDOWN_FILE = "report.md"

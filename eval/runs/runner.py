@@ -18,7 +18,8 @@ from whisperkit_tools.eval.runs.store import RunStore
 from whisperkit_tools.eval.runs.summary import Results, summarise
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig, run_key, tasks
 from whisperkit_tools.eval.runs.worker import CLEAN, PARTS, Task, TaskResult, WorkerFactory
-from whisperkit_tools.eval.schema import REPORT_FILE, RUN_FILE, SHORT_KEY, Report, ResultRow, RunReport, to_json
+from whisperkit_tools.eval.schema import REPORT_FILE, RUN_FILE, SHORT_KEY, Report, ResultRow, RunReport
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.files import safe_name, write_json
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import AudioReader

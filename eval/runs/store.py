@@ -11,7 +11,8 @@ from typing import IO, Any, Generic, Protocol, TypeVar
 from filelock import FileLock, Timeout
 
 from whisperkit_tools.errors import DatasetError, OptionsError, option
-from whisperkit_tools.eval.schema import RUN_FILE, SHORT_KEY, ResultRow, read_row, to_json
+from whisperkit_tools.eval.schema import RUN_FILE, SHORT_KEY, ResultRow, read_row
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.files import write_json, write_whole
 
 _LOCK = ".lock"

@@ -4,7 +4,8 @@ import json
 
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo
-from whisperkit_tools.eval.schema import DatasetInfo, Metrics, Report, RunReport, Speed, to_json
+from whisperkit_tools.eval.schema import DatasetInfo, Metrics, Report, RunReport, Speed
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.manifest import Manifest, write_manifest
 
 REPO = "acme/whisper-coreml-acme"

@@ -8,6 +8,7 @@ import jiwer
 from whisperkit_tools.eval import schema
 from whisperkit_tools.eval.backends import base as transcriber
 from whisperkit_tools.eval.metrics.alignment import align
+from whisperkit_tools.eval.typed_json import to_json
 
 
 def _row(index, reference, hypothesis, changes):
@@ -59,9 +60,9 @@ def write_run(runs: Path, name, pairs, *, key="a1b2c3d4", size_bytes=145_000_000
     folder = runs / f"{name.replace('/', '_')}-{key}"
     folder.mkdir(parents=True)
     run = schema.RunReport(**{**report, **changes})
-    text = json.dumps(schema.to_json(schema.Report((run,))))
+    text = json.dumps(to_json(schema.Report((run,))))
     (folder / "report.json").write_text(text, encoding="utf-8")
     (folder / "run.json").write_text(json.dumps({"key": run.key}), encoding="utf-8")
-    lines = [json.dumps(schema.to_json(one)) + "\n" for one in made]
+    lines = [json.dumps(to_json(one)) + "\n" for one in made]
     (folder / "results.jsonl").write_text("".join(lines), encoding="utf-8")
     return folder

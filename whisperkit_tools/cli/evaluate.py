@@ -185,7 +185,8 @@ def command(bundles: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
     folders = [*([runs.comparison] if runs.comparison else []), *(run.folder for run in runs)]
     reports = [run.report for run in runs]
     if as_json:
-        from whisperkit_tools.eval.schema import Report, to_json
+        from whisperkit_tools.eval.schema import Report
+        from whisperkit_tools.eval.typed_json import to_json
 
         show_json({"folders": [str(folder) for folder in folders], **to_json(Report(runs=tuple(reports)))})
     else:

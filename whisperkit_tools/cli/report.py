@@ -53,7 +53,7 @@ def command(runs: tuple[Path, ...], as_json: bool, **chosen: Any) -> None:
     for line in written.notes:
         click.echo(f"note: {line}", err=True)
     from whisperkit_tools.eval.reports.write import PAGE_FILE
-    from whisperkit_tools.eval.schema import to_json
+    from whisperkit_tools.eval.typed_json import to_json
 
     page = written.folder / PAGE_FILE
     if as_json:

@@ -22,7 +22,8 @@ from whisperkit_tools.eval.runs.engines import ProcessEngine, SerialEngine
 from whisperkit_tools.eval.runs.runner import EngineFactory, FinishedRun
 from whisperkit_tools.eval.runs.summary import with_qoi
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig
-from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, Report, to_json
+from whisperkit_tools.eval.schema import REPORT_FILE, RESULTS_FILE, Report
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.files import write_json
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.pipeline.arguments import as_bundles, as_numbers, as_tuple

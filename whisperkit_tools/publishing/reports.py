@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
 from whisperkit_tools.errors import PublishError
-from whisperkit_tools.eval.schema import REPORT_FILE, Report, RunReport, to_json
+from whisperkit_tools.eval.schema import REPORT_FILE, Report, RunReport
+from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.publishing.eligibility import PublishableBundle
 from whisperkit_tools.publishing.registry.base import Content, RegistryChange
 

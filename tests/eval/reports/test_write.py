@@ -27,8 +27,8 @@ from whisperkit_tools.eval.schema import (
     Report,
     Streaming,
     WordTimestampError,
-    from_json,
 )
+from whisperkit_tools.eval.typed_json import from_json
 
 TEXT = "the quick brown fox jumps over the lazy dog"
 HOSTILE = [

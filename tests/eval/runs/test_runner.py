@@ -18,7 +18,8 @@ from helpers.evaluation_runs import LoadFake, Notes, content, fake_target, heard
 from whisperkit_tools.errors import EvaluationError, OptionsError, WktError
 from whisperkit_tools.eval.runs.engines import ProcessEngine
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig, run_key
-from whisperkit_tools.eval.schema import ResultRow, from_json, read_report
+from whisperkit_tools.eval.schema import ResultRow, read_report
+from whisperkit_tools.eval.typed_json import from_json
 
 NOISY = EvaluateConfig(noise_snr_db=(10.0, 0.0), noise_kinds=("white",), streaming=True)
 

@@ -11,7 +11,7 @@ from helpers.evaluation_runs import LoadFake, Notes, content, make_dataset, run
 
 from whisperkit_tools.errors import DatasetError, OptionsError
 from whisperkit_tools.eval.runs.store import JsonLines, RunStore
-from whisperkit_tools.eval.schema import from_json
+from whisperkit_tools.eval.typed_json import from_json
 from whisperkit_tools.files import write_json
 
 
