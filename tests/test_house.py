@@ -11,6 +11,7 @@ import click
 import pytest
 from helpers import house
 
+import whisperkit_tools
 from whisperkit_tools import contract
 from whisperkit_tools.cli import COMMANDS, cli
 
@@ -196,6 +197,12 @@ def _contract_names():
 
 def test_no_two_public_classes_share_a_name(parsed):
     assert house.doubled_classes(parsed) == {}
+
+
+def test_no_module_hides_a_name_of_the_face():
+    """Importing a submodule sets an attribute of the package, which would replace a verb of the same name."""
+    modules = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert modules & set(whisperkit_tools.__all__) == set()
 
 
 def test_the_house_guards_close(tmp_path):
