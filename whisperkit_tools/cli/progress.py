@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -26,8 +26,8 @@ class _Count:
     """
 
     first: float
-    started: float = field(default_factory=time.monotonic)
-    shown: float = field(default_factory=time.monotonic)
+    started: float
+    shown: float
     bar: TaskID | None = None
 
 
@@ -77,7 +77,8 @@ class ConsoleProgress:
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         """Show how much is done, how long the rest takes at this pace, and the running figures."""
         check_interrupted()
-        count = self._counts.setdefault(what, _Count(done))
+        now = time.monotonic()
+        count = self._counts.setdefault(what, _Count(done, now, now))
         figures = ", ".join(part for part in (detail, _left(count, done, total)) if part)
         if self._console.is_terminal:
             self._draw(what, count, done, total, figures)
