@@ -25,9 +25,25 @@ def test_off_a_terminal_a_count_is_a_line_every_thirty_seconds(capsys, seconds):
     for passed, done in ((10, 20), (31, 40), (40, 50), (62, 60)):
         seconds[0] = 100 + passed
         progress.advance("examples", done, 110, "WER 5.30 %")
+    progress.advance("examples", 110, 110, "WER 5.10 %")
     lines = capsys.readouterr().err.splitlines()
     # 30 of this attempt in 31 s leave 70: 72 s. 50 in 62 s leave 50: 62 s.
-    assert lines == ["run: examples: 40/110  WER 5.30 %, 1:12 left", "run: examples: 60/110  WER 5.30 %, 1:02 left"]
+    assert lines == [
+        "run: examples: 40/110  WER 5.30 %, 1:12 left",
+        "run: examples: 60/110  WER 5.30 %, 1:02 left",
+        "run: examples: 110/110  WER 5.10 %",
+    ]
+
+
+def test_counts_are_written_in_full(capsys, seconds):
+    progress = ConsoleProgress()
+    progress.advance("MB", 0, 2.5)
+    seconds[0] += 31
+    progress.advance("MB", 1.25, 2.5)
+    progress.advance("bytes", 2_460_430, 2_460_430, "wkt.json")
+    assert capsys.readouterr().err.splitlines() == [
+        "MB: 1.2/2.5  0:31 left", "bytes: 2,460,430/2,460,430  wkt.json",
+    ]  # fmt: skip
 
 
 def test_on_a_terminal_there_are_bars_until_the_work_is_done(monkeypatch, seconds):

@@ -87,7 +87,7 @@ def flags(parsed: Modules, own: frozenset[str], *, known: frozenset[str] = froze
 
 
 def spelled_out(parsed: Modules, names: frozenset[str], *, elsewhere: frozenset[str]) -> list[str]:
-    """Contract names as strings outside the contract, docstrings excepted.
+    """Contract names as words of strings outside the contract, docstrings excepted.
 
     Args:
         parsed: The modules.
@@ -100,7 +100,7 @@ def spelled_out(parsed: Modules, names: frozenset[str], *, elsewhere: frozenset[
         if name != "contract" and not name.startswith(tuple(room for room in elsewhere if room.endswith(".")))
         if name not in elsewhere
         for node in _strings(tree, docstrings=False)
-        if node.value in names
+        if not names.isdisjoint(re.findall(r"\w+", node.value))
     ]
 
 

@@ -9,7 +9,7 @@ import whisperkit_tools as wkt
 from whisperkit_tools.cli import options
 from whisperkit_tools.cli.output import show, show_json
 from whisperkit_tools.cli.progress import ConsoleProgress
-from whisperkit_tools.contract import DEPLOYMENT_TARGETS
+from whisperkit_tools.contract import DEPLOYMENT_TARGETS, PREFILL
 
 if TYPE_CHECKING:
     from whisperkit_tools.conversion.config import ConvertResult
@@ -64,7 +64,7 @@ _prefill = options.options(
     click.option(
         "--prefill/--no-prefill",
         default=None,
-        help="Add TextDecoderContextPrefill, a table with the caches after the start, language and task tokens. It "
+        help=f"Add {PREFILL}, a table with the caches after the start, language and task tokens. It "
         "replaces the first decoder passes of each window, and is omitted where all-zero caches or caches of noise do "
         "about as well.  [default: with --turbo]",
     ),

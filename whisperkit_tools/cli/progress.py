@@ -82,9 +82,9 @@ class ConsoleProgress:
         figures = ", ".join(part for part in (detail, _left(count, done, total)) if part)
         if self._console.is_terminal:
             self._draw(what, count, done, total, figures)
-        elif time.monotonic() - count.shown >= _LINE_EVERY_S or (detail and done >= total):
-            count.shown = time.monotonic()
-            self._console.print(f"{self._prefix}{what}: {done:g}/{total:g}  {figures}", markup=False)
+        elif now - count.shown >= _LINE_EVERY_S or (detail and done >= total):
+            count.shown = now
+            self._console.print(f"{self._prefix}{what}: {_share(done, total)}  {figures}", markup=False)
         if done >= total:
             self._finish(what)
 
@@ -93,20 +93,25 @@ class ConsoleProgress:
             columns = (
                 TextColumn("{task.description:<12}", markup=False),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:g}/{task.total:g}", markup=False),
+                TextColumn("{task.fields[share]}", markup=False),
                 TextColumn("{task.fields[figures]}", markup=False),
             )
             self._bars = Progress(*columns, console=self._console, transient=True)
             self._bars.start()
         if count.bar is None:
-            count.bar = self._bars.add_task(f"{self._prefix}{what}", total=total, figures="")
-        self._bars.update(count.bar, completed=done, total=total, figures=figures)
+            count.bar = self._bars.add_task(f"{self._prefix}{what}", total=total, figures="", share="")
+        self._bars.update(count.bar, completed=done, total=total, figures=figures, share=_share(done, total))
 
     def _finish(self, what: str) -> None:
         del self._counts[what]
         if self._bars is not None and not self._counts:
             self._bars.stop()
             self._bars = None
+
+
+def _share(done: float, total: float) -> str:
+    """Return `done/total`, whole numbers without decimals."""
+    return "/".join(f"{value:,.0f}" if value == int(value) else f"{value:,.1f}" for value in (done, total))
 
 
 def _left(count: _Count, done: float, total: float) -> str:

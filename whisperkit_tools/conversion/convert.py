@@ -48,7 +48,8 @@ _DESCRIPTIONS = {
     contract.PREFILL: "The text decoder's caches after start, language and task, looked up",
 }
 _STATEFUL_DESCRIPTION = (
-    "Whisper's text decoder with caches as states: project_audio once a window, main once a token, on one state"
+    f"Whisper's text decoder with caches as states: {contract.WINDOW_FUNCTION} once a window, "
+    f"{contract.STEP_FUNCTION} once a token, on one state"
 )
 MIN_KV_LENGTH = 8
 _RECORDED_LIBRARIES = ("coremltools", "numpy", "safetensors", "torch", "transformers")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.contract import DECODER
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.eval.datasets.dataset import Dataset, fingerprint
 from whisperkit_tools.eval.datasets.open import open_dataset
@@ -25,7 +26,7 @@ from whisperkit_tools.transcribe.transcriber import Transcriber
 
 DATASET = "demo"
 # Stays float16 in the careful variant, which thereby gets a size and a name of its own.
-_KEPT = "TextDecoder/*"
+_KEPT = f"{DECODER}/*"
 
 
 @dataclass(frozen=True, slots=True)

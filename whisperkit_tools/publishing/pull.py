@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle, new_bundle
 from whisperkit_tools.errors import BundleError, PublishError, option
 from whisperkit_tools.files import read_json_object, sha256
@@ -81,7 +82,7 @@ def pull(
             listener.advance(variant, sum(sizes[:place]), sum(sizes), printable(name))
         manifest = _check_manifest(folder, names)
         _check_index(registry, snapshot, variant, folder)
-        runs_here = any(name.startswith("AudioEncoder.mlpackage/") for name in names)
+        runs_here = any(name.startswith(f"{contract.ENCODER}.mlpackage/") for name in names)
         if runs_here:
             Bundle.open(folder)
     return Pulled(output_dir / variant, snapshot.commit, len(names), sum(sizes), manifest, runs_here)
