@@ -224,7 +224,8 @@ def new_bundle(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise BundleError(f"{target} exists and is not a folder; choose another {option('output_dir')}")
     if target.exists() and not force:
         raise BundleError(
-            f"{target} already exists; replace it with {option('force')}, or choose another {option('output_dir')}"
+            f"{target} already exists; replace it with {option('force', True)}, "
+            f"or choose another {option('output_dir')}"
         )
     if target.exists() and not _replaceable(target):
         raise BundleError(

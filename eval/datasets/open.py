@@ -142,8 +142,8 @@ def _describe(source: str, problems: Sequence[Problem]) -> str:
     lines += [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     count = "one example" if len(problems) == 1 else f"{len(problems)} examples"
     return (
-        f"{source}: {count} cannot be evaluated; add {option('skip_bad')} to continue without and to list them in the "
-        "report:\n" + "\n".join(lines)
+        f"{source}: {count} cannot be evaluated; add {option('skip_bad', True)} to continue without "
+        "and to list them in the report:\n" + "\n".join(lines)
     )
 
 

@@ -144,7 +144,7 @@ def _require_target(target: Path, *, force: bool) -> None:
         return
     if not force:
         raise OptionsError(
-            f"{target} already exists; replace its report with {option('force')}, or choose another place with "
+            f"{target} already exists; replace its report with {option('force', True)}, or choose another place with "
             f"{option('output')}"
         )
     if not (target / REPORT_FILE).is_file():

@@ -234,7 +234,7 @@ def _reach(work: Workspace, target: CompressionTarget, gate: Mapping[str, Any]) 
         path = target_path(work, planned.nbytes)
         if path.exists() and not work.config.force:
             raise BundleError(
-                f"{path} already exists; replace it ({option('force')}) or choose another folder "
+                f"{path} already exists; replace it ({option('force', True)}) or choose another folder "
                 f"({option('output_dir')})"
             )
         judged.append(_attempt(work, planned, planned.nbytes, gate))

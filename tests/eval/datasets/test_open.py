@@ -273,7 +273,7 @@ def test_all_problems_are_listed_and_can_be_skipped(tmp_path):
     with pytest.raises(DatasetError) as caught:
         open_dataset(str(tmp_path))
     message = str(caught.value)
-    assert "5 examples cannot be evaluated; add skip_bad to continue without" in message
+    assert "5 examples cannot be evaluated; add skip_bad=True to continue without" in message
     for line in (
         "missing_audio: b: no audio file b.wav",
         "empty_reference: d: the reference is empty",
