@@ -80,7 +80,7 @@ class SplitHeads:
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
         """Attend. `AttentionImplementation` describes arguments and shapes."""
-        return _SplitKeys(key, value, heads, mask).attend(query, observed)
+        return SplitKeys(key, value, heads, mask).attend(query, observed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class SplitHeadsQ:
         self, query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None, observed: tuple[int, ...]
     ) -> Attended:
         """Attend. `AttentionImplementation` describes arguments and shapes."""
-        keys = _SplitKeys(key, value, heads, mask)
+        keys = SplitKeys(key, value, heads, mask)
         attended = [keys.attend(chunk, observed) for chunk in split(query, self.chunk_size, dim=3)]
         outputs = [output for output, _ in attended]
         weights = [concatenated(of_head, dim=2) for of_head in zip(*(seen for _, seen in attended), strict=True)]
@@ -215,7 +215,7 @@ class MultiHeadAttention(nn.Module):
 # --- one head at a time ---------------------------------------------------------------------------------------------
 
 
-class _SplitKeys:
+class SplitKeys:
     """Keys, values and mask, brought into the layout of `SplitHeads` once for all queries.
 
     Attributes:
@@ -233,11 +233,11 @@ class _SplitKeys:
     def attend(self, query: Tensor, observed: tuple[int, ...]) -> Attended:
         """Attend from `query` `[B, C, 1, Q]`, head by head."""
         queries = split(query, self.channels, dim=1)
-        by_head = [self._one_head(*head) for head in zip(queries, self.keys, self.values, strict=True)]
+        by_head = [self.attend_one_head(*head) for head in zip(queries, self.keys, self.values, strict=True)]
         output = concatenated([output for output, _ in by_head], dim=1)
         return output, [by_head[head][1].permute(0, 2, 3, 1) for head in observed]
 
-    def _one_head(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def attend_one_head(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Return one head's output `[B, C / heads, 1, Q]` and weights `[B, K, 1, Q]`."""
         scores = torch.einsum("bkhc,bchq->bkhq", key, query)
         if self.mask is not None:

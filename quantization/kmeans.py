@@ -128,13 +128,13 @@ def cluster(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
         `[n]` the cluster of each value, ascending from 0. All clusters occur.
     """
     centered = np.ascontiguousarray(values, np.float64) - np.average(values, weights=mass)
-    starts = _compiled()(centered, np.ascontiguousarray(mass, np.float64), clusters)
+    starts = compiled()(centered, np.ascontiguousarray(mass, np.float64), clusters)
     labels = np.zeros(len(values), np.int64)
     labels[starts[1:]] = 1
     return labels.cumsum()
 
 
-def _cluster_starts(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
+def cluster_starts(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
     """Return the index at which each cluster starts. Written for the compiler; the module's diagram names `i`, `j`."""
     count = len(values)
     # Sums over the first i values: of their mass, of mass times value, and of mass times value squared.
@@ -181,14 +181,14 @@ def _cluster_starts(values: Real, mass: Real, clusters: int) -> NDArray[np.int64
 
 
 @cache
-def _compiled() -> Callable[[Real, Real, int], NDArray[np.int64]]:
-    """Return `_cluster_starts` as machine code, cached on disk where that is writable. It releases Python's lock."""
+def compiled() -> Callable[[Real, Real, int], NDArray[np.int64]]:
+    """Return `cluster_starts` as machine code, cached on disk where that is writable. It releases Python's lock."""
     import numba
 
     try:
-        found: Callable[[Real, Real, int], NDArray[np.int64]] = numba.njit(nogil=True, cache=True)(_cluster_starts)
+        found: Callable[[Real, Real, int], NDArray[np.int64]] = numba.njit(nogil=True, cache=True)(cluster_starts)
     except RuntimeError:  # there is no place for the cache
-        found = numba.njit(nogil=True)(_cluster_starts)
+        found = numba.njit(nogil=True)(cluster_starts)
     return found
 
 

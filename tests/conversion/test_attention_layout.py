@@ -53,8 +53,8 @@ def test_the_gate_closes_on_a_layout_that_computes_something_else(tmp_path, monk
     """Package and module would agree with each other; the reference computes the attention plainly."""
     from whisperkit_tools.compile_hints import attention
 
-    plain = attention._SplitKeys._one_head
-    monkeypatch.setattr(attention._SplitKeys, "_one_head", lambda self, q, k, v: plain(self, 1.1 * q, k, v))
+    plain = attention.SplitKeys.attend_one_head
+    monkeypatch.setattr(attention.SplitKeys, "attend_one_head", lambda self, q, k, v: plain(self, 1.1 * q, k, v))
     config = ConvertConfig(output_dir=tmp_path, turbo=True)
     with pytest.raises(QualityGateError, match="AudioEncoder: encoder_output_embeds"):
         convert(open_checkpoint("demo"), config)

@@ -72,7 +72,7 @@ def test_gradients_through_the_caches_are_those_of_the_whole_recurrence(
     if not shares_columns:
         monkeypatch.setattr(batched, "share_cache_columns", lambda nodes: None)
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
-    assert forcing._batch.shares_columns == shares_columns
+    assert forcing.batch.shares_columns == shares_columns
     _cut(monkeypatch, forcing, chunk)
     forced = forcing.forward(window, embeds)
     wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
@@ -97,7 +97,7 @@ def test_short_caches_are_given_up_where_they_do_not_compute_the_same(packages, 
         forced = forcing.forward(window, embeds)
         weight = forcing.program.weights["layers_0_self_attn_k_proj_weight"]
         weight.requires_grad_(True)
-        run = forcing._batch.run
+        run = forcing.batch.run
 
         def fails(inputs, run=run):
             if failure == "raises":
@@ -105,7 +105,7 @@ def test_short_caches_are_given_up_where_they_do_not_compute_the_same(packages, 
             return {name: value * 1.1 for name, value in run(inputs).items()}
 
         if broken:
-            monkeypatch.setattr(forcing._batch, "run", fails)
+            monkeypatch.setattr(forcing.batch, "run", fails)
         wanted = torch.randn(forced.logits.shape, generator=torch.Generator().manual_seed(1))
         arrived = forcing.backward(window, forced, embeds, wanted)
         assert forcing.is_batched != broken
@@ -134,14 +134,14 @@ def test_calls_are_made_one_by_one_where_all_at_once_do_not_compute_the_same(
     packages, window, embeds, failure, monkeypatch
 ):
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]))
-    run = forcing._batch.run
+    run = forcing.batch.run
 
     def fails(inputs):
         if failure == "raises":
             raise RuntimeError("operation reshape 'x' failed")
         return {name: value * (1.1 if name == "value_cache_updates" else 1) for name, value in run(inputs).items()}
 
-    monkeypatch.setattr(forcing._batch, "run", fails)
+    monkeypatch.setattr(forcing.batch, "run", fails)
     found = forcing.forward(window, embeds)
     assert not forcing.is_batched
     for one, other in zip(found.tensors, forcing.sequential(window, embeds).tensors, strict=True):
@@ -154,7 +154,7 @@ def test_giving_up_batches_is_counted_and_said_once(packages, window, embeds, fa
     if failure == "unlinked":
         monkeypatch.setattr(batched, "share_cache_columns", lambda nodes: None)
     forcing = TeacherForcing(Program.load(packages["TextDecoder"]), progress)
-    run = forcing._batch.run
+    run = forcing.batch.run
 
     def fails(inputs):
         if failure == "raises":
@@ -163,7 +163,7 @@ def test_giving_up_batches_is_counted_and_said_once(packages, window, embeds, fa
 
     if failure != "unlinked":
         assert (forcing.fallback, forcing.sequential_runs, progress.notes) == (None, 0, [])
-        monkeypatch.setattr(forcing._batch, "run", fails)
+        monkeypatch.setattr(forcing.batch, "run", fails)
     for _ in range(2):
         forcing.forward(window, embeds)
     assert forcing.sequential_runs == 2

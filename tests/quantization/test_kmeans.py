@@ -61,5 +61,5 @@ def test_the_machine_code_computes_what_is_written(monkeypatch):
     random = np.random.default_rng(0)
     values, mass = np.sort(random.normal(size=80)), random.uniform(0.1, 1, 80)
     compiled = cluster(values, mass, 6)
-    monkeypatch.setattr(kmeans, "_compiled", lambda: kmeans._cluster_starts)
+    monkeypatch.setattr(kmeans, "compiled", lambda: kmeans.cluster_starts)
     np.testing.assert_array_equal(cluster(values, mass, 6), compiled)

@@ -95,6 +95,7 @@ class TeacherForcing:
         program: The decoder.
         length: Positions of its caches.
         layers: Its layers.
+        batch: Runs all steps of a transcript at once. None after it has been given up.
         fallback: Reason why steps no longer run as one batch. None while they do.
         sequential_runs: Transcripts that `forward` ran step by step because of that.
     """
@@ -117,15 +118,15 @@ class TeacherForcing:
         self._progress = progress or SilentProgress()
         self._cache_shape = (1, channels, 1, self.length)
         self._steps = StepInputs(self.length, decoder.device)
-        self._batch: BatchedDecoder | None = BatchedDecoder(decoder, self.length)
+        self.batch: BatchedDecoder | None = BatchedDecoder(decoder, self.length)
         self._verified_length = 0  # the longest transcript whose batch is known to give the same as its single steps
-        if not self._batch.shares_columns:
+        if not self.batch.shares_columns:
             self._report("its caches are not split into the layers' parts as in converted decoders")
 
     @property
     def is_batched(self) -> bool:
         """Whether the steps of a transcript run as one batch, on caches as long as the transcript."""
-        return self._batch is not None
+        return self.batch is not None
 
     def ids(self, window: SpeechWindow) -> Tensor:
         """Return the tokens that go in, `[T, 1]`: all but the last, which is only predicted.
@@ -150,9 +151,9 @@ class TeacherForcing:
             BundleError: The caches are too short for the tokens.
         """
         ids = self.ids(window)
-        if self._batch is not None and self._batch.shares_columns:
+        if self.batch is not None and self.batch.shares_columns:
             try:
-                found = self._batched(self._batch, window, ids, embeds)
+                found = self._batched(self.batch, window, ids, embeds)
             except (RuntimeError, ValueError) as error:  # an operation that insists on the caches' own length
                 self._give_up(f"a batch of steps fails: {error}")
             else:
@@ -172,7 +173,7 @@ class TeacherForcing:
 
     def _give_up(self, reason: str) -> None:
         """Run steps one by one, and on whole caches, from now on."""
-        self._batch = None
+        self.batch = None
         self._report(reason)
 
     def _report(self, reason: str) -> None:
@@ -242,7 +243,7 @@ class TeacherForcing:
 
     def _fitting_batch(self, ids: Tensor, forced: ForcedRun, embeds: Tensor) -> BatchedDecoder | None:
         """Return the batched decoder if it gives the same last logits on caches as long as the transcript."""
-        if self._batch is None:
+        if self.batch is None:
             return None
         length = len(ids)
         shared = _shared(forced.keys[..., :length], forced.values[..., :length], embeds)
@@ -250,13 +251,13 @@ class TeacherForcing:
         changing = {contract.INPUT_IDS: ids[-1], **{name: value[0] for name, value in last.items()}}
         try:
             with torch.no_grad():
-                found = _call(self._batch.run, changing, shared)[0]
+                found = _call(self.batch.run, changing, shared)[0]
         except (RuntimeError, ValueError) as error:  # an operation that insists on the caches' own length
             self._give_up(f"a batch of steps fails: {error}")
             return None
         if not _is_same(found, forced.logits[-1]):
             self._give_up("on caches as long as the transcript it computes something else")
-        return self._batch
+        return self.batch
 
     def _chunks(self, count: int, length: int) -> list[slice]:
         size = max(8, _CHUNK_BYTES // (16 * self._cache_shape[1] * length))
