@@ -339,17 +339,17 @@ def test_published_model_of_the_same_sizes(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("source", "kind", "message"),
     [
-        ("larg-v3", "unknown checkpoint 'larg-v3': did you mean large-v3"),
-        ("zzzzzz", "unknown checkpoint 'zzzzzz': known names: demo, tiny, tiny.en"),
-        ("./missing", "no such file or folder"),
-        ("a/b/c", "no such file or folder"),
-        ("mine.pt", "no such file or folder"),
+        ("larg-v3", OptionsError, "unknown checkpoint 'larg-v3': did you mean large-v3"),
+        ("zzzzzz", OptionsError, "unknown checkpoint 'zzzzzz': known names: demo, tiny, tiny.en"),
+        ("./missing", CheckpointError, "no such file or folder"),
+        ("a/b/c", CheckpointError, "no such file or folder"),
+        ("mine.pt", CheckpointError, "no such file or folder"),
     ],
 )
-def test_unknown_sources(source: str, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+def test_unknown_sources(source: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
         open_checkpoint(source)
 
 

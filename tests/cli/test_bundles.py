@@ -118,7 +118,7 @@ def test_damaged_checkpoints_are_one_line(wkt, checkpoint, tmp_path, damage, mes
 
 def test_an_unknown_alias_suggests_the_nearest(wkt, tmp_path):
     code, _, err = wkt("convert", "large-v33", "-o", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert "did you mean large-v3" in error_line(err)
 
 

@@ -64,7 +64,7 @@ def open_checkpoint(source: str, *, revision: str | None = None, allow_pickle: b
 
     Raises:
         CheckpointError: It cannot be found or read, or is not a complete Whisper.
-        OptionsError: A revision is given for a local source.
+        OptionsError: The name is unknown, or a revision is given for a local source.
 
     Example:
         >>> import whisperkit_tools as wkt
@@ -111,16 +111,20 @@ def _locate(source: str, revision: str | None, allow_pickle: bool) -> _Place:
 
         return _Place(demo_checkpoint_dir(), *_DEMO)
     if not path.exists():
-        raise CheckpointError(f"unknown checkpoint {source!r}: {_suggestion(source)}")
+        raise _unknown(source)
     stem = path.stem if path.is_file() else path.resolve().name
     return _Place(path, ORG_OF_LOCAL, name_part(stem))
 
 
-def _suggestion(source: str) -> str:
-    """Return advice for a source that does not exist."""
+def _unknown(source: str) -> CheckpointError | OptionsError:
+    """Return the error for a source that does not exist: a missing path is a failure, an unknown name a wrong value."""
     if "/" in source or source.startswith((".", "~")) or source.endswith(_OPENAI_SUFFIXES):
-        return "no such file or folder; give an existing one, an alias, or a Hub id (organisation/name)"
-    return f"{nearest(source, ['demo', *aliases()])} Or give a folder or a Hub id (organisation/name)"
+        return CheckpointError(
+            f"unknown checkpoint {source!r}: no such file or folder; give an existing one, an alias, or a Hub id "
+            "(organisation/name)"
+        )
+    known = nearest(source, ["demo", *aliases()])
+    return OptionsError(f"unknown checkpoint {source!r}: {known} Or give a folder or a Hub id (organisation/name)")
 
 
 def _from_hub(hub_id: str, revision: str | None, allow_pickle: bool) -> _Place:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle, new_bundle
-from whisperkit_tools.errors import BundleError, PublishError, option
+from whisperkit_tools.errors import BundleError, OptionsError, PublishError, option
 from whisperkit_tools.files import read_json_object, sha256
 from whisperkit_tools.manifest import MANIFEST, read_manifest
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.publishing.index import INDEX, Index
 from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, printable
-from whisperkit_tools.publishing.variant_names import check_variant, variants_of
+from whisperkit_tools.publishing.variant_names import is_variant, variants_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,15 @@ def pull(
         progress: Receives the bytes that are done, and a note for each file.
 
     Raises:
+        OptionsError: `variant` is not a variant's name.
         PublishError: There is no such variant, or a file is not what was published.
         BundleError: The bundle exists already.
     """
-    check_variant(variant)
+    if not is_variant(variant):
+        raise OptionsError(
+            f"{option('variant')} is {variant!r}, which is not a variant's name: expected "
+            "<org>_<model>[_turbo][_<N>MB], as `wkt versions` lists them"
+        )
     snapshot = registry.snapshot(revision)
     if snapshot.commit is None:
         raise PublishError(registry.absent)

@@ -15,13 +15,18 @@ RESERVED = frozenset({"reports"})
 MAX_CHARACTERS = 96
 
 
+def is_variant(name: str) -> bool:
+    """Whether a name is `<org>_<model>[_turbo][_<N>MB]`, and means nothing else in a path or a glob."""
+    return bool(_VARIANT.fullmatch(name)) and ".." not in name and name not in RESERVED and len(name) <= MAX_CHARACTERS
+
+
 def check_variant(name: str) -> None:
     """Check a single name.
 
     Raises:
         PublishError: It is not `<org>_<model>[_turbo][_<N>MB]`, or could mean something in a path or a glob.
     """
-    if not _VARIANT.fullmatch(name) or ".." in name or name in RESERVED or len(name) > MAX_CHARACTERS:
+    if not is_variant(name):
         raise PublishError(
             f"{name!r} is not a variant's name: expected <org>_<model>[_turbo][_<N>MB] of at most {MAX_CHARACTERS} "
             "letters, digits, '.', '-' and '_'; convert the model again under another name, or rename the folder"
