@@ -201,7 +201,7 @@ def test_no_two_public_classes_share_a_name(parsed):
 
 def test_no_module_hides_a_name_of_the_face():
     """Importing a submodule sets an attribute of the package, which would replace a verb of the same name."""
-    modules = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    modules = {path.stem for path in PACKAGE.iterdir() if (path / "__init__.py").is_file() or path.suffix == ".py"}
     assert modules & set(whisperkit_tools.__all__) == set()
 
 

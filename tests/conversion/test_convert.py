@@ -319,3 +319,16 @@ def test_a_missing_package_is_named(bundle):
     shutil.rmtree(bundle / "AudioEncoder.mlpackage")
     with pytest.raises(BundleError, match=r"missing AudioEncoder\.mlpackage"):
         Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"turbo": "yes"}, "turbo is 'yes', expected True or False"),
+        ({"kv_length": "448"}, "kv_length is '448', expected an integer"),
+        ({"force": 1, "logits_chunk_size": True}, "force is 1, .*; logits_chunk_size is True, expected an integer"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_before_the_work(options, message):
+    with pytest.raises(OptionsError, match=message):
+        ConvertConfig(**options)

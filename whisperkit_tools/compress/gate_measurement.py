@@ -68,7 +68,7 @@ class ReferenceTranscriber:
             whole: Transcribe to the end. Otherwise stop at the maximum number of tokens, which a window needs.
         """
         samples = samples_of(recording)
-        options = _options(recording, self.models)
+        options = decoding_options(recording, self.transcriber)
         if not whole:
             options = replace(options, max_new_tokens=self._max_tokens)
         found = self.transcriber.transcribe(samples, options)
@@ -183,7 +183,7 @@ class GateMeasurement:
         self, example: _ReferenceExample, models: Models, forcing: TeacherForcing, transcriber: Transcriber
     ) -> GateExample:
         recording, transcript = example.recording, example.transcript
-        found = transcriber.transcribe(samples_of(recording), _options(recording, models)).text
+        found = transcriber.transcribe(samples_of(recording), decoding_options(recording, transcriber)).text
         words, reference_errors = self._errors(example, transcript.text if transcript else "")
         _, errors = self._errors(example, found)
         tokens, agreeing, total = 0, 0, 0.0
@@ -217,10 +217,14 @@ def _reference_example(reference: ReferenceTranscriber, recording: Recording) ->
 # --- bundles ---------------------------------------------------------------------------------------------------------
 
 
-def _options(recording: Recording, models: Models) -> TranscribeOptions:
-    # Greedy: equal logits give equal words, and a candidate that only repeats itself costs no five more attempts.
-    is_long = len(samples_of(recording)) > models.sizes.n_samples
-    return TranscribeOptions(language=recording.language, timestamps=is_long, temperatures=(0.0,))
+def decoding_options(recording: Recording, transcriber: Transcriber) -> TranscribeOptions:
+    """Return how a recording is transcribed for calibration and the gate.
+
+    Greedy: equal logits give equal words, and a candidate that only repeats itself costs no five more attempts.
+    """
+    is_long = len(samples_of(recording)) > transcriber.models.sizes.n_samples
+    language = recording.language if transcriber.special.is_multilingual else None  # other models take none
+    return TranscribeOptions(language=language, timestamps=is_long, temperatures=(0.0,))
 
 
 def _features(recording: Recording, models: Models) -> Tensor:

@@ -61,6 +61,7 @@ class ConvertConfig:
             OptionsError: A value is unknown or out of range, or two values contradict each other.
             ConversionError: This machine has no compiler for Core ML packages.
         """
+        self._check_types()
         if self.deployment_target not in DEPLOYMENT_TARGETS:
             raise OptionsError(
                 f"{option('deployment_target')} is {self.deployment_target!r}; choose from "
@@ -81,6 +82,26 @@ class ConvertConfig:
                 f"{option('compile')} needs macOS with Xcode's command line tools; omit it: the runtime compiles an "
                 ".mlpackage when it first loads it"
             )
+
+    def _check_types(self) -> None:
+        """Refuse values of the wrong type, which would otherwise be found in the written manifest.
+
+        Raises:
+            OptionsError: All such values are named.
+        """
+        switches = ("word_timestamps", "turbo", "stateful", "verify", "compile", "force")
+        counts = ("kv_length", "attention_chunk_size", "logits_chunk_size")
+        problems = [
+            f"{option(name)} is {getattr(self, name)!r}, expected True or False"
+            for name in switches
+            if not isinstance(getattr(self, name), bool)
+        ]
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                problems.append(f"{option(name)} is {value!r}, expected an integer")
+        if problems:
+            raise OptionsError("; ".join(problems))
 
     @property
     def layout(self) -> Layout:
