@@ -107,14 +107,19 @@ def _rows(spec: str, options: DatasetOptions, progress: Progress) -> tuple[str, 
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", spec):
         source = " ".join(part for part in (spec, options.subset, options.split) if part)
         return safe_name(source), source, read_hub(spec, options, progress), None
-    raise OptionsError(_unknown(spec))
+    raise _unknown(spec)
 
 
-def _unknown(spec: str) -> str:
+def _unknown(spec: str) -> DatasetError | OptionsError:
+    """Return the error for a missing dataset: a path is a failure, an unknown name a wrong value."""
+    if "/" in spec or spec.startswith((".", "~")):
+        return DatasetError(f"no dataset at {spec}: no such folder; pass the folder of a dataset: {describe_layouts()}")
     names = [DEMO, *NAMED_DATASETS]
     close = difflib.get_close_matches(spec.lower(), names, n=2, cutoff=0.6)
     suggestion = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"no dataset {spec!r}: {suggestion}known: {', '.join(names)}; or pass a folder, or a Hub id owner/name"
+    return OptionsError(
+        f"no dataset {spec!r}: {suggestion}known: {', '.join(names)}; or pass a folder, or a Hub id owner/name"
+    )
 
 
 def _in_language(example: Recording, language: str | None) -> Recording:

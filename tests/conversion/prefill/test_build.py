@@ -32,7 +32,6 @@ from whisperkit_tools.conversion.prefill.evidence import (
     PrefillEvidence,
     gather_evidence,
     null_tables,
-    percent_wer,
     read_table,
     similarity,
 )
@@ -434,41 +433,6 @@ def test_every_language_and_task_is_printed(prefill_bundle, forced):
         assert f" {language} {tasks['transcribe']:.1f}/{tasks['translate']:.1f}" in printed
 
 
-def evidence(*, with_, nulls, psnr=30.0, clips=20, changed=1, most=0.2):
-    return PrefillEvidence(
-        psnr_db={"en": {"transcribe": psnr}}, held_out_windows=8, held_out_from="demo", clips=clips, judged_on="demo",
-        changed=changed, wer_without=5.0, wer_with=with_, nulls=nulls, max_wer_delta=most,
-    )  # fmt: skip
-
-
-WORSE = NullTest(psnr_db=12.0, clips=12, changed=8, changed_by_prefill=1, wer=60.0)
-
-
-def test_the_gate_is_the_wer():
-    assert not evidence(with_=5.2, nulls={"zeros": WORSE}).is_harmful
-    assert evidence(with_=5.21, nulls={"zeros": WORSE}).is_harmful
-    assert not evidence(with_=4.0, nulls={"zeros": WORSE}).is_harmful
-    assert evidence(with_=math.nan, nulls={"zeros": WORSE}).is_harmful
-
-
-@pytest.mark.parametrize(
-    "null",
-    [
-        NullTest(psnr_db=29.0, clips=12, changed=8, changed_by_prefill=1, wer=60.0),
-        NullTest(psnr_db=12.0, clips=12, changed=1, changed_by_prefill=1, wer=5.0),
-        NullTest(psnr_db=12.0, clips=12, changed=2, changed_by_prefill=1, wer=5.0),
-        NullTest(psnr_db=29.0, clips=0, changed=0, changed_by_prefill=0, wer=None),
-    ],
-)
-def test_null_tests_that_do_as_well_empty_the_evidence(null):
-    good = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": WORSE})
-    assert (good.inconclusive, good.alike) == ("", ())
-    found = evidence(with_=5.0, nulls={"zeros": WORSE, "gaussian": null})
-    assert found.alike == ("gaussian",)
-    assert found.inconclusive == "Gaussian caches do about as well, so this measurement is inconclusive"
-    assert found.recorded().means_nothing == found.inconclusive
-
-
 def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced, prefill_bundle):
     table = read_table(prefill_bundle / PACKAGE, forced)
     audio = own_audio("speech", [Recording("r", samples=demo_clips()[0].samples)])
@@ -481,10 +445,6 @@ def test_a_language_that_the_demo_does_not_speak_leaves_a_gap(checkpoint, forced
     assert {name: null.clips for name, null in found.nulls.items()} == {"zeros": 0, "gaussian": 0}
     assert found.alike == ()
     assert any("the effect of the prefill is unknown" in line for line in found.lines())
-
-
-def test_word_errors_are_counted_after_normalisation():
-    assert percent_wer(["Turn it off.", "One two"], ["turn it off", "one too"]) == pytest.approx(20.0)
 
 
 def test_verify_compares_the_caches_with_the_checkpoints(checkpoint, bundle):

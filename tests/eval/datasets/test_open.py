@@ -353,6 +353,12 @@ def test_unknown_names_list_the_known_and_the_nearest():
         open_dataset("librispech")
 
 
+@pytest.mark.parametrize("path", ["/missing", "./missing", "~/missing-folder", "a/b/c"])
+def test_a_missing_folder_is_a_failure_and_no_unknown_name(path):
+    with pytest.raises(DatasetError, match=f"no dataset at {path}: no such folder"):
+        open_dataset(path)
+
+
 def test_folders_that_are_no_dataset(tmp_path):
     tone(tmp_path / "a.wav")
     with pytest.raises(DatasetError, match=r"does not hold a supported dataset; expected LibriSpeech \(\*.trans.txt"):
