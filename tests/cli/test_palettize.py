@@ -161,10 +161,10 @@ def test_bad_wishes_are_refused_in_one_line_before_the_work(palettize, tmp_path,
     assert not list(tmp_path.rglob("*.curvature.npz"))
 
 
-@pytest.mark.parametrize(("option", "expected"), [("--gate-audio", 2), ("--reference", 1)])
-def test_a_gate_without_its_audio_or_reference_is_refused_before_the_work(palettize, tmp_path, option, expected):
+@pytest.mark.parametrize("option", ["--gate-audio", "--reference"])
+def test_a_gate_without_its_audio_or_reference_is_refused_before_the_work(palettize, tmp_path, option):
     code, out, err = palettize("--bits", "4", option, tmp_path / "missing", "--profile", tmp_path / "fresh")
-    assert (code, out) == (expected, "")
+    assert (code, out) == (1, "")
     assert "missing" in err
     assert "sensitivity" not in err
 
