@@ -40,9 +40,9 @@ docs: $(VENV)/.runtime
 	$(BIN)/python -m whisperkit_tools.cli.reference > docs/cli.md
 
 # Render docs/figures.md from the stored figures. NAMES measures these again first (`all` for every one, which takes
-# hours), AUDIO names recordings for those that need some.
+# hours), AUDIO names recordings for those that need some, CHECKPOINT a checkpoint.
 figures: $(VENV)/.dev
-	$(BIN)/python -m tests.benchmarks figures $(NAMES) $(if $(AUDIO),--audio $(AUDIO))
+	$(BIN)/python -m tests.benchmarks figures $(NAMES) $(if $(AUDIO),--audio $(AUDIO)) $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT))
 
 wheel-test: $(VENV)/.dev
 	BIN=$(abspath $(BIN)) sh tests/wheel_smoke.sh

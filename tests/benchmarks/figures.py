@@ -21,8 +21,8 @@ from tests.benchmarks.harness import ROOT, Figure, benchmarks, progress, wkt
 
 PAGE = ROOT / "docs" / "figures.md"
 DATA = ROOT / "docs" / "figures.json"
-BLOCK = re.compile(r"<!-- figures:(?P<name>[a-z0-9-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
-BUNDLE, AUDIO = "BUNDLE", "AUDIO"  # arguments that a measurement fills in
+BLOCK = re.compile(r"<!-- figures:(?P<name>[a-z0-9.-]+) -->\n.*?<!-- /figures -->", re.DOTALL)
+BUNDLE, AUDIO, CHECKPOINT = "BUNDLE", "AUDIO", "CHECKPOINT"  # arguments that a measurement fills in
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +34,16 @@ class Record:
         command: The benchmark's name and arguments.
         measured: The date.
         machine: Where.
-        figures: What was found.
+        figures: What was found. Empty until the first measurement.
         source: The checkpoint of the argument BUNDLE: `demo`, or a model whose dimensions it has.
         convert: Options of the conversion to BUNDLE.
     """
 
     name: str
     command: tuple[str, ...]
-    measured: str
-    machine: str
-    figures: tuple[Figure, ...]
+    measured: str = ""
+    machine: str = ""
+    figures: tuple[Figure, ...] = ()
     source: str = ""
     convert: tuple[str, ...] = ()
 
@@ -74,6 +74,8 @@ def store(records: dict[str, Record], path: Path = DATA) -> None:
 
 def render(record: Record) -> str:
     """Return a record as Markdown: a row a figure, or a matrix where figures belong to cases."""
+    if not record.figures:
+        return f"Not measured yet: {_command(record)}."
     return "\n".join([*(_matrix(record) if record.figures[0].case else _list(record)), "", _origin(record)])
 
 
@@ -91,13 +93,17 @@ def _matrix(record: Record) -> list[str]:
 
 
 def _origin(record: Record) -> str:
-    parts = [f"`{' '.join(('python', '-m', 'tests.benchmarks', *record.command))}`"]
+    parts = [_command(record)]
     if record.source == "demo":
         parts.append(f"BUNDLE from `{' '.join(('wkt', 'convert', 'demo', *record.convert))}`")
     elif record.source:
         made = f"python -m tests.benchmarks convert-memory --make {record.source} DIR"
         parts.append(f"BUNDLE from `{made}` and `{' '.join(('wkt', 'convert', 'DIR', *record.convert))}`")
     return f"{', '.join(parts)}. Measured on {record.measured}, {record.machine}."
+
+
+def _command(record: Record) -> str:
+    return f"`{' '.join(('python', '-m', 'tests.benchmarks', *record.command))}`"
 
 
 def rewrite(page: str, records: dict[str, Record]) -> str:
@@ -119,20 +125,28 @@ def block(record: Record) -> str:
     return f"<!-- figures:{record.name} -->\n\n{render(record)}\n\n<!-- /figures -->"
 
 
-def measure(record: Record, audio: Sequence[str], work: Path) -> Record:
+def measure(record: Record, audio: Sequence[str], work: Path, checkpoint: str | None = None) -> Record:
     """Run a record's command again.
 
+    Args:
+        record: The record.
+        audio: Speech for the argument AUDIO.
+        work: Folder for bundles.
+        checkpoint: What the argument CHECKPOINT names.
+
     Raises:
-        SystemExit: The benchmark fails, or it needs audio and there is none.
+        SystemExit: The benchmark fails, or it needs audio or a checkpoint and there is none.
     """
     if AUDIO in record.command and not audio:
-        raise SystemExit(f"{record.name} needs speech: name files with --audio (make figures AUDIO=...)")
+        raise SystemExit(f"{record.name} needs speech: name files or folders with --audio (make figures AUDIO=...)")
+    if CHECKPOINT in record.command and checkpoint is None:
+        raise SystemExit(f"{record.name} needs a checkpoint: name it with --checkpoint (make figures CHECKPOINT=...)")
     arguments: list[str] = []
     for part in record.command:
         if part == BUNDLE:
             arguments.append(str(make_bundle(record, work)))
         else:
-            arguments += audio if part == AUDIO else [part]
+            arguments += audio if part == AUDIO else [checkpoint or part] if part == CHECKPOINT else [part]
     done = subprocess.run(
         benchmarks(*arguments, "--json", "-"), cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
     )
@@ -168,6 +182,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="python -m tests.benchmarks figures", description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or of {', '.join(records)}")
     parser.add_argument("--audio", nargs="+", default=[], help="speech for the benchmarks that take AUDIO")
+    parser.add_argument("--checkpoint", help="checkpoint for the benchmarks that take CHECKPOINT")
     parser.add_argument("--work", type=Path, help="folder for bundles, kept [default: a temporary one]")
     options = parser.parse_intermixed_args(arguments)
     names = list(records) if options.names == ["all"] else options.names
@@ -175,9 +190,10 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no figures {', '.join(unknown)}; there are {', '.join(records)}")
     with tempfile.TemporaryDirectory() as folder:
         work = (options.work or Path(folder)).resolve()
+        audio = [str(Path(one).resolve()) for one in options.audio]
         for name in names:
             progress(f"figures: {name}")
-            records[name] = measure(records[name], [str(Path(one).resolve()) for one in options.audio], work)
+            records[name] = measure(records[name], audio, work, options.checkpoint)
             store(records)  # what was measured is kept if the next fails
     PAGE.write_text(rewrite(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
     return 0

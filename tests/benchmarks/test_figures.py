@@ -56,6 +56,10 @@ def test_a_list_and_a_matrix():
     assert "--make tiny DIR` and `wkt convert DIR --stateful`" in render(MATRIX)
 
 
+def test_what_was_never_measured_shows_its_command():
+    assert render(Record("three", ("real-curve",))) == "Not measured yet: `python -m tests.benchmarks real-curve`."
+
+
 def test_only_what_is_between_markers_changes():
     page = "a\n<!-- figures:one -->\nold\n<!-- /figures -->\nb\n"
     assert rewrite(page, {"one": LIST}) == f"a\n{block(LIST)}\nb\n"
@@ -78,6 +82,18 @@ def test_measuring_again_runs_the_benchmark_and_says_when_and_where(monkeypatch)
     assert Record.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
+def test_a_checkpoint_and_speech_are_filled_in_or_asked_for(monkeypatch):
+    script = 'import json, sys; print(json.dumps({"figures": [{"name": " ".join(sys.argv[1:]), "value": 3}]}))'
+    monkeypatch.setattr(figures, "benchmarks", lambda *arguments: [sys.executable, "-c", script, *arguments])
+    record = Record("x", ("real-curve", "--checkpoint", "CHECKPOINT", "--speech", "AUDIO"))
+    found = measure(record, ["a", "b"], figures.ROOT, "tiny.en")
+    assert found.figures[0].name == "real-curve --checkpoint tiny.en --speech a b --json -"
+    with pytest.raises(SystemExit, match="x needs a checkpoint: name it with --checkpoint"):
+        measure(record, ["a", "b"], figures.ROOT)
+    with pytest.raises(SystemExit, match="x needs speech"):
+        measure(record, [], figures.ROOT, "tiny.en")
+
+
 def test_a_benchmark_that_fails_is_said(monkeypatch):
     monkeypatch.setattr(figures, "benchmarks", lambda *_: [sys.executable, "-c", "import sys; sys.exit(3)"])
     with pytest.raises(SystemExit, match="x: the benchmark failed with status 3"):
@@ -85,7 +101,7 @@ def test_a_benchmark_that_fails_is_said(monkeypatch):
 
 
 def test_speech_that_is_needed_must_be_named(tmp_path):
-    with pytest.raises(SystemExit, match="x needs speech: name files with --audio"):
+    with pytest.raises(SystemExit, match="x needs speech: name files or folders with --audio"):
         measure(Record("x", ("mel-precision", "AUDIO"), "", "", ()), [], tmp_path)
 
 
@@ -101,7 +117,7 @@ def test_a_run_stores_what_it_measured_and_rewrites_the_page(tmp_path, monkeypat
     monkeypatch.setattr(figures, "load", lambda: {"one": LIST})
     monkeypatch.setattr(figures, "store", lambda records: store(records, tmp_path / "figures.json"))
     again = replace(LIST, measured="2026-01-03")
-    monkeypatch.setattr(figures, "measure", lambda record, audio, work: again)
+    monkeypatch.setattr(figures, "measure", lambda record, audio, work, checkpoint: again)
     figures.PAGE.write_text("<!-- figures:one -->\n<!-- /figures -->\n")
     assert figures.main(["one"]) == 0
     assert figures.PAGE.read_text() == f"{block(again)}\n"
