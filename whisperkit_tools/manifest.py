@@ -236,6 +236,8 @@ class GateRecord(Record):
         kl_divergence: Mean divergence in nats a token.
         token_agreement: Percentage of tokens.
         shortfalls: One line for each limit that is missed; None where the gate was not measured.
+        overlap: Number of examples from recordings that were used for calibration or tuning; None where an earlier
+            version did not record it.
     """
 
     qoi_min: float | None = None
@@ -251,6 +253,56 @@ class GateRecord(Record):
     kl_divergence: GateFigureRecord | None = None
     token_agreement: GateFigureRecord | None = None
     shortfalls: tuple[str, ...] | None = None
+    overlap: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsRecord(Record):
+    """Options of `wkt palettize` that decide about its result, under their names; None where an option was not given.
+
+    Attributes:
+        bits: The same width for all weights.
+        target_bits: Average bits per element.
+        target_size: Bytes of encoder and decoder.
+        max_kl: Maximum divergence in nats a token.
+        recipe: Name of the recipe file, whose content `recipe` of the compression has.
+        allowed_nbits: Allowed bit widths; empty for the usual ones.
+        group_size: Channels that share a palette.
+        keep: Patterns of weights that stay float16.
+        tune_palettes: Steps of tuning.
+        qoi_min: Minimum QoI in percent.
+        wer_delta_max: Maximum rise of the word error rate in percentage points.
+        confident: Whether the pessimistic end of each interval is judged.
+        calibration: Dataset, or name of the folder, with the calibration speech; None for the demo's.
+        gate_audio: The same for the gate's examples.
+        allow_overlap: Whether the two may have recordings in common.
+        reference: Name of the bundle that the gate compares with; None for the uncompressed one.
+        gate_examples: Maximum number of gate examples.
+        windows: Maximum number of calibration windows.
+        trials: Maximum number of candidates.
+        seed: Random seed.
+    """
+
+    bits: int | None = None
+    target_bits: float | None = None
+    target_size: int | None = None
+    max_kl: float | None = None
+    recipe: str | None = None
+    allowed_nbits: tuple[int, ...] = ()
+    group_size: int | None = None
+    keep: tuple[str, ...] = ()
+    tune_palettes: int = 0
+    qoi_min: float | None = None
+    wer_delta_max: float | None = None
+    confident: bool = False
+    calibration: str | None = None
+    gate_audio: str | None = None
+    allow_overlap: bool = False
+    reference: str | None = None
+    gate_examples: int | None = None
+    windows: int | None = None
+    trials: int | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +321,7 @@ class CompressionRecord(Record):
         path: The candidates that were tried, one line each.
         rejected: Whether the gate rejected the bundle.
         calibration: Key of the calibration's sensitivity cache.
+        settings: The options; None where an earlier version did not record them.
     """
 
     original: OriginalRecord | None = None
@@ -282,6 +335,7 @@ class CompressionRecord(Record):
     path: tuple[str, ...] = ()
     rejected: bool = False
     calibration: str | None = None
+    settings: SettingsRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

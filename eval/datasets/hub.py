@@ -168,13 +168,18 @@ def read_local_files(folder: Path, options: DatasetOptions) -> list[Row] | None:
         DatasetError: The files cannot be read.
         OptionsError: Their columns are not recognised, or there is no such split.
     """
-    found = sorted(path for pattern in _DATA_PATTERNS for path in folder.rglob(pattern))
+    found = data_files(folder)
     if not found:
         return None
     target = cache_folder(options) / f"{safe_name(folder.resolve().name)}-{_digest(found, options)}"
     if not target.is_dir():
         _materialise(target, _local_rows(folder, options), options, str(folder))
     return read_folder(target, LayoutOptions())
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Return the parquet and arrow files below a folder."""
+    return sorted(path for pattern in _DATA_PATTERNS for path in folder.rglob(pattern))
 
 
 def _local_rows(folder: Path, options: DatasetOptions) -> Any:

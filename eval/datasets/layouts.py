@@ -66,6 +66,11 @@ def read_folder(root: Path, options: LayoutOptions) -> list[Row] | None:
     return None
 
 
+def has_layout(root: Path) -> bool:
+    """Return whether a folder has one of the layouts."""
+    return any(fits(root) for fits, _ in _LAYOUTS)
+
+
 def describe_layouts() -> str:
     """Describe the supported layouts in one line."""
     return (

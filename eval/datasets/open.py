@@ -10,8 +10,8 @@ from pathlib import Path
 
 from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.datasets.dataset import Dataset, Problem, fingerprint
-from whisperkit_tools.eval.datasets.hub import fetch_snapshot, read_hub, read_local_files
-from whisperkit_tools.eval.datasets.layouts import LayoutOptions, describe_layouts, read_folder
+from whisperkit_tools.eval.datasets.hub import data_files, fetch_snapshot, read_hub, read_local_files
+from whisperkit_tools.eval.datasets.layouts import LayoutOptions, describe_layouts, has_layout, read_folder
 from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.datasets.rows import Row, check
 from whisperkit_tools.eval.metrics.normalize import base_language
@@ -51,13 +51,34 @@ NAMED_DATASETS = {
 }
 
 
-def open_dataset(spec: str, options: DatasetOptions | None = None, progress: Progress | None = None) -> Dataset:
+def is_plain_folder(spec: str) -> bool:
+    """Return whether a name is that of a folder without a dataset."""
+    path = Path(spec).expanduser()
+    if spec == DEMO or spec in NAMED_DATASETS or not path.is_dir():
+        return False
+    return not has_layout(path) and not data_files(path)
+
+
+def is_copied_by_row(spec: str) -> bool:
+    """Return whether a dataset is copied row by row, so that a limit of rows spares the rest."""
+    path = Path(spec).expanduser()
+    return spec != DEMO and spec not in NAMED_DATASETS and not (path.is_dir() and has_layout(path))
+
+
+def open_dataset(
+    spec: str,
+    options: DatasetOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    with_fingerprint: bool = True,
+) -> Dataset:
     """Open a dataset.
 
     Args:
         spec: `demo`, one of `NAMED_DATASETS`, a folder, or a Hub id `owner/name`. A folder takes precedence.
         options: Choice of examples.
         progress: Receives the progress of downloads.
+        with_fingerprint: Read all audio for the fingerprint. Otherwise it is empty.
 
     Returns:
         The examples with their fingerprint. All audio is on this machine.
@@ -81,7 +102,7 @@ def open_dataset(spec: str, options: DatasetOptions | None = None, progress: Pro
         problems=found.problems,
         ignored_segments=found.ignored_segments,
         options=options.chosen(),
-        fingerprint=fingerprint(examples),
+        fingerprint=fingerprint(examples) if with_fingerprint else "",
     )
 
 

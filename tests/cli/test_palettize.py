@@ -1,6 +1,7 @@
 """`wkt palettize` on the embedded demo model: plans, bundles, the gate that closes, and what is refused."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import soundfile
 
 from whisperkit_tools.bundle import Bundle
+from whisperkit_tools.demo import demo_utterances
+from whisperkit_tools.publishing.provenance import commands
 from whisperkit_tools.quantization.package_writer import read_dense
 
 QUICK = ("--windows", "1", "--gate-examples", "2")
@@ -167,6 +170,65 @@ def test_a_gate_without_its_audio_or_reference_is_refused_before_the_work(palett
     assert (code, out) == (1, "")
     assert "missing" in err
     assert "sensitivity" not in err
+
+
+@pytest.fixture
+def speech(tmp_path):
+    """Two folders of demo sentences with their texts, without a sentence in common."""
+    for name, sentences in (("heard", demo_utterances()[:2]), ("judged", demo_utterances()[2:5])):
+        (tmp_path / name).mkdir()
+        for sentence in sentences:
+            shutil.copy(sentence.path, tmp_path / name)
+            (tmp_path / name / f"{sentence.id}.txt").write_text(sentence.text)
+    return tmp_path
+
+
+def test_a_gate_that_was_calibrated_on_is_refused_before_the_work(palettize, speech):
+    common = ("--bits", "8", "--gate-audio", speech / "judged", "--gate-examples", "3", "--profile", speech / "fresh")
+    code, out, err = palettize(*common, "--calibration", speech / "judged", "--windows", "2")
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert "2 of the gate's 3 examples were also used for calibration: en_02.flac, en_04.flac; name distinct" in err
+    assert "--allow-overlap" in err
+    shutil.copy(speech / "judged" / "en_03.flac", speech / "heard" / "another_name.flac")
+    code, _, err = palettize(*common, "--calibration", speech / "heard", "--windows", "9", "--tune-palettes", "1")
+    assert code == 2
+    assert "1 of the gate's 3 examples were also used for calibration or tuning: en_03.flac; choose other speech" in err
+    assert "sensitivity" not in err
+
+
+def test_an_overlap_that_is_allowed_is_recorded(palettize, speech):
+    code, out, err = palettize(
+        "--bits", "8", "--gate-audio", speech / "judged", "--calibration", speech / "judged", "--gate-examples", "3",
+        "--windows", "2", "--allow-overlap", *OPEN,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "have no text" not in err
+    recorded = Bundle.open(out.splitlines()[-1]).manifest.compression
+    assert (recorded.gate.overlap, recorded.gate.examples) == (2, 3)
+    assert recorded.settings.allow_overlap
+
+
+def test_the_commands_of_the_card_make_the_same_bundle_again(palettize, wkt, demo_bundle, place, speech, monkeypatch):
+    (speech / "judged" / "en_04.txt").unlink()
+    code, out, err = palettize(
+        "--target-size", "1.2MB", "--gate-audio", speech / "judged", "--gate-examples", "3", "--keep", "*/conv1_weight",
+        "--allowed-nbits", "2,4,8", "--tune-palettes", "2", "--seed", "1", *OPEN,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "1 of the gate's 3 examples have no text" in err
+    made = Bundle.open(out.splitlines()[-1])
+    (line,) = [line for line in commands(made.name, made.manifest) if line.startswith("wkt palettize")]
+    assert str(speech) not in line
+    assert "--target-size 1200000" in line
+    (speech / "bundles").mkdir()
+    (speech / "bundles" / demo_bundle.name).symlink_to(demo_bundle)
+    monkeypatch.chdir(speech)
+    code, out, err = wkt(*shlex.split(line)[1:], "--profile", place, "-o", "again")
+    assert code == 0, err
+    again = Bundle.open(out.splitlines()[-1])
+    assert again.manifest.compression.settings == made.manifest.compression.settings
+    assert (again.name, again.content_sha256()) == (made.name, made.content_sha256())
 
 
 def test_a_recipe_for_another_model_is_refused_before_the_work(palettize, tmp_path):

@@ -1,11 +1,14 @@
 """The commands in a model card, from manifests."""
 
+import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from whisperkit_tools.manifest import Manifest
+from whisperkit_tools.manifest import Manifest, SettingsRecord
+from whisperkit_tools.pipeline.palettize import palettize
 from whisperkit_tools.publishing.provenance import PublishedSource, command_line, commands, source_of
 
 DATA = Path(__file__).parents[1] / "data" / "manifests"
@@ -23,6 +26,11 @@ def manifest(**parts):
             "wkt convert demo --deployment-target ios16",
             "wkt palettize bundles/whisperkit-tools_whisper-micro-demo --target-size 1107711 --qoi-min 95.0 "
             "--wer-delta-max 1.0 --tune-palettes 6",
+        ]),
+        ("palettize_settings", [
+            "wkt convert demo --deployment-target ios16",
+            "wkt palettize bundles/whisperkit-tools_whisper-micro-demo --target-size 1200000 --tune-palettes 2 "
+            "--qoi-min 0.0 --wer-delta-max 10.0 --gate-examples 2 --windows 1 --keep '*/conv1_weight'",
         ]),
         ("palettize_bits_6_rejected", [
             "wkt convert demo --deployment-target ios16",
@@ -57,6 +65,40 @@ def test_the_audio_of_a_prefill_is_an_option():
     prefill = {"included": True, "from": "noise"}
     (line,) = commands("v", manifest(conversion={}, prefill=prefill))
     assert line.endswith(" --prefill --prefill-from noise")
+
+
+def test_the_options_of_a_compression_are_those_that_were_given():
+    settings = {
+        "target_bits": 4.5, "max_kl": None, "keep": ["conv*", "TextDecoder/embed*"], "allowed_nbits": [2, 4],
+        "qoi_min": 90.0, "wer_delta_max": 1.0, "confident": True, "windows": 8, "trials": 3, "seed": 0,
+        "calibration": "my speech", "allow_overlap": True, "reference": "other", "gate_examples": 4,
+        "tune_palettes": 6,
+    }  # fmt: skip
+    recipe = {"tensors": {"AudioEncoder": {"w": {"compression": {"nbits": 8}}}}}
+    (line,) = commands("v", manifest(compression={"settings": settings, "recipe": recipe}))
+    assert line == (
+        "wkt palettize bundles/v --target-bits 4.5 --allowed-nbits 2,4 --tune-palettes 6 --qoi-min 90.0 "
+        "--wer-delta-max 1.0 --confident --calibration 'my speech' --allow-overlap --reference bundles/other "
+        "--gate-examples 4 --trials 3 --keep 'conv*' --keep 'TextDecoder/embed*'"
+    )
+
+
+def test_every_option_that_decides_about_a_compressed_bundle_is_recorded():
+    elsewhere = {
+        "bundle", "recipe_out", "output_dir", "profile", "keep_rejected", "plot", "force", "dry_run", "progress"
+    }  # fmt: skip
+    defaults = {
+        name: one.default for name, one in inspect.signature(palettize).parameters.items() if name not in elsewhere
+    }
+    recorded = {item.name for item in fields(SettingsRecord)} - {"extra", "keys"}
+    assert recorded == set(defaults)
+    limits = {name: defaults[name] for name in ("qoi_min", "wer_delta_max")}
+    usual = manifest(
+        compression={"settings": {name: value for name, value in defaults.items() if value not in ((), None)}}
+    )
+    assert commands("v", usual) == [
+        command_line("palettize", "bundles/v", options=list(limits.items()))
+    ]  # a default is not spelled out
 
 
 def test_words_are_quoted_for_a_shell():

@@ -129,6 +129,17 @@ def test_metadata_of_the_card_are_what_the_hub_understands(registry, tmp_path):
     assert "quantized" in data.tags
 
 
+def test_the_card_says_that_the_gate_judged_on_calibration_speech(registry, tmp_path):
+    gate = {**compressed()["compression"]["gate"], "examples": 50, "overlap": 2}
+    publish(registry, make_bundle(tmp_path / "a", "acme_whisper-w_0MB", manifest=compressed(gate=gate)))
+    assert (
+        "- `acme_whisper-w_0MB`: 2 of the 50 examples of its quality gate are from recordings that it was also "
+        "calibrated or tuned on"
+    ) in card(registry)
+    publish(registry, make_bundle(tmp_path / "b", "acme_whisper-w_0MB", manifest=compressed()))
+    assert "calibrated" not in card(registry)
+
+
 def test_text_from_outside_cannot_break_the_card(registry, tmp_path):
     source = {"name": "x", "org": "acme", "model": "whisper-w", "license": "mit\n---\n<script>", "revision": "`| <b>"}
     bundle = make_bundle(tmp_path / "a", manifest={"source": source, "conversion": {"verified": False}})

@@ -70,13 +70,19 @@ _gate = options.options(
     click.option(
         "--calibration",
         metavar="DIR|DATASET",
-        help="Speech on which sensitivity is measured.  [default: the demo's]",
+        help="Speech on which sensitivity is measured: a folder of audio, or a dataset that `wkt evaluate` accepts.  "
+        "[default: the demo's]",
     ),
     click.option(
         "--gate-audio",
         metavar="DIR|DATASET",
         help="Gate examples: audio with a .txt beside each file, or a dataset that `wkt evaluate` accepts.  "
         "[default: the demo's]",
+    ),
+    click.option(
+        "--allow-overlap",
+        is_flag=True,
+        help="Let the gate judge on recordings that were used for calibration or tuning. The manifest states it.",
     ),
     click.option(
         "--reference",

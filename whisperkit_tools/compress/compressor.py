@@ -47,7 +47,8 @@ def palettize(bundle: Bundle, config: PalettizeConfig, progress: Progress | None
         AudioError: There is no audio for calibration or the gate.
     """
     work = _opened(bundle, config, progress)
-    gate = work.gate_identity()  # missing audio is reported before the work begins
+    work.overlap()
+    gate = work.gate_identity()  # missing or unsuitable audio is reported before the work begins
     sense(work)
     judged = _search(work, gate) if config.target is None else _reach(work, config.target, gate)
     chosen = _best(judged) if config.target is None else judged[-1]
@@ -276,6 +277,7 @@ def place(
             target,
             rejected=rejected,
             calibration=work.planner.cache.path.name,
+            overlap=work.overlap(),
         )
         write_manifest(partial, replace(work.bundle.manifest, variant=target.name, compression=record))
     return target

@@ -34,6 +34,7 @@ class PalettizeConfig:
         plot: PNG file to which predicted divergence against size is plotted. None for no plot.
         force: Replace an existing bundle.
         keep_rejected: Keep a bundle that does not pass the gate, under a name that says so.
+        allow_overlap: Let the gate judge on recordings that were used for calibration or tuning.
     """
 
     target: CompressionTarget | None = None
@@ -55,6 +56,7 @@ class PalettizeConfig:
     plot: Path | None = None
     force: bool = False
     keep_rejected: bool = False
+    allow_overlap: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -21,7 +21,7 @@ from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.quantization.gate import GateExample
 from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.transcriber import Transcriber
+from whisperkit_tools.transcribe.transcriber import Transcriber, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +215,14 @@ def _reference_example(reference: ReferenceTranscriber, recording: Recording) ->
 
 
 # --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def known_languages(bundle: Bundle) -> tuple[str, ...]:
+    """Return the codes of the languages that a bundle's model knows. No model is loaded."""
+    vocab_size = bundle.package(contract.DECODER).graph().outputs[contract.LOGITS].shape[-1]
+    positions = bundle.package(contract.ENCODER).graph().outputs[contract.EMBEDS].shape[-1]
+    tokenizer = load_tokenizer(bundle, vocab_size=vocab_size or 0, n_audio_ctx=positions or 0)
+    return ("en", *tokenizer.special.languages)
 
 
 def decoding_options(recording: Recording, transcriber: Transcriber) -> TranscribeOptions:

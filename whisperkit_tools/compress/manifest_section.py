@@ -10,7 +10,14 @@ from whisperkit_tools.compress.candidate_store import JudgedCandidate
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.files import sha256
-from whisperkit_tools.manifest import MANIFEST, CompressionRecord, GateRecord, OriginalRecord, TuningRecord
+from whisperkit_tools.manifest import (
+    MANIFEST,
+    CompressionRecord,
+    GateRecord,
+    OriginalRecord,
+    SettingsRecord,
+    TuningRecord,
+)
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.search import SearchTrial
 
@@ -24,6 +31,7 @@ def compression_record(
     *,
     rejected: bool,
     calibration: str,
+    overlap: int,
 ) -> CompressionRecord:
     """Return the manifest's section on the compression of a bundle at `target`.
 
@@ -35,6 +43,7 @@ def compression_record(
         target: Folder of the compressed bundle.
         rejected: Whether the gate rejected it.
         calibration: Name of the sensitivity cache.
+        overlap: Number of gate examples from recordings that were used for calibration or tuning.
     """
     measured, planned, original = chosen.measured, chosen.plan, bundle.path.resolve()
     recorded = original / MANIFEST
@@ -54,11 +63,48 @@ def compression_record(
         nbytes=measured.nbytes,
         psnr_db=dict(measured.psnr_db),
         tuning=tuning,
-        gate=GateRecord.from_json({**asdict(config.gate), **asdict(chosen.trial.verdict)}, "the gate"),
+        gate=GateRecord.from_json(
+            {**asdict(config.gate), **asdict(chosen.trial.verdict), "overlap": overlap}, "the gate"
+        ),
         path=tuple(describe(trial) for trial in trials),
         rejected=rejected,
         calibration=calibration,
+        settings=_settings(config),
     )
+
+
+def _settings(config: PalettizeConfig) -> SettingsRecord:
+    target, allowed, gate = config.target, config.allowed, config.gate
+    return SettingsRecord(
+        bits=target.nbits if target else None,
+        target_bits=target.target_bits if target else None,
+        target_size=target.target_bytes if target else None,
+        max_kl=target.max_kl if target else None,
+        recipe=target.recipe.name if target and target.recipe else None,
+        allowed_nbits=allowed.nbits or (),
+        group_size=allowed.group_size,
+        keep=allowed.keep,
+        tune_palettes=config.tune_steps,
+        qoi_min=gate.qoi_min,
+        wer_delta_max=gate.wer_delta_max,
+        confident=gate.confident,
+        calibration=_name(config.calibration),
+        gate_audio=_name(config.gate_audio),
+        allow_overlap=config.allow_overlap,
+        reference=_name(config.reference),
+        gate_examples=config.gate_examples,
+        windows=config.windows,
+        trials=config.search.trials,
+        seed=config.seed,
+    )
+
+
+def _name(source: str | Path | None) -> str | None:
+    """Return what the manifest, which is published, tells of a source: a dataset's name, or a folder's without path."""
+    if source is None:
+        return None
+    folder = Path(source).expanduser()
+    return folder.resolve().name if folder.is_dir() else str(source)
 
 
 def original_of(bundle: Bundle, progress: Progress) -> Bundle:

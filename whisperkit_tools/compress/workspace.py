@@ -1,6 +1,5 @@
 """The state of one compression: the opened bundle, its planner, and the speech that has been transcribed so far."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +7,24 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.compress.audio_selection import recording_sha256, select_calibration, select_gate
+from whisperkit_tools.compress.audio_selection import (
+    SpeechPiece,
+    recording_sha256,
+    select_calibration,
+    select_gate,
+    select_sentences,
+)
 from whisperkit_tools.compress.candidate_store import CandidateStore
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.gate_measurement import (
     GateMeasurement,
     ReferenceTranscriber,
     calibration_windows,
+    known_languages,
     tuning_windows,
 )
 from whisperkit_tools.compress.manifest_section import original_of
+from whisperkit_tools.compress.overlap import overlapping, require_no_overlap
 from whisperkit_tools.compress.planner import Planner
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
@@ -27,7 +34,6 @@ from whisperkit_tools.mil.backend import TensorModel
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.sensitivity import FisherOptions, reference_logits
 from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, SensitivityKey
-from whisperkit_tools.speech import Recording
 
 CACHES = ".profiles"
 _MAX_TUNING_SENTENCES = 64
@@ -54,7 +60,7 @@ class TuningSpeech:
 class Workspace:
     """The state of one run.
 
-    The last four fields are None until a stage needs them. A run that finds its results in the cache never does.
+    The last six fields are None until a stage needs them. A run that finds its results in the cache never does.
 
     Attributes:
         bundle: The uncompressed bundle.
@@ -68,6 +74,8 @@ class Workspace:
         mel: The spectrogram, which remembers features.
         windows: The transcribed calibration windows.
         tuning: The speech for tuning.
+        gate: The gate's examples.
+        overlapping: Number of them from recordings that are used for calibration or tuning.
         measurement: The gate's measurement.
     """
 
@@ -78,10 +86,12 @@ class Workspace:
     planner: Planner
     candidates: CandidateStore
     fisher: FisherOptions
-    calibration: list[Recording]
+    calibration: list[SpeechPiece]
     mel: TensorModel | None = None
     windows: list[SpeechWindow] | None = None
     tuning: TuningSpeech | None = None
+    gate: list[SpeechPiece] | None = None
+    overlapping: int | None = None
     measurement: GateMeasurement | None = None
 
     def reference(self) -> ReferenceTranscriber:
@@ -103,8 +113,7 @@ class Workspace:
         if self.tuning is None:
             steps = self.config.tune_steps
             with self.progress.stage("tuning", "transcribe"):
-                limit = min(steps, _MAX_TUNING_SENTENCES)
-                windows, judging = tuning_windows(self.reference(), self.config.calibration, limit, steps)
+                windows, judging = tuning_windows(self.reference(), self.config.calibration, self._sentences, steps)
                 release_memory()
                 self.tuning = TuningSpeech(windows, reference_logits(self.weights.packages, windows), judging)
         return self.tuning
@@ -112,19 +121,50 @@ class Workspace:
     def gate_measurement(self) -> GateMeasurement:
         """Return the gate's measurement. The first call transcribes the examples with the reference."""
         if self.measurement is None:
-            uncompressed, other = self.reference(), self.config.reference
-            recordings = self._gate_recordings(("en", *uncompressed.transcriber.special.languages))
+            uncompressed, other, examples = self.reference(), self.config.reference, self.gate_examples()
             reference = uncompressed
             if other is not None:
                 reference = ReferenceTranscriber(Bundle.open(other), self.config.max_tokens)
             with self.progress.stage("gate", "reference"):
-                self.measurement = GateMeasurement(reference, recordings, uncompressed)
+                self.measurement = GateMeasurement(reference, examples, uncompressed)
             if self.measurement.without_text:
                 self.progress.note(
-                    f"{self.measurement.without_text} of the gate's examples have no text beside them; the "
+                    f"{self.measurement.without_text} of the gate's {len(examples)} examples have no text; the "
                     "uncompressed bundle's own transcript counts as true there"
                 )
         return self.measurement
+
+    def gate_examples(self) -> list[SpeechPiece]:
+        """Return the gate's examples. The first call decodes them.
+
+        Raises:
+            AudioError: There is no audio for the gate.
+            DatasetError: Its dataset cannot be found or read.
+        """
+        if self.gate is None:
+            languages, length = known_languages(self.bundle), window_samples(self.bundle)
+            source, limit = self.config.gate_audio, self.config.gate_examples
+            self.gate = select_gate(source, limit, languages, length, self.progress)
+        return self.gate
+
+    def overlap(self) -> int:
+        """Return how many of the gate's examples come from recordings that are used for calibration or tuning.
+
+        Raises:
+            OptionsError: Some do, and the settings do not allow it.
+        """
+        if self.overlapping is None:
+            examples, heard = self.gate_examples(), list(self.calibration)
+            if self.config.tune_steps:
+                heard += select_sentences(self.config.calibration, self._sentences, window_samples(self.bundle))
+            found = overlapping(examples, heard)
+            require_no_overlap(self.config, examples, found)
+            self.overlapping = len(found)
+        return self.overlapping
+
+    @property
+    def _sentences(self) -> int:
+        return min(self.config.tune_steps, _MAX_TUNING_SENTENCES)
 
     def gate_identity(self) -> dict[str, Any]:
         """Return digests of the bundles that the gate compares, and of its examples.
@@ -135,11 +175,8 @@ class Workspace:
         """
         other = self.config.reference
         bundles = [self.bundle] if other is None else [self.bundle, Bundle.open(other)]
-        clips = [[recording_sha256(item), item.text, item.language] for item in self._gate_recordings()]
+        clips = [[recording_sha256(item), item.text, item.language] for item in self.gate_examples()]
         return {"files": [bundle.content_sha256() for bundle in bundles], "clips": clips}
-
-    def _gate_recordings(self, languages: Sequence[str] | None = None) -> list[Recording]:
-        return select_gate(self.config.gate_audio, self.config.gate_examples, languages, window_samples(self.bundle))
 
 
 def open_workspace(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = None) -> Workspace:
@@ -155,12 +192,13 @@ def open_workspace(bundle: Bundle, config: PalettizeConfig, progress: Progress |
         OptionsError: The settings do not fit the model.
         RecipeError: The recipe file is malformed or belongs to another model.
         AudioError: There is no calibration audio.
+        DatasetError: The calibration's dataset cannot be found or read.
     """
     progress = progress or SilentProgress()
     bundle = original_of(bundle, progress)
     weights = WeightInventory(bundle)
     _require_memory(weights)
-    calibration = select_calibration(config.calibration, config.windows, window_samples(bundle))
+    calibration = select_calibration(config.calibration, config.windows, window_samples(bundle), progress)
     fisher = FisherOptions(config.samples or _default_samples(weights.elements), config.seed)
     settings = {"samples": fisher.samples, "seed": config.seed, "max_tokens": config.max_tokens}
     key = SensitivityKey(weights.weights_sha256(), [recording_sha256(item) for item in calibration], settings)

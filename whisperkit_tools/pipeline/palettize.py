@@ -51,6 +51,7 @@ def palettize(
     confident: bool = ...,
     calibration: str | Path | None = ...,
     gate_audio: str | Path | None = ...,
+    allow_overlap: bool = ...,
     reference: str | Path | None = ...,
     gate_examples: int | None = ...,
     windows: int = ...,
@@ -85,6 +86,7 @@ def palettize(
     confident: bool = ...,
     calibration: str | Path | None = ...,
     gate_audio: str | Path | None = ...,
+    allow_overlap: bool = ...,
     reference: str | Path | None = ...,
     gate_examples: int | None = ...,
     windows: int = ...,
@@ -118,6 +120,7 @@ def palettize(
     confident: bool = False,
     calibration: str | Path | None = None,
     gate_audio: str | Path | None = None,
+    allow_overlap: bool = False,
     reference: str | Path | None = None,
     gate_examples: int | None = None,
     windows: int = 8,
@@ -148,8 +151,11 @@ def palettize(
         qoi_min: Minimum percentage of gate examples that are no worse.
         wer_delta_max: Maximum rise of the word error rate, in percentage points.
         confident: Judge by the pessimistic end of each 95 % interval.
-        calibration: Folder or dataset with the speech on which sensitivity is measured. None for the demo's.
-        gate_audio: Folder or dataset with the gate's examples. None for the demo's.
+        calibration: The speech on which sensitivity is measured: a named dataset, a dataset's folder, a Hub id, or a
+            folder of audio. None for the demo's.
+        gate_audio: The gate's examples, named in the same way. Audio in a folder has its transcript in a `.txt` beside
+            it, or else the uncompressed bundle's counts as true. None for the demo's.
+        allow_overlap: Let the gate judge on recordings that were used for calibration or tuning.
         reference: The bundle to compare with. None for the uncompressed one.
         gate_examples: Maximum number of gate examples. None for all.
         windows: Maximum number of calibration windows.
@@ -171,6 +177,7 @@ def palettize(
         BundleError: The bundle cannot be compressed, or the result exists already.
         RecipeError: The recipe or the restrictions do not fit the model.
         AudioError: There is no calibration or gate audio.
+        DatasetError: A dataset with it cannot be found or read.
         QualityGateError: Nothing passes the gate.
 
     Example:
@@ -198,6 +205,7 @@ def palettize(
         plot=_path(plot),
         force=force,
         keep_rejected=keep_rejected,
+        allow_overlap=allow_overlap,
     )
     if dry_run:
         return compressor.plan(as_bundle(bundle), config, progress)

@@ -38,12 +38,15 @@ class CardVariant:
         deployment_target: The oldest system that loads it.
         chips: Chip families to which the device table recommends it.
         foreign: Whether another tool published it, so that only its name and size are known.
+        gate_overlap: Examples of its quality gate that it was also calibrated on, and all of them. None where there
+            are none, or where it is not known.
     """
 
     version: PublishedVersion
     deployment_target: str
     chips: tuple[str, ...] = ()
     foreign: bool = False
+    gate_overlap: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +238,12 @@ def _notes(variants: Sequence[CardVariant]) -> list[str]:
         f"- `{_code(item.version.variant)}` was published without its proof: {markdown_text(item.version.unproven)}"
         for item in variants
         if item.version.unproven
+    ]
+    notes += [
+        f"- `{_code(item.version.variant)}`: {item.gate_overlap[0]} of the {item.gate_overlap[1]} examples of its "
+        "quality gate are from recordings that it was also calibrated or tuned on"
+        for item in variants
+        if item.gate_overlap
     ]
     notes += [
         f"- `{_code(item.version.variant)}` keeps the decoder's caches as states: it needs iOS 18 or macOS 15, and "

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from whisperkit_tools.manifest import (
@@ -10,6 +10,7 @@ from whisperkit_tools.manifest import (
     ConversionRecord,
     GateRecord,
     Manifest,
+    SettingsRecord,
     SourceRecord,
     TuningRecord,
 )
@@ -17,6 +18,8 @@ from whisperkit_tools.manifest import (
 # Defaults of `wkt convert`, which the commands do not spell out.
 KV_LENGTH = 448  # the positions of Whisper's decoder
 CHUNK_SIZE = 512
+# Defaults of `wkt palettize`. The limits of its gate are spelled out.
+_PALETTIZE = SettingsRecord(windows=8, trials=8, seed=0)
 _PLAIN, _CHUNKED = "cat", "split-heads-q"
 # Bundles of OpenAI's turbo model are named by its date. Source: the on-device runtime's names of its model folders.
 _PUBLISHED_AS = {"openai/whisper-large-v3-v20240930": "openai/whisper-large-v3-turbo"}
@@ -113,6 +116,8 @@ def _prefill_options(manifest: Manifest, *, asked_by_default: bool) -> list[tupl
 
 
 def _compression_options(compression: CompressionRecord) -> list[tuple[str, object]]:
+    if compression.settings is not None:
+        return _settings_options(compression.settings)
     gate, tuning = compression.gate or GateRecord(), compression.tuning or TuningRecord()
     size = compression.predicted_nbytes or compression.nbytes or 0
     return [
@@ -122,6 +127,18 @@ def _compression_options(compression: CompressionRecord) -> list[tuple[str, obje
         ("tune_palettes", tuning.steps),
         ("confident", gate.confident or None),
     ]
+
+
+def _settings_options(settings: SettingsRecord) -> list[tuple[str, object]]:
+    """Return the recorded options other than defaults."""
+    names = [item.name for item in fields(settings) if item.name not in ("extra", "keys")]
+    given = {name: value for name in names if (value := getattr(settings, name)) != getattr(_PALETTIZE, name)}
+    if settings.allowed_nbits:
+        given["allowed_nbits"] = ",".join(map(str, settings.allowed_nbits))
+    if settings.reference is not None:
+        given["reference"] = f"bundles/{settings.reference}"
+    given.pop("keep", None)
+    return [*given.items(), *(("keep", pattern) for pattern in settings.keep)]
 
 
 def _uniform(recipe: Mapping[str, Any]) -> list[tuple[str, object]]:

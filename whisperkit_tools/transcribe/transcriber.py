@@ -83,14 +83,9 @@ class Transcriber:
         Raises:
             BundleError: The tokenizer or the configs are missing or belong to another model.
         """
-        config = bundle.read_json("config.json")
-        tokenizer = WhisperTokenizer.load(
-            bundle.asset("tokenizer.json"),
-            _generation_config(bundle, config),
-            vocab_size=models.sizes.vocab_size,
-            n_audio_ctx=models.sizes.n_audio_ctx,
-        )
-        return cls(models, tokenizer, max_length=int(config.get("max_target_positions", models.sizes.kv_length)))
+        config, sizes = bundle.read_json("config.json"), models.sizes
+        tokenizer = load_tokenizer(bundle, vocab_size=sizes.vocab_size, n_audio_ctx=sizes.n_audio_ctx)
+        return cls(models, tokenizer, max_length=int(config.get("max_target_positions", sizes.kv_length)))
 
     @property
     def models(self) -> Models:
@@ -214,6 +209,21 @@ def _check_samples(audio: Samples) -> None:
     if not bool(np.isfinite(audio).all()):
         bad = int(np.count_nonzero(~np.isfinite(audio)))
         raise AudioError(f"the audio holds {bad} samples that are not numbers (NaN or infinite); export it again")
+
+
+def load_tokenizer(bundle: Bundle, *, vocab_size: int, n_audio_ctx: int) -> WhisperTokenizer:
+    """Load a bundle's tokenizer.
+
+    Args:
+        bundle: The bundle.
+        vocab_size: Size of the decoder's logits.
+        n_audio_ctx: Encoder positions of a window.
+
+    Raises:
+        BundleError: The tokenizer or the configs are missing or belong to another model.
+    """
+    given = _generation_config(bundle, bundle.read_json("config.json"))
+    return WhisperTokenizer.load(bundle.asset("tokenizer.json"), given, vocab_size=vocab_size, n_audio_ctx=n_audio_ctx)
 
 
 def _generation_config(bundle: Bundle, config: dict[str, Any]) -> dict[str, Any]:
