@@ -104,6 +104,10 @@ class Compression:
             size // self.group_size if self.group_size and axis == self.axis else 1 for axis, size in enumerate(shape)
         )
 
+    def table_bits(self, shape: Sequence[int]) -> float:
+        """Return the bits of palettes for each element of a weight of `shape`."""
+        return 16 * math.prod(self.palettes(shape)) * self.entries * self.cluster_dim / math.prod(shape)
+
     def misfit(self, shape: Sequence[int]) -> str:
         """Return why a weight of `shape` cannot be stored in this form, or an empty string when it can."""
         if not shape or math.prod(shape) == 0:

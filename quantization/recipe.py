@@ -16,6 +16,18 @@ FORMAT = 1
 WeightKey: TypeAlias = tuple[str, str]
 """A component and the name of a weight in it."""
 
+DEFAULT_GROUPS = ((0, 16), (0, 32), (1, 8), (1, 16), (1, 32))
+"""Axis and size of the groups to consider: output channels (0) and input channels (1)."""
+_MAX_TABLE_BITS = 0.35  # an element
+FORMS_ON_REQUEST = ("vectors", "scales", "outliers")
+"""Forms that are considered on request only.
+
+Reports say that palettes with scales do not load on the Neural Engine of macOS 26. Of vectors, nothing is reported.
+Outliers cost a bit for every element besides their values, and each operation that reads the weight runs twice.
+
+Source: apple/coremltools#2688.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -165,21 +177,23 @@ class AllowedCompressions:
     Attributes:
         nbits: Allowed bit widths. None for all that the deployment target supports except 1, at which errors are too
             large for a quadratic prediction.
-        group_size: Channels that share a palette, 1 or more. None considers groups of `DEFAULT_GROUP_SIZE`.
+        group_size: Channels that share a palette, 1 or more, along either axis. None considers `DEFAULT_GROUPS`.
         keep: Patterns of weights that stay float16, matched against `NAME` and `COMPONENT/NAME`.
-        outlier_shares: Shares of outliers to consider besides none.
+        outlier_shares: Shares of outliers to consider besides none, where `forms` allows outliers.
+        forms: Names from `FORMS_ON_REQUEST` of the forms to consider besides those that are always considered.
     """
 
     nbits: tuple[int, ...] | None = None
     group_size: int | None = None
     keep: tuple[str, ...] = ()
     outlier_shares: tuple[float, ...] = (0.005,)
+    forms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            OptionsError: A bit width is unsupported, or the group size is not positive.
+            OptionsError: A bit width is unsupported, the group size is not positive, or a form is unknown.
         """
         wrong = [str(n) for n in self.nbits or () if n not in NBITS]
         if wrong:
@@ -188,15 +202,18 @@ class AllowedCompressions:
             raise OptionsError(f"{option('allowed_nbits')} is empty; choose from {', '.join(map(str, NBITS))}")
         if self.group_size is not None and self.group_size < 1:
             raise OptionsError(f"{option('group_size')} is {self.group_size}, expected 1 or more channels")
+        if unknown := [name for name in self.forms if name not in FORMS_ON_REQUEST]:
+            plural = "s" if len(unknown) > 1 else ""
+            raise OptionsError(
+                f"{option('allow')}: unknown form{plural} {', '.join(map(repr, unknown))}; choose from "
+                f"{', '.join(FORMS_ON_REQUEST)}"
+            )
 
 
 def unsupported_widths(widths: Sequence[object]) -> str:
     """Return a message about bit widths that no palette can have."""
     plural = "s" if len(widths) > 1 else ""
     return f"unsupported bit width{plural} {', '.join(map(str, widths))}; choose from {', '.join(map(str, NBITS))}"
-
-
-DEFAULT_GROUP_SIZE = 16
 
 
 def allowed_for(
@@ -213,25 +230,42 @@ def allowed_for(
     found: list[Compression] = []
     for nbits in allowed.nbits or NBITS[1:]:
         found.append(Compression(nbits))
-        if outliers and nbits <= 4:
+        found += _grouped(shape, nbits, allowed.group_size)
+        if outliers and nbits <= 4 and "outliers" in allowed.forms:
             found += [Compression(nbits, outlier_share=share) for share in allowed.outlier_shares]
-        group = allowed.group_size or DEFAULT_GROUP_SIZE
-        if nbits <= 6 or allowed.group_size:  # at 8 bits tables cost more than groups gain
-            found.append(Compression(nbits, "per_grouped_channel", group_size=group))
-        if nbits in (4, 6, 8):
+        if nbits in (4, 6, 8) and "vectors" in allowed.forms:
             found.append(Compression(nbits, cluster_dim=2))
+        if "scales" in allowed.forms:
+            found += [Compression(nbits, axis=axis, per_channel_scale=True) for axis in (0, 1)]
     return [wanted for wanted in found if wanted.spec_version <= spec_version and not wanted.misfit(shape)]
+
+
+def _grouped(shape: Sequence[int], nbits: int, group_size: int | None) -> list[Compression]:
+    """Return palettes for groups along either axis, but for those whose tables are too large for what groups gain."""
+    groups = DEFAULT_GROUPS if group_size is None else ((0, group_size), (1, group_size))
+    found = [Compression(nbits, "per_grouped_channel", group_size=size, axis=axis) for axis, size in groups]
+    return [
+        wanted
+        for wanted in found
+        if not wanted.misfit(shape)
+        and wanted.group_size < shape[wanted.axis]
+        and (group_size is not None or wanted.table_bits(shape) <= _MAX_TABLE_BITS)
+    ]
 
 
 def check_allowed(allowed: AllowedCompressions, spec_version: int) -> None:
     """Check that a deployment target supports what the user allows.
 
     Raises:
-        OptionsError: It lacks a bit width or groups. The message names the target that supports them.
+        OptionsError: It lacks a bit width, groups or a form. The message names the target that supports them.
     """
     compressions = [Compression(nbits) for nbits in allowed.nbits or ()]
     if allowed.group_size is not None:
         compressions.append(Compression(4, "per_grouped_channel", group_size=allowed.group_size))
+    if "vectors" in allowed.forms:
+        compressions.append(Compression(4, cluster_dim=2))
+    if "scales" in allowed.forms:
+        compressions.append(Compression(4, per_channel_scale=True))
     if lines := _target_problems(compressions, spec_version):
         raise OptionsError("; ".join(lines))
 

@@ -46,6 +46,7 @@ from whisperkit_tools.mil.program import Program
 from whisperkit_tools.quantization.allocation import StorageOption
 from whisperkit_tools.quantization.compression import NBITS, Compression, dense_nbytes
 from whisperkit_tools.quantization.palette import palettize
+from whisperkit_tools.quantization.recipe import AllowedCompressions
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
 METHODS = {
@@ -197,6 +198,7 @@ def options(parser: ArgumentParser) -> None:
 def palettize_curve(args: Namespace) -> Result:
     config = PalettizeConfig(
         target=CompressionTarget(target_bits=4),
+        allowed=AllowedCompressions(forms=("vectors", "outliers")),
         windows=args.windows,
         max_tokens=args.tokens,
         profile_dir=args.profile,

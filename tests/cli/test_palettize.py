@@ -141,6 +141,8 @@ def test_a_recipe_is_edited_and_given_back(palettize, tmp_path):
     [
         (("--bits", "3"), 2, "3 bits needs deployment target iOS 18 / macOS 15, but the bundle is for iOS 16"),
         (("--group-size", "16", "--target-bits", "4"), 2, "needs deployment target iOS 18"),
+        (("--allow", "blocks", "--target-bits", "4"), 2, "--allow: unknown form 'blocks'; choose from vectors, scales"),
+        (("--allow", "vectors", "--target-bits", "4"), 2, "vectors of 2 needs deployment target iOS 18"),
         (("--keep", "nothing_like_it", "--target-bits", "4"), 2, "--keep nothing_like_it matches no weight"),
         (("--allowed-nbits", "5", "--target-bits", "4"), 2, "--allowed-nbits: unsupported bit width 5"),
         (("--bits", "4", "--target-bits", "4"), 2, "set exactly one target: --bits, --target-bits, "),

@@ -34,6 +34,12 @@ def test_numbers(value, numbers):
     assert arguments.as_numbers("noise_snr", value, "20,10") == numbers
 
 
+@pytest.mark.parametrize("value", ["vectors,scales", " vectors, scales,", ("vectors", "scales"), ["vectors", "scales"]])
+def test_names(value):
+    assert arguments.as_names(value) == ("vectors", "scales")
+    assert arguments.as_names("") == ()
+
+
 @pytest.mark.parametrize("value", ["loud", "1,,2", ""])
 def test_what_is_not_a_list_of_numbers(value):
     with pytest.raises(OptionsError, match=r"noise_snr: .* is not a list of numbers such as 20,10"):

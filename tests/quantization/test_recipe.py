@@ -7,6 +7,7 @@ import pytest
 from whisperkit_tools.errors import OptionsError, RecipeError
 from whisperkit_tools.quantization.compression import Compression
 from whisperkit_tools.quantization.recipe import (
+    FORMS_ON_REQUEST,
     AllowedCompressions,
     Recipe,
     StorageOption,
@@ -101,14 +102,56 @@ def test_wishes_need_a_target():
 
 def test_options_are_those_the_target_has():
     plain = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS16)
+    assert [o for o in plain if o.granularity == "per_tensor"] == plain
     assert {o.nbits for o in plain} == {2, 4, 6, 8}
     assert all(o.spec_version == IOS16 for o in plain)
     later = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS18)
     assert {o.nbits for o in later} == {2, 3, 4, 6, 8}
-    assert any(o.group_size == 16 for o in later)
-    assert not any(o.group_size for o in allowed_for((50, 32), AllowedCompressions(), IOS18))
-    assert not any(o.outlier_share for o in allowed_for((64, 32), AllowedCompressions(), IOS16, outliers=False))
+    assert not any(o.group_size for o in allowed_for((50, 31), AllowedCompressions(), IOS18))
     assert {o.nbits for o in allowed_for((64, 32), AllowedCompressions(nbits=(4,)), IOS18)} == {4}
+
+
+def groups_of(options, nbits):
+    return {(o.axis, o.group_size) for o in options if o.group_size and o.nbits == nbits}
+
+
+def test_groups_along_either_axis_where_their_tables_are_small():
+    # whisper-tiny's token embedding: rows cannot be grouped by 16, and columns are so long that tables cost nothing.
+    embedding = allowed_for((51864, 384), AllowedCompressions(), IOS18)
+    assert all(groups_of(embedding, nbits) == {(1, 8), (1, 16), (1, 32)} for nbits in (2, 3, 4, 6, 8))
+    square = allowed_for((384, 384, 1, 1), AllowedCompressions(), IOS18)
+    assert groups_of(square, 4) == {(0, 16), (0, 32), (1, 8), (1, 16), (1, 32)}
+    # A table of 256 entries for 32 * 384 elements is 0.33 bits an element, for 16 * 384 twice that.
+    assert groups_of(square, 8) == {(0, 32), (1, 32)}
+    assert groups_of(allowed_for((384,), AllowedCompressions(), IOS18), 4) == set()
+    # A group of all channels is one palette for the whole weight.
+    assert groups_of(allowed_for((768, 16), AllowedCompressions(), IOS18), 2) == {(0, 16), (0, 32), (1, 8)}
+
+
+def test_a_named_group_size_is_considered_along_both_axes_whatever_its_tables():
+    options = allowed_for((96, 48), AllowedCompressions(group_size=24), IOS18)
+    assert groups_of(options, 8) == {(0, 24), (1, 24)}
+
+
+def test_vectors_scales_and_outliers_are_considered_on_request():
+    def found(*forms, version=IOS18, outliers=True):
+        options = allowed_for((64, 32), AllowedCompressions(forms=forms), version, outliers=outliers)
+        kinds = {"vectors": any(o.cluster_dim > 1 for o in options)}
+        kinds["scales"] = {o.axis for o in options if o.per_channel_scale} == {0, 1}
+        kinds["outliers"] = any(o.outlier_share for o in options)
+        return {name for name, is_there in kinds.items() if is_there}
+
+    assert found() == set()
+    for name in FORMS_ON_REQUEST:
+        assert found(name) == {name}
+    assert found(*FORMS_ON_REQUEST) == set(FORMS_ON_REQUEST)
+    assert found("outliers", version=IOS16) == {"outliers"}
+    assert found("outliers", outliers=False) == set()
+    with pytest.raises(OptionsError, match="allow: unknown form 'blocks'; choose from vectors, scales, outliers"):
+        AllowedCompressions(forms=("vectors", "blocks"))
+    with pytest.raises(OptionsError, match=r"vectors of 2 needs deployment target iOS 18.*scales needs deployment"):
+        check_allowed(AllowedCompressions(forms=("vectors", "scales", "outliers")), IOS16)
+    check_allowed(AllowedCompressions(forms=("outliers",)), IOS16)
 
 
 def test_patterns_match_names_with_and_without_the_component():

@@ -33,7 +33,16 @@ _size = options.options(
     click.option("--recipe-out", type=options.PATH, help="Write the recipe to a file, for editing and --recipe."),
     click.option("--allowed-nbits", metavar="N,N", help="Bit widths that mixed may use.  [default: all but 1]"),
     click.option(
-        "--group-size", type=int, help="Channels that share a palette (iOS 18).  [default: 16 where it pays off]"
+        "--group-size",
+        type=int,
+        help="Channels that share a palette (iOS 18).  [default: 8, 16 and 32 where they pay off]",
+    ),
+    click.option(
+        "--allow",
+        default="",
+        metavar="FORM,FORM",
+        help="Further forms that mixed may use: vectors, scales, outliers. Reports say that palettes with scales do "
+        "not load on the Neural Engine of macOS 26.",
     ),
     click.option(
         "--keep",

@@ -45,6 +45,12 @@ def as_tuple(values: str | Iterable[str]) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
 
+def as_names(value: str | Iterable[str]) -> tuple[str, ...]:
+    """Return names that are given one by one, or as text with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+
 def as_numbers(field: str, value: str | float | Iterable[float] | None, example: str) -> tuple[float, ...] | None:
     """Return numbers that are given as such, or as text with commas.
 

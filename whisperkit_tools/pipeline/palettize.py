@@ -10,7 +10,7 @@ from whisperkit_tools.compress import compressor
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
 from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.errors import OptionsError, option
-from whisperkit_tools.pipeline.arguments import as_bundle, as_bytes, as_tuple, as_widths
+from whisperkit_tools.pipeline.arguments import as_bundle, as_bytes, as_names, as_tuple, as_widths
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.gate import Gate
 from whisperkit_tools.quantization.recipe import AllowedCompressions
@@ -44,6 +44,7 @@ def palettize(
     recipe_out: str | Path | None = ...,
     allowed_nbits: str | Sequence[int] | None = ...,
     group_size: int | None = ...,
+    allow: str | Sequence[str] = ...,
     keep: str | Sequence[str] = ...,
     tune_palettes: int = ...,
     qoi_min: float = ...,
@@ -79,6 +80,7 @@ def palettize(
     recipe_out: str | Path | None = ...,
     allowed_nbits: str | Sequence[int] | None = ...,
     group_size: int | None = ...,
+    allow: str | Sequence[str] = ...,
     keep: str | Sequence[str] = ...,
     tune_palettes: int = ...,
     qoi_min: float = ...,
@@ -113,6 +115,7 @@ def palettize(
     recipe_out: str | Path | None = None,
     allowed_nbits: str | Sequence[int] | None = None,
     group_size: int | None = None,
+    allow: str | Sequence[str] = (),
     keep: str | Sequence[str] = (),
     tune_palettes: int = 0,
     qoi_min: float = 95.0,
@@ -145,7 +148,8 @@ def palettize(
         recipe: A recipe file to follow.
         recipe_out: File to write the recipe to.
         allowed_nbits: Bit widths that `mixed` may use. None for all but 1.
-        group_size: Channels that share a palette (iOS 18). None for 16 where it pays off.
+        group_size: Channels that share a palette (iOS 18). None for 8, 16 and 32 where they pay off.
+        allow: Further forms that `mixed` may use: `vectors`, `scales`, `outliers`.
         keep: Patterns of weights that stay float16, `NAME` or `COMPONENT/NAME`.
         tune_palettes: Steps of gradient tuning of the palettes.
         qoi_min: Minimum percentage of gate examples that are no worse.
@@ -189,7 +193,7 @@ def palettize(
     """
     config = PalettizeConfig(
         target=_target(bits, target_bits, target_size, max_kl, recipe),
-        allowed=AllowedCompressions(as_widths(allowed_nbits), group_size, as_tuple(keep)),
+        allowed=AllowedCompressions(as_widths(allowed_nbits), group_size, as_tuple(keep), forms=as_names(allow)),
         gate=Gate(qoi_min, wer_delta_max, max_kl, confident, seed),
         output_dir=_path(output_dir),
         calibration=calibration,
