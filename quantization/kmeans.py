@@ -76,11 +76,19 @@ def histogram(half: NDArray[np.float16], importance: Real | None = None) -> Hist
 
 
 def _sorted_histogram(codes: NDArray[np.uint16], weights: Real | None) -> Histogram:
-    found, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    mass = counts if weights is None else np.bincount(inverse.reshape(-1), weights)
-    values = found.view(np.float16).astype(np.float64)
-    order = np.argsort(values, kind="stable")
-    return Histogram(values[order], mass[order].astype(np.float64), found[order])
+    # These keys sort like the values, so that the short array is sorted once, and as integers.
+    keys = np.where(codes & 0x8000, ~codes, codes | 0x8000)
+    ordered = np.sort(keys)
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[0] ^ 1))
+    found = ordered[starts]
+    if weights is None:
+        mass = np.diff(starts, append=len(codes)).astype(np.float64)
+    else:
+        rank = np.zeros(65536, np.uint16)
+        rank[found] = np.arange(len(found))
+        mass = np.bincount(rank[keys], weights, minlength=len(found)).astype(np.float64)
+    present = np.where(found & 0x8000, found ^ 0x8000, ~found)
+    return Histogram(present.view(np.float16).astype(np.float64), mass, present)
 
 
 def scalar_palette(points: Histogram, entries: int, *, exact: bool = True) -> NDArray[np.float16]:
@@ -128,7 +136,7 @@ def cluster(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]:
         `[n]` the cluster of each value, ascending from 0. All clusters occur.
     """
     centered = np.ascontiguousarray(values, np.float64) - np.average(values, weights=mass)
-    starts = compiled()(centered, np.ascontiguousarray(mass, np.float64), clusters)
+    starts = compiled(cluster_starts)(centered, np.ascontiguousarray(mass, np.float64), clusters)
     labels = np.zeros(len(values), np.int64)
     labels[starts[1:]] = 1
     return labels.cumsum()
@@ -181,14 +189,14 @@ def cluster_starts(values: Real, mass: Real, clusters: int) -> NDArray[np.int64]
 
 
 @cache
-def compiled() -> Callable[[Real, Real, int], NDArray[np.int64]]:
-    """Return `cluster_starts` as machine code, cached on disk where that is writable. It releases Python's lock."""
+def compiled(function: Callable[..., NDArray[np.int64]]) -> Callable[..., NDArray[np.int64]]:
+    """Return a function as machine code, cached on disk where that is writable. It releases Python's lock."""
     import numba
 
     try:
-        found: Callable[[Real, Real, int], NDArray[np.int64]] = numba.njit(nogil=True, cache=True)(cluster_starts)
+        found: Callable[..., NDArray[np.int64]] = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # there is no place for the cache
-        found = numba.njit(nogil=True)(cluster_starts)
+        found = numba.njit(nogil=True)(function)
     return found
 
 
@@ -207,12 +215,32 @@ def _approximate_labels(values: Real, mass: Real, clusters: int) -> NDArray[np.i
     bins = _fine_bins(values, mass, max(_QUICK_BINS, (8 if clusters <= 64 else 4) * clusters))
     sums = np.bincount(bins, mass)
     labels = cluster(np.bincount(bins, mass * values) / sums, sums, clusters)[bins]
-    for _ in range(_QUICK_STEPS):
-        centers = _centroids(values, mass, labels)
-        moved = np.searchsorted((centers[1:] + centers[:-1]) / 2, values)
-        if np.array_equal(moved, labels):
+    return compiled(refined_labels)(values, mass, labels, _QUICK_STEPS)
+
+
+def refined_labels(values: Real, mass: Real, labels: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
+    """Take Lloyd's steps from a clustering of ascending values in runs. Written for the compiler."""
+    count, clusters = len(values), labels[-1] + 1
+    labels, centers = labels.copy(), np.empty(clusters)
+    for _ in range(steps):
+        found = 0  # clusters that have values
+        at = 0
+        while at < count:
+            label, total, moment = labels[at], 0.0, 0.0
+            while at < count and labels[at] == label:
+                total += mass[at]
+                moment += mass[at] * values[at]
+                at += 1
+            centers[found] = moment / total
+            found += 1
+        changed, nearest = False, 0
+        for at in range(count):
+            while nearest + 1 < found and values[at] > (centers[nearest] + centers[nearest + 1]) / 2:
+                nearest += 1
+            changed = changed or labels[at] != nearest
+            labels[at] = nearest
+        if not changed:
             break
-        labels = moved
     return labels
 
 
@@ -228,18 +256,20 @@ def _fine_bins(values: Real, mass: Real, count: int) -> NDArray[np.int64]:
     widths = np.maximum(np.append(gaps, 0), np.insert(gaps, 0, 0))
     share = np.cbrt(mass * np.square(widths))
     share = np.minimum(1, share * _bin_factor(share, count)) if len(values) > count else np.ones_like(share)
-    _, labels = np.unique(np.floor(np.cumsum(share) * (1 - 1e-12)), return_inverse=True)
-    return labels.reshape(-1).astype(np.int64)
+    numbers = np.floor(np.cumsum(share) * (1 - 1e-12))
+    return np.cumsum(np.diff(numbers, prepend=numbers[0]) > 0)
 
 
 def _bin_factor(share: Real, count: int) -> float:
-    """Return the `c` for which `sum(min(1, c * share))` is `count`."""
-    ordered = np.sort(share)[::-1]
-    rest = np.append(np.cumsum(ordered[::-1])[::-1], 0)  # sums of the shares from each index on
-    for capped in range(count):
-        if rest[capped] > 0 and ordered[capped] * (count - capped) <= rest[capped]:
-            return float((count - capped) / rest[capped])
-    return float(1 / max(ordered[-1], np.finfo(np.float64).tiny))
+    """Return the `c` for which `sum(min(1, c * share))` is `count`, which is less than the number of shares."""
+    capped, factor = np.zeros(len(share), bool), 0.0
+    while free := count - np.count_nonzero(capped):
+        factor = float(free / max(share[~capped].sum(), np.finfo(np.float64).tiny))
+        found = share * factor >= 1
+        if not np.any(found & ~capped):
+            break
+        capped |= found
+    return factor
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------

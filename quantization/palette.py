@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +69,9 @@ class Palettized:
         return stored_nbytes(self.shape, self.compression)
 
 
-def _split(shape: tuple[int, ...], axis: int, groups: int) -> tuple[int, int, int, int]:
+def _split(shape: tuple[int, ...], compression: Compression) -> tuple[int, int, int, int]:
     """Return `shape` as (before the axis, groups, channels of a group, after the axis)."""
+    axis, groups = compression.axis, math.prod(compression.palettes(shape))
     return math.prod(shape[:axis]), groups, shape[axis] // groups, math.prod(shape[axis + 1 :])
 
 
@@ -80,7 +82,7 @@ def palettize(
     name: str = "",
     *,
     exact: bool = True,
-    points: Histogram | None = None,
+    histograms: "GroupHistograms | None" = None,
 ) -> Palettized:
     """Compress one weight.
 
@@ -93,7 +95,7 @@ def palettize(
         importance: Of `weight`'s shape, not negative: the factor of each element's squared error. None for all 1.
         name: The weight's name, for messages and the package.
         exact: False finds nearly optimal palettes in a fraction of the time, to compare many compressions.
-        points: `whole_histogram` of the same weight and importance, which saves counting again for a single palette.
+        histograms: Those of the same weight and importance, which saves counting again.
 
     Raises:
         BundleError: The weight holds NaN or infinity.
@@ -104,14 +106,42 @@ def palettize(
     if importance is not None:
         importance = _checked_importance(importance, half.shape, name)
     if not compression.outlier_share:
-        return _fit(half, compression, importance, name, exact, points)
+        return _fit(half, compression, importance, name, exact, histograms)
     return _fit_with_outliers(half, compression, importance, name, exact)
 
 
-def whole_histogram(weight: Real, importance: Real | None = None, name: str = "") -> Histogram:
-    """Count all values of a weight, weighted by their importance. Raises errors as `palettize` does."""
-    half = _checked_weight(weight, Compression(1), name)
-    return histogram(half, None if importance is None else _checked_importance(importance, half.shape, name))
+class GroupHistograms:
+    """The values of a weight, counted for the whole and for groups of its channels, weighted by their importance.
+
+    Compressions that differ in their bits alone have the same groups, which are counted once.
+    """
+
+    def __init__(
+        self, weight: Real, compressions: Iterable[Compression], importance: Real | None = None, name: str = ""
+    ) -> None:
+        """Count the values of the groups of `compressions`. Raises errors as `palettize` does."""
+        kept = [wanted for wanted in compressions if _counts_elements(wanted)]
+        for wanted in kept:
+            half = _checked_weight(weight, wanted, name)
+        if importance is not None:
+            importance = _checked_importance(importance, weight.shape, name)
+        splits = {_split(weight.shape, wanted) for wanted in kept}
+        self._found = {split: _group_histograms(half, importance, split) for split in splits}
+
+    def of(self, shape: tuple[int, ...], compression: Compression) -> Sequence[Histogram] | None:
+        """Return the histogram of each group, or None where they have not been counted."""
+        return self._found.get(_split(shape, compression)) if _counts_elements(compression) else None
+
+
+def _counts_elements(compression: Compression) -> bool:
+    """Whether palettes are made from all elements as they are."""
+    return compression.cluster_dim == 1 and not compression.per_channel_scale and not compression.outlier_share
+
+
+def _group_histograms(half: Half, importance: Real | None, split: tuple[int, int, int, int]) -> list[Histogram]:
+    grouped = half.reshape(split)
+    weights = None if importance is None else importance.reshape(split)
+    return [histogram(grouped[:, group], None if weights is None else weights[:, group]) for group in range(split[1])]
 
 
 def _checked_weight(weight: Real, compression: Compression, name: str) -> Half:
@@ -167,7 +197,7 @@ def _fit(
     importance: NDArray[np.float32] | None,
     name: str,
     exact: bool,
-    points: Histogram | None = None,
+    histograms: GroupHistograms | None = None,
 ) -> Palettized:
     """Fit palettes and indices, without outliers."""
     shape, scale = half.shape, None
@@ -177,16 +207,16 @@ def _fit(
         half = (half.astype(np.float32) / wide).astype(np.float16)
         importance = np.square(wide) if importance is None else np.square(wide) * importance
     counts = compression.palettes(shape)
-    split = _split(shape, compression.axis, math.prod(counts))
+    split = _split(shape, compression)
     grouped = half.reshape(split)
     weights = None if importance is None else np.broadcast_to(importance, shape).reshape(split)
-    if split[1] > 1 or scale is not None:
-        points = None  # they are the histogram of the whole weight, not of a group or of scaled values
+    counted = None if histograms is None else histograms.of(shape, compression)
     indices = np.empty((*split[:2], split[2] // compression.cluster_dim, split[3]), np.uint8)
     lut = np.empty((split[1], compression.entries, compression.cluster_dim), np.float16)
 
     def fit(group: int) -> None:
         part = None if weights is None else weights[:, group]
+        points = None if counted is None else counted[group]
         lut[group], indices[:, group] = _fit_group(grouped[:, group], part, compression, exact, points)
 
     if split[1] == 1:

@@ -241,7 +241,12 @@ def allowed_for(
 
 
 def _grouped(shape: Sequence[int], nbits: int, group_size: int | None) -> list[Compression]:
-    """Return palettes for groups along either axis, but for those whose tables are too large for what groups gain."""
+    """Return palettes for groups along either axis, but for those whose tables are too large for what groups gain.
+
+    At 8 bits one palette is accurate enough, and palettes for groups take long to fit.
+    """
+    if nbits > 6 and group_size is None:
+        return []
     groups = DEFAULT_GROUPS if group_size is None else ((0, group_size), (1, group_size))
     found = [Compression(nbits, "per_grouped_channel", group_size=size, axis=axis) for axis, size in groups]
     return [

@@ -60,6 +60,21 @@ def test_the_error_is_that_of_kmeans1d(clusters, offset):
 def test_the_machine_code_computes_what_is_written(monkeypatch):
     random = np.random.default_rng(0)
     values, mass = np.sort(random.normal(size=80)), random.uniform(0.1, 1, 80)
-    compiled = cluster(values, mass, 6)
-    monkeypatch.setattr(kmeans, "compiled", lambda: kmeans.cluster_starts)
-    np.testing.assert_array_equal(cluster(values, mass, 6), compiled)
+    coarse = np.arange(80) // 14
+    compiled = cluster(values, mass, 6), kmeans.compiled(kmeans.refined_labels)(values, mass, coarse, 9)
+    monkeypatch.setattr(kmeans, "compiled", lambda function: function)
+    np.testing.assert_array_equal(cluster(values, mass, 6), compiled[0])
+    np.testing.assert_array_equal(kmeans.refined_labels(values, mass, coarse, 9), compiled[1])
+
+
+@pytest.mark.parametrize("clusters", [2, 5, 40])
+def test_steps_end_where_lloyds_algorithm_ends(clusters):
+    cluster_module = pytest.importorskip("sklearn.cluster")
+    random = np.random.default_rng(clusters)
+    values, mass = np.sort(random.standard_t(4, 900)), random.uniform(0.1, 1, 900)
+    start = np.arange(900) * clusters // 900
+    found = kmeans.refined_labels(values, mass, start, 500)
+    centers = [np.average(values[start == at], weights=mass[start == at]) for at in range(clusters)]
+    theirs = cluster_module.KMeans(clusters, init=np.array(centers)[:, None], n_init=1, max_iter=500, tol=0)
+    theirs.fit(values[:, None], sample_weight=mass)
+    assert _error(values, mass, found) == pytest.approx(theirs.inertia_, rel=1e-9)

@@ -11,7 +11,7 @@ from whisperkit_tools.errors import BundleError, RecipeError
 from whisperkit_tools.mil.coreml import import_coremltools, quiet_coremltools
 from whisperkit_tools.quantization.compression import NBITS, Compression, outlier_count
 from whisperkit_tools.quantization.kmeans import Histogram, histogram, scalar_palette
-from whisperkit_tools.quantization.palette import Palettized, palettize, whole_histogram
+from whisperkit_tools.quantization.palette import GroupHistograms, Palettized, palettize
 
 RNG = np.random.default_rng(5)
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
@@ -261,17 +261,18 @@ def test_a_vector_counts_by_its_important_elements():
     [
         Compression(3),
         Compression(3, "per_grouped_channel", group_size=8),
+        Compression(3, "per_grouped_channel", group_size=8, axis=1),
         Compression(3, per_channel_scale=True),
         Compression(4, cluster_dim=2),
         Compression(2, outlier_share=0.01),
     ],
     ids=str,
 )
-def test_a_histogram_that_is_given_changes_nothing(option):
+def test_histograms_that_are_given_change_nothing(option):
     rng = np.random.default_rng(0)
     weight, importance = rng.normal(size=(64, 48)).astype(np.float16), rng.random((64, 48))
-    points = whole_histogram(weight, importance)
-    found, expected = (palettize(weight, option, importance, points=given) for given in (points, None))
+    counted = GroupHistograms(weight, [option, Compression(2, axis=1, **GROUPS)], importance)
+    found, expected = (palettize(weight, option, importance, histograms=given) for given in (counted, None))
     assert np.array_equal(found.lut, expected.lut)
     assert np.array_equal(found.indices, expected.indices)
 

@@ -18,7 +18,7 @@ from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.allocation import Allocation, StorageOption, within_divergence, within_size
 from whisperkit_tools.quantization.compression import NBITS, Compression, dense_nbytes, stored_nbytes
 from whisperkit_tools.quantization.package_writer import compressed_nbytes
-from whisperkit_tools.quantization.palette import Palettized, palettize, whole_histogram
+from whisperkit_tools.quantization.palette import GroupHistograms, Palettized, palettize
 from whisperkit_tools.quantization.recipe import (
     AllowedCompressions,
     Recipe,
@@ -176,10 +176,10 @@ class Planner:
     def _measured(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
         """Compute options with nearly optimal palettes. The bundle is made with optimal ones."""
         weight, factors, predict = self.weights.weight(key), importance(self.curvature(key)), self._predictor(key)
-        points = whole_histogram(weight, factors, key[1])
+        histograms = GroupHistograms(weight, compressions, factors, key[1])
 
         def measure(wanted: Compression) -> StorageOption:
-            made = palettize(weight, wanted, factors, key[1], exact=False, points=points)
+            made = palettize(weight, wanted, factors, key[1], exact=False, histograms=histograms)
             return StorageOption(wanted, made.nbytes, predict(made))
 
         with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, _ELEMENTS_AT_ONCE // weight.size))) as pool:
