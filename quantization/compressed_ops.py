@@ -1,8 +1,9 @@
 """MIL operations of a compressed weight for each deployment target, and where outliers can be added.
 
 Up to iOS 17 packed bits and tables are attributes of one operation. From iOS 18 they are arguments written in place,
-with a palette for each block. No target can add two compressed weights. The operation that reads a weight with
-outliers therefore runs twice on the same input, on the palette and on the outliers, and the results are added.
+with a palette for each block. Integers with scales are one operation on each target. No target can add two compressed
+weights. The operation that reads a weight with outliers therefore runs twice on the same input, on the palette and on
+the outliers, and the results are added.
 
 Source: coremltools' `ops/defs/iOS16/constexpr_ops.py`, `ops/defs/iOS18/compression.py`, and packages it writes.
 """
@@ -100,6 +101,8 @@ class CompressedOpBuilder:
 
     def operations(self, weight: CompressedWeight) -> list[Any]:
         """Return the operations that compute the weight under its name, and its outliers, if any, under theirs."""
+        if weight.compression.kind == "linear":
+            return [self._linear_with_blocks(weight) if self._with_blocks else self._linear(weight)]
         found = self._palette_with_blocks(weight) if self._with_blocks else [self._palette_packed(weight)]
         if weight.compression.outlier_share:
             found.append(self._sparse(weight))
@@ -133,8 +136,27 @@ class CompressedOpBuilder:
     def _scale(self, weight: CompressedWeight) -> Any:
         operation = self._operation("constexpr_blockwise_shift_scale", weight.name, weight.shape)
         operation.inputs["data"].arguments.add().name = weight.name + PALETTE
-        shape = [size if at == weight.compression.axis else 1 for at, size in enumerate(weight.shape)]
-        self._argument(operation, "scale", "float16", shape, weight.array("scale"))
+        self._argument(operation, "scale", "float16", _scale_shape(weight), weight.array("scale"))
+        return operation
+
+    # --- integers ----------------------------------------------------------------------------------------------------
+
+    def _linear(self, weight: CompressedWeight) -> Any:
+        axis = weight.compression.axis
+        channels = weight.shape[axis]
+        operation = self._operation("constexpr_affine_dequantize", weight.name, weight.shape)
+        attributes = operation.attributes
+        self._fill(attributes["quantized_data"], "int8", weight.shape, _integers(weight), blob=True)
+        # Zeros in the program, not in the weights file, so that the weight takes as many bytes there as from iOS 18.
+        self._fill(attributes["zero_point"], "int8", (channels,), None)
+        self._fill(attributes["scale"], "float16", (channels,), weight.array("scale"))
+        self._fill(attributes["axis"], "int32", (), np.array(axis, np.int32))
+        return operation
+
+    def _linear_with_blocks(self, weight: CompressedWeight) -> Any:
+        operation = self._operation("constexpr_blockwise_shift_scale", weight.name, weight.shape)
+        self._argument(operation, "data", "int8", weight.shape, _integers(weight), blob=True)
+        self._argument(operation, "scale", "float16", _scale_shape(weight), weight.array("scale"))
         return operation
 
     # --- outliers ----------------------------------------------------------------------------------------------------
@@ -211,6 +233,16 @@ def split_outlier_user(user: Any, names: Sequence[str]) -> list[Any]:
 
 def _packed(elements: NDArray[Any] | None, width: int) -> NDArray[np.uint8] | None:
     return None if elements is None else pack_bits(elements, width)
+
+
+def _integers(weight: CompressedWeight) -> NDArray[np.int8] | None:
+    """Return the integers of a linear weight, whose indices count from -128."""
+    indices = weight.array("indices")
+    return None if indices is None else (indices ^ np.uint8(128)).view(np.int8)
+
+
+def _scale_shape(weight: CompressedWeight) -> list[int]:
+    return [size if at == weight.compression.axis else 1 for at, size in enumerate(weight.shape)]
 
 
 def _mask(weight: CompressedWeight) -> NDArray[np.uint8] | None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from whisperkit_tools.errors import RecipeError
 
 Granularity = Literal["per_tensor", "per_grouped_channel"]
+Kind = Literal["palette", "linear"]
 
 NBITS = (1, 2, 3, 4, 6, 8)
 CLUSTER_DIMS = (1, 2, 4)
@@ -19,6 +20,7 @@ SPEC_VERSIONS = {7: "iOS 16 / macOS 13", 8: "iOS 17 / macOS 14", 9: "iOS 18 / ma
 """Deployment target by the Core ML specification version that it introduced."""
 _IOS16, _IOS18 = 7, 9
 _MAX_OUTLIER_SHARE = 0.1
+_LINEAR_NBITS = 8
 _ALIGNMENT = 64  # bytes of a record, and the multiple to which data is padded
 MIN_BLOB_ELEMENTS = 10
 """Constants with fewer elements are stored in the program itself, as coremltools writes them."""
@@ -26,20 +28,21 @@ MIN_BLOB_ELEMENTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """How one weight is stored: as palettes, with optional scales and outliers.
+    """How one weight is stored: as palettes, with optional scales and outliers, or as 8-bit integers with scales.
 
     A weight `[128, 64, 1, 1]` at `nbits=4, granularity="per_grouped_channel", group_size=16` has 8 palettes of 16
     entries, one for each 16 channels of axis 0. With `cluster_dim=2` an index represents two neighbours along that
     axis, so that an element costs two bits.
 
     Attributes:
-        nbits: Bits per index.
+        nbits: Bits per index or integer.
         granularity: One palette for the whole weight, or one for each group of `group_size` channels.
         group_size: Channels that share a palette; 0 for `per_tensor`.
         axis: The axis of the channels: of groups, of scales, and of the elements of a vector.
         cluster_dim: Elements along `axis` that one index represents.
         per_channel_scale: Each channel is divided by its largest magnitude before palettes are made.
         outlier_share: Share of the elements that are kept in float16 in a sparse part, 0 to 0.1.
+        kind: `palette`, or `linear` for integers of 8 bits from -127 to 127 and a scale for each channel of `axis`.
     """
 
     nbits: int
@@ -49,6 +52,7 @@ class Compression:
     cluster_dim: int = 1
     per_channel_scale: bool = False
     outlier_share: float = 0.0
+    kind: Kind = "palette"
 
     def __post_init__(self) -> None:
         """Check the settings against each other.
@@ -80,7 +84,23 @@ class Compression:
             found.append(
                 "per_channel_scale does not go with cluster_dim above 1, because vectors extend across channels"
             )
+        if self.kind not in get_args(Kind):
+            found.append(f"kind is {self.kind!r}, allowed are {', '.join(get_args(Kind))}")
+        if self.kind == "linear" and (self.nbits != _LINEAR_NBITS or not self._is_plain or self.outlier_share):
+            found.append(
+                f"kind linear takes nbits {_LINEAR_NBITS} and an axis, and no groups, vectors, scales or outliers"
+            )
         return found
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the weight has one palette of numbers, without scales."""
+        return self.granularity == "per_tensor" and self.cluster_dim == 1 and not self.per_channel_scale
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether each channel of `axis` has a scale."""
+        return self.per_channel_scale or self.kind == "linear"
 
     @property
     def entries(self) -> int:
@@ -90,8 +110,7 @@ class Compression:
     @property
     def spec_version(self) -> int:
         """The lowest specification version that supports this form: 7 (iOS 16) or 9 (iOS 18)."""
-        plain = self.granularity == "per_tensor" and self.cluster_dim == 1 and not self.per_channel_scale
-        return _IOS16 if plain and self.nbits in IOS16_NBITS else _IOS18
+        return _IOS16 if self._is_plain and self.nbits in IOS16_NBITS else _IOS18
 
     @property
     def target(self) -> str:
@@ -105,7 +124,9 @@ class Compression:
         )
 
     def table_bits(self, shape: Sequence[int]) -> float:
-        """Return the bits of palettes for each element of a weight of `shape`."""
+        """Return the bits of palettes, or of the scales of integers, for each element of a weight of `shape`."""
+        if self.kind == "linear":
+            return 16 * shape[self.axis] / math.prod(shape)
         return 16 * math.prod(self.palettes(shape)) * self.entries * self.cluster_dim / math.prod(shape)
 
     def misfit(self, shape: Sequence[int]) -> str:
@@ -120,6 +141,8 @@ class Compression:
         return ""
 
     def __str__(self) -> str:
+        if self.kind == "linear":
+            return f"int{self.nbits}, a scale for each channel of axis {self.axis}"
         parts = [f"{self.nbits} bit" + ("s" if self.nbits > 1 else "")]
         if self.group_size:
             parts.append(f"groups of {self.group_size} along axis {self.axis}")
@@ -158,7 +181,7 @@ class Compression:
 def _has_type(key: str, value: Any) -> bool:
     if key == "per_channel_scale":
         return isinstance(value, bool)
-    if key == "granularity":
+    if key in ("granularity", "kind"):
         return isinstance(value, str)
     allowed = (int, float) if key == "outlier_share" else (int,)
     return isinstance(value, allowed) and not isinstance(value, bool)
@@ -188,8 +211,9 @@ def stored_nbytes(shape: Sequence[int], compression: Compression | None) -> int:
         return dense_nbytes(shape)
     size, vector = math.prod(shape), compression.cluster_dim
     total = _entry_nbytes(size // vector, compression.nbits)
-    total += blob_nbytes(math.prod(compression.palettes(shape)) * compression.entries * vector, 16)
-    if compression.per_channel_scale:
+    if compression.kind == "palette":
+        total += blob_nbytes(math.prod(compression.palettes(shape)) * compression.entries * vector, 16)
+    if compression.has_scales:
         total += blob_nbytes(shape[compression.axis], 16)
     if compression.outlier_share:
         total += blob_nbytes(outlier_count(size, compression), 16) + _entry_nbytes(size, 1)

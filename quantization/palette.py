@@ -24,6 +24,12 @@ from whisperkit_tools.quantization.kmeans import (
 
 Half = NDArray[np.float16]
 Real = NDArray[Any]
+_LARGEST, _ZERO = 127, 128  # the largest integer, and the index of the integer 0
+_MAX_SCALE = np.float16(515.5)  # times 127 it is below the largest float16
+_SCALE_FACTORS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # of the scale that spans the largest magnitude
+_QUICK_SCALE_FACTORS = (1.0, 0.85)
+_SCALE_STEPS = 2
+_ROW_ELEMENTS = 1 << 18  # fitted together, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +40,8 @@ class Palettized:
         name: The weight's name in the program.
         shape: The weight's shape.
         compression: How it is stored.
-        lut: `[G..., 2**nbits, cluster_dim]` float16, G palettes along each axis of the weight.
+        lut: `[G..., 2**nbits, cluster_dim]` float16, G palettes along each axis of the weight. For integers the values
+            -128 to 127, which are not stored.
         indices: uint8, of the weight's shape, but shorter by the factor `cluster_dim` along `axis`.
         scale: float16, of size 1 along every axis but `axis`. None without scales.
         outlier_positions: int64, row-major, ascending. None without outliers.
@@ -105,6 +112,8 @@ def palettize(
     half = _checked_weight(weight, compression, name)
     if importance is not None:
         importance = _checked_importance(importance, half.shape, name)
+    if compression.kind == "linear":
+        return _fit_linear(half, compression, importance, name, exact)
     if not compression.outlier_share:
         return _fit(half, compression, importance, name, exact, histograms)
     return _fit_with_outliers(half, compression, importance, name, exact)
@@ -135,7 +144,7 @@ class GroupHistograms:
 
 def _counts_elements(compression: Compression) -> bool:
     """Whether palettes are made from all elements as they are."""
-    return compression.cluster_dim == 1 and not compression.per_channel_scale and not compression.outlier_share
+    return compression.cluster_dim == 1 and not compression.has_scales and not compression.outlier_share
 
 
 def _group_histograms(half: Half, importance: Real | None, split: tuple[int, int, int, int]) -> list[Histogram]:
@@ -259,3 +268,65 @@ def _vectors(array: Real, length: int) -> NDArray[np.float32]:
     before, channels, after = array.shape
     parts = array.reshape(before, channels // length, length, after)
     return np.ascontiguousarray(np.moveaxis(parts, 2, 3), np.float32).reshape(-1, length)
+
+
+# --- integers --------------------------------------------------------------------------------------------------------
+
+
+def _fit_linear(half: Half, compression: Compression, importance: Real | None, name: str, exact: bool) -> Palettized:
+    """Fit 8-bit integers and the scale of each channel, which minimises the channel's weighted squared error.
+
+    The scale that spans the largest magnitude is the best one only for channels without tails. Smaller ones are tried,
+    each improved to the best scale for its integers.
+    """
+    shape, axis = half.shape, compression.axis
+    rows = _channel_rows(np.moveaxis(half, axis, 0))
+    weights = None if importance is None else _channel_rows(np.moveaxis(importance, axis, 0))
+    scale, integers = np.empty(len(rows), np.float16), np.empty(rows.shape, np.int8)
+    factors = _SCALE_FACTORS if exact else _QUICK_SCALE_FACTORS
+    step = max(1, _ROW_ELEMENTS // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        mass = None if weights is None else weights[part]
+        scale[part], integers[part] = _fit_rows(rows[part].astype(np.float32), mass, factors)
+    moved = [shape[axis], *(size for at, size in enumerate(shape) if at != axis)]
+    indices = np.moveaxis(integers.view(np.uint8).reshape(moved) ^ np.uint8(_ZERO), 0, axis)
+    lut = np.arange(-_ZERO, _ZERO, dtype=np.float16).reshape(*(1 for _ in shape), -1, 1)
+    along = [size if at == axis else 1 for at, size in enumerate(shape)]
+    return Palettized(name, shape, compression, lut, np.ascontiguousarray(indices), scale.reshape(along))
+
+
+def _channel_rows(array: Real) -> Real:
+    rows: Real = array.reshape(len(array), -1)
+    return rows
+
+
+def _fit_rows(rows: NDArray[np.float32], mass: Real | None, factors: Sequence[float]) -> tuple[Half, NDArray[np.int8]]:
+    """Return scales `[rows]` and integers of the shape of `rows`."""
+    mass = np.ones_like(rows) if mass is None else np.where(mass.any(axis=1, keepdims=True), mass, np.float32(1))
+    widest = np.abs(rows).max(axis=1, keepdims=True) / _LARGEST
+    best, least = _rounded_scale(widest), np.full((len(rows), 1), np.inf, np.float32)
+    for factor in factors:
+        scale = _rounded_scale(factor * widest)
+        for _ in range(_SCALE_STEPS):
+            integers = _integers(rows, scale)
+            error = (mass * np.square(rows - scale * integers)).sum(axis=1, keepdims=True)
+            better = error < least
+            best, least = np.where(better, scale, best), np.where(better, error, least)
+            weighted = mass * integers
+            square = (weighted * integers).sum(axis=1, keepdims=True)
+            moment = (weighted * rows).sum(axis=1, keepdims=True)
+            scale = _rounded_scale(np.divide(moment, square, out=scale.copy(), where=square > 0))
+    return best[:, 0].astype(np.float16), _integers(rows, best).astype(np.int8)
+
+
+def _integers(rows: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = np.clip(np.rint(rows / scale), -_LARGEST, _LARGEST)
+    return found
+
+
+def _rounded_scale(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round scales to float16, between its smallest positive number and the largest scale of finite products."""
+    bounded = np.clip(scale.astype(np.float16), np.finfo(np.float16).smallest_subnormal, _MAX_SCALE)
+    rounded: NDArray[np.float32] = bounded.astype(np.float32)
+    return rounded

@@ -230,6 +230,8 @@ def allowed_for(
     found: list[Compression] = []
     for nbits in allowed.nbits or NBITS[1:]:
         found.append(Compression(nbits))
+        if nbits == 8 and (linear := Compression(8, kind="linear")).table_bits(shape) <= _MAX_TABLE_BITS:
+            found.append(linear)
         found += _grouped(shape, nbits, allowed.group_size)
         if outliers and nbits <= 4 and "outliers" in allowed.forms:
             found += [Compression(nbits, outlier_share=share) for share in allowed.outlier_shares]

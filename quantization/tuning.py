@@ -185,12 +185,16 @@ class Tuning:
         self._tuning = [at for at in every if at not in judging] or self._judging
         encoder, decoder = Program.load(packages[ENCODER]), Program.load(packages[DECODER])
         self._encoder, self._forcing = encoder, TeacherForcing(decoder)
-        self._weights = {
-            (component, name): _prepared(part, program.weights[name])
-            for component, program in ((ENCODER, encoder), (DECODER, decoder))
-            for name, part in palettized.get(component, {}).items()
-        }
-        self._tunes_encoder = bool(palettized.get(ENCODER))
+        self._weights: dict[tuple[str, str], _TunedWeight] = {}
+        self._untuned: dict[tuple[str, str], Palettized] = {}  # integers, which have no palette
+        for component, program in ((ENCODER, encoder), (DECODER, decoder)):
+            for name, part in palettized.get(component, {}).items():
+                prepared = _prepared(part, program.weights[name])
+                if part.compression.kind == "palette":
+                    self._weights[component, name] = prepared
+                else:
+                    self._untuned[component, name] = part
+        self._tunes_encoder = any(component == ENCODER for component, _ in self._weights)
         self._segments = CheckpointedProgram(encoder, options.budget_bytes) if self._tunes_encoder else None
         self._name = self._checkpoint_name()
         # Without tuned weights in the encoder its output never changes.
@@ -224,9 +228,11 @@ class Tuning:
                 An interrupted run with the same palettes, windows and options resumes from it, with the same result.
 
         Returns:
-            The mean divergence before and after.
+            The mean divergence before and after. Both are the same where no weight has a palette.
         """
         before = self.divergence()
+        if not self._weights:
+            return before, before
         first = {key: weight.palette.entries.clone() for key, weight in self._weights.items()}
         order = _window_order(self._tuning, self._options)
         checkpoints, interval = checkpoints or NullStore(), SaveInterval()
@@ -253,11 +259,12 @@ class Tuning:
 
     def _checkpoint_name(self) -> str:
         digest = hashlib.sha256(repr(self._options).encode())
-        for (component, name), weight in self._weights.items():
-            palettized = weight.palette.palettized
+        parts = {key: weight.palette.palettized for key, weight in self._weights.items()} | self._untuned
+        for (component, name), palettized in parts.items():
             digest.update(f"{component}/{name}".encode())
             digest.update(palettized.lut.tobytes())
             digest.update(palettized.indices.tobytes())
+            digest.update(b"" if palettized.scale is None else palettized.scale.tobytes())
         for at, window in enumerate(self._windows):
             digest.update(f"{window.tokens} {at in self._judging}".encode())
             digest.update(window.features.numpy().tobytes())
@@ -299,8 +306,9 @@ class Tuning:
     def result(self) -> dict[str, dict[str, Palettized]]:
         """Return the tuned palettes by component and name."""
         found: dict[str, dict[str, Palettized]] = {}
-        for (component, name), weight in self._weights.items():
-            found.setdefault(component, {})[name] = weight.palette.tuned()
+        parts = {key: weight.palette.tuned() for key, weight in self._weights.items()} | self._untuned
+        for (component, name), part in parts.items():
+            found.setdefault(component, {})[name] = part
         return found
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from whisperkit_tools.compile_hints.lint.chips import Chip, ChipTable
 from whisperkit_tools.compile_hints.lint.flops import GATHERS, Weight, count_program, tensor_bytes, used_weights
+from whisperkit_tools.compile_hints.lint.forms import form_reports, weight_forms
 from whisperkit_tools.compile_hints.lint.traffic import (
     copied_bytes,
     memory_bytes,
@@ -91,7 +92,10 @@ _RULES = (
 
 def rules() -> dict[str, Rule]:
     """Return all rules by name."""
-    return {rule.name: rule for rule in _RULES}
+    reported = [
+        Rule(report.rule, False, report.source, report.advice) for report in form_reports().values() if report.verdict
+    ]
+    return {rule.name: rule for rule in (*_RULES, *reported)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +220,7 @@ class _Linter:
             yield from self._weights(operation)
             yield from self._masks(operation)
             yield from self._copies(operation)
+        yield from self._forms()
         yield from self._states()
         yield from self._float32_islands()
         yield from self._alignment()
@@ -321,6 +326,13 @@ class _Linter:
         if size := copied_bytes(operation, self.graph):
             change = f"{operation.inputs['x'][0]} to {operation.outputs[0]}"
             yield self._found("copy", operation, f"moves the last axis, {change}", size)
+
+    def _forms(self) -> Iterator[Finding]:
+        """Yield one finding for each weight in a form that others report to fail, or that nobody reports to work."""
+        reports = form_reports()
+        for name, form in weight_forms(self.graph):
+            if reports[form].verdict:
+                yield self._make(reports[form].rule, f"weight {name}", reports[form].what)
 
     def _states(self) -> Iterator[Finding]:
         """Yield one finding for each state whose rows are not whole; all that reads or writes it leaves."""

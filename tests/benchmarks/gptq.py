@@ -108,7 +108,7 @@ def compensate(palettized: Palettized, weight: Real, moment: Real, damping: floa
 
 def _checked(palettized: Palettized, weight: Real, moment: Real) -> tuple[int, int]:
     option, name, shape = palettized.compression, palettized.name, palettized.shape
-    if option.cluster_dim > 1 or option.outlier_share:
+    if option.cluster_dim > 1 or option.outlier_share or option.kind != "palette":
         raise RecipeError(f"{name!r} with {option}: errors are passed on for palettes of numbers without outliers only")
     if len(shape) < 2 or any(size != 1 for size in shape[2:]) or option.axis > 1 or weight.shape != shape:
         raise RecipeError(f"{name!r} {list(weight.shape)} is not the weight of a linear layer or 1x1 convolution")

@@ -20,6 +20,7 @@ GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
         ({"nbits": 4}, "iOS 16"),
         ({"nbits": 1}, "iOS 16"),
         ({"nbits": 6, "outlier_share": 0.01}, "iOS 16"),
+        ({"nbits": 8, "kind": "linear"}, "iOS 16"),
         ({"nbits": 3}, "iOS 18"),
         ({"nbits": 4, **GROUPS}, "iOS 18"),
         ({"nbits": 4, "cluster_dim": 2}, "iOS 18"),
@@ -43,6 +44,10 @@ def test_the_target_that_a_form_needs(settings, target):
         ({"nbits": 4, "outlier_share": 0.5}, "outlier_share is 0.5"),
         ({"nbits": 4, "outlier_share": float("nan")}, "outlier_share is nan"),
         ({"nbits": 4, "cluster_dim": 2, "per_channel_scale": True}, "does not go with"),
+        ({"nbits": 8, "kind": "blocks"}, "kind is 'blocks', allowed are palette, linear"),
+        ({"nbits": 4, "kind": "linear"}, "kind linear takes nbits 8"),
+        ({"nbits": 8, "kind": "linear", "outlier_share": 0.01}, "no groups, vectors, scales or outliers"),
+        ({"nbits": 8, "kind": "linear", **GROUPS}, "no groups, vectors, scales or outliers"),
     ],
 )
 def test_settings_that_are_refused(settings, message):
@@ -102,6 +107,13 @@ def test_readable_forms_that_are_refused(settings, message):
 def test_it_says_what_it_is():
     option = Compression(3, **GROUPS, per_channel_scale=True, outlier_share=0.005)
     assert str(option) == "3 bits, groups of 16 along axis 0, scales, 0.5 % outliers"
+    assert str(Compression(8, kind="linear")) == "int8, a scale for each channel of axis 0"
+
+
+def test_integers_survive_json():
+    option = Compression(8, kind="linear")
+    assert option.to_json() == {"nbits": 8, "kind": "linear"}
+    assert Compression.from_json(option.to_json()) == option
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -169,3 +181,16 @@ def test_a_weight_knows_its_size(nbits):
     table = 0 if 2**nbits < 10 else 64 + math.ceil(2**nbits * 2 / 64) * 64
     assert found.nbytes == stored_nbytes(array.shape, found.compression) == 64 + 6144 * nbits // 8 + table
     assert stored_nbytes(array.shape, None) == dense_nbytes(array.shape) == 64 + 2 * 6144
+
+
+def test_integers_take_a_byte_an_element_and_a_scale_a_channel():
+    option = Compression(8, kind="linear")
+    assert stored_nbytes((64, 96), option) == 64 + 6144 + 64 + 128
+    assert stored_nbytes((8, 768), option) == 64 + 6144  # eight scales are in the program
+    assert stored_nbytes((64, 96), Compression(8, kind="linear", axis=1)) == 64 + 6144 + 64 + 192
+    assert option.table_bits((64, 96)) == pytest.approx(16 / 96)
+
+
+def test_tables_cost_bits():
+    assert Compression(4, **GROUPS).table_bits((64, 96)) == pytest.approx(16 * 16 / (16 * 96))
+    assert Compression(4, cluster_dim=2).table_bits((64, 96)) == pytest.approx(16 * 2 * 16 / 6144)

@@ -21,6 +21,7 @@ CONV = (RNG.standard_t(4, (64, 32, 1, 1)) * 0.1).astype(np.float16)
 BIAS = RNG.standard_normal(64).astype(np.float16)
 GROUPS = {"granularity": "per_grouped_channel", "group_size": 16}
 IOS16 = [Compression(nbits) for nbits in (1, 2, 4, 6, 8)] + [Compression(4, outlier_share=0.02)]
+IOS16 += [Compression(8, kind="linear"), Compression(8, kind="linear", axis=1)]
 IOS18 = [
     *IOS16,
     Compression(3),
@@ -117,6 +118,28 @@ def test_coremltools_reads_the_same_weights(sources, tmp_path, opset, option):
             found = [(found[0].astype(np.float32) + found[1].astype(np.float32)).astype(np.float16)]
         assert len(found) == 1
         np.testing.assert_array_equal(found[0], part.dense())
+
+
+@pytest.mark.parametrize("opset", ["iOS16", "iOS17", "iOS18"])
+def test_integers_are_written_as_coremltools_writes_them(sources, tmp_path, opset):
+    ct = import_coremltools()
+    part = palettize(CONV, Compression(8, kind="linear"), name="fc1_weight")
+    write_compressed(sources[opset], {"fc1_weight": part}, tmp_path / "Small.mlpackage")
+    config = ct.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
+    with quiet_coremltools():
+        model = ct.models.MLModel(str(sources[opset]), skip_model_load=True)
+        only = ct.optimize.coreml.OptimizationConfig(op_name_configs={"fc1_weight": config})
+        ct.optimize.coreml.linear_quantize_weights(model, only).save(str(tmp_path / "Theirs.mlpackage"))
+    ours, theirs = (
+        [op for op in read_graph(tmp_path / f"{name}.mlpackage").operations if op.type.startswith("constexpr_")]
+        for name in ("Small", "Theirs")
+    )
+    assert len(ours) == len(theirs) == 1
+    assert ours[0].type == theirs[0].type
+    described = [
+        {key: (value.dtype, value.shape) for key, (value,) in op.inputs.items()} for op in (ours[0], theirs[0])
+    ]
+    assert described[0] == described[1]
 
 
 def test_the_table_that_embeds_and_gives_logits_is_stored_once(sources, tmp_path):

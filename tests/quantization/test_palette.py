@@ -337,3 +337,57 @@ def test_outliers_with_groups_and_scales():
     found = palettize(array, option)
     kept = np.ravel(array)[found.outlier_positions].astype(np.float32)
     np.testing.assert_allclose(np.ravel(found.dense())[found.outlier_positions], kept, rtol=2e-3, atol=1e-4)
+
+
+# --- integers --------------------------------------------------------------------------------------------------------
+
+LINEAR = Compression(8, kind="linear")
+
+
+def coremltools_linear(array):
+    """Integers, scales and dense weight that coremltools makes, by output channel and symmetric."""
+    import_coremltools()
+    from coremltools.optimize.coreml._quantization_passes import linear_quantize_weights
+
+    sizes = [1, *(0 for _ in array.shape[1:])]
+    found = linear_quantize_weights.blockwise_compress(array, 8, "LINEAR_SYMMETRIC", True, sizes)
+    return linear_quantize_weights.decompress(found)
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (64, 32, 1, 3)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dense_integers_are_what_coremltools_decompresses(shape, axis):
+    import_coremltools()
+    from coremltools.converters.mil.mil.ops.defs.iOS16.constexpr_ops import constexpr_affine_dequantize
+
+    found = palettize(weight(shape), Compression(8, kind="linear", axis=axis))
+    integers = (found.indices.astype(np.int16) - 128).astype(np.int8)
+    assert integers.min() >= -127
+    zeros = np.zeros(shape[axis], np.int8)
+    expected = constexpr_affine_dequantize.decompress(integers, zeros, found.scale.reshape(-1), axis)
+    assert expected.dtype == np.float16
+    np.testing.assert_array_equal(found.dense(), expected)
+
+
+@pytest.mark.parametrize("tails", [3, 30])
+def test_scales_are_better_than_those_that_span_the_largest_magnitude(tails):
+    array = weight((48, 300), tails=tails)
+    importance = RNG.gamma(0.3, 1, array.shape).astype(np.float32)
+    theirs = np.square(array.astype(np.float64) - coremltools_linear(array))
+    for factors in (None, importance):
+        found = np.square(array.astype(np.float64) - palettize(array, LINEAR, factors).dense())
+        given = 1 if factors is None else factors
+        assert np.all((found * given).sum(1) <= (theirs * given).sum(1) * 1.02)
+        assert (found * given).sum() < (theirs * given).sum()
+    assert (found * importance).sum() < 0.98 * (theirs * importance).sum()
+
+
+def test_channels_of_zeros_and_of_tiny_numbers():
+    array = np.zeros((4, 64), np.float16)
+    array[1] = 6e-8
+    array[2] = np.linspace(-2e-5, 2e-5, 64)
+    array[3] = 65504
+    found = palettize(array, LINEAR, np.zeros(array.shape)).dense()
+    np.testing.assert_array_equal(found[:2], array[:2])
+    np.testing.assert_allclose(found[2].astype(np.float64), array[2].astype(np.float64), atol=1.2e-7)
+    np.testing.assert_allclose(found[3].astype(np.float64), 65504, rtol=1e-3)  # and not infinity

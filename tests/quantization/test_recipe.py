@@ -101,14 +101,25 @@ def test_wishes_need_a_target():
 
 
 def test_options_are_those_the_target_has():
-    plain = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS16)
-    assert [o for o in plain if o.granularity == "per_tensor"] == plain
+    plain = allowed_for((64, 48, 1, 1), AllowedCompressions(), IOS16)
+    assert {str(o) for o in plain} == {"2 bits", "4 bits", "6 bits", "8 bits", str(Compression(8, kind="linear"))}
     assert {o.nbits for o in plain} == {2, 4, 6, 8}
     assert all(o.spec_version == IOS16 for o in plain)
     later = allowed_for((64, 32, 1, 1), AllowedCompressions(), IOS18)
     assert {o.nbits for o in later} == {2, 3, 4, 6, 8}
     assert not any(o.group_size for o in allowed_for((50, 31), AllowedCompressions(), IOS18))
     assert {o.nbits for o in allowed_for((64, 32), AllowedCompressions(nbits=(4,)), IOS18)} == {4}
+
+
+def test_integers_are_considered_where_their_scales_are_small():
+    def considered(shape, **wishes):
+        return Compression(8, kind="linear") in allowed_for(shape, AllowedCompressions(**wishes), IOS16)
+
+    assert considered((64, 48, 1, 1))
+    assert considered((64, 48), nbits=(4, 8))
+    assert not considered((64, 48), nbits=(4, 6))
+    assert not considered((64, 32))  # half a bit an element
+    assert not considered((384,))
 
 
 def groups_of(options, nbits):

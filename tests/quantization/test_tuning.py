@@ -86,6 +86,20 @@ def test_tuning_reaches_the_encoder_and_keeps_the_start_when_steps_are_wild(pack
     np.testing.assert_array_equal(part.lut, palettes["AudioEncoder"]["layers_2_fc2_weight"].lut)
 
 
+def test_integers_are_left_as_they_are(packages, window):
+    palettes = _palettes(packages, "TextDecoder", ["layers_0_fc1_weight"], 2)
+    weight = Program.load(packages["AudioEncoder"]).weights["layers_2_fc2_weight"].detach().numpy()
+    palettes["AudioEncoder"] = {"layers_2_fc2_weight": palettize(weight, Compression(8, kind="linear"))}
+    references = reference_logits(packages, [window])
+    tuning = Tuning(packages, palettes, [window], references, TuningOptions(steps=4, rate=0.15))
+    before, after = tuning.run()
+    assert after < before
+    assert tuning.result()["AudioEncoder"] == palettes["AudioEncoder"]
+    alone = {"AudioEncoder": palettes["AudioEncoder"]}
+    before, after = Tuning(packages, alone, [window], references, TuningOptions(steps=4)).run()
+    assert 0 < before == after
+
+
 def test_an_interrupted_tuning_goes_on_to_the_same_result(packages, window, tmp_path, monkeypatch):
     palettes = _palettes(packages, "TextDecoder", ["layers_0_fc1_weight", "layers_1_fc2_weight"], 2)
     references = reference_logits(packages, [window])

@@ -11,6 +11,7 @@ import whisperkit_tools as wkt
 from whisperkit_tools import contract
 from whisperkit_tools.cli import options
 from whisperkit_tools.cli.output import show, show_json
+from whisperkit_tools.compile_hints.lint.forms import RULE_PREFIX
 
 if TYPE_CHECKING:
     from whisperkit_tools.compile_hints.lint.rules import Finding, Residency
@@ -32,7 +33,7 @@ def command(path: Path, as_json: bool, operations: bool, strict: bool, **chosen:
     """List what will not run on the Neural Engine, and why.
 
     The rules are applied to the program itself, so this works without a Mac and on any ML Program. Core ML decides
-    again on each device.
+    again on each device. The rules form-* name compressed forms of which others report failures, with chip and system.
     """
     found = wkt.lint(path, **chosen)
     if as_json:
@@ -99,7 +100,8 @@ def _grouped(findings: tuple["Finding", ...]) -> list[list["Finding"]]:
 
 def _print_rule(group: list["Finding"]) -> None:
     first = group[0]
-    show(f"  {'leaves' if first.leaves else 'costs'}  {first.rule} ({len(group)}): {first.advice}")
+    label = "leaves" if first.leaves else "form" if first.rule.startswith(RULE_PREFIX) else "costs"
+    show(f"  {label}  {first.rule} ({len(group)}): {first.advice}")
     show(f"          source: {first.source}")
     for finding in group[:PLACES_SHOWN]:
         show(f"          {finding.where}: {finding.what}")
