@@ -268,6 +268,7 @@ class SettingsRecord(Record):
         recipe: Name of the recipe file, whose content `recipe` of the compression has.
         allowed_nbits: Allowed bit widths; empty for the usual ones.
         group_size: Channels that share a palette.
+        allow: Further forms that the plan may use.
         keep: Patterns of weights that stay float16.
         tune_palettes: Steps of tuning.
         qoi_min: Minimum QoI in percent.
@@ -290,6 +291,7 @@ class SettingsRecord(Record):
     recipe: str | None = None
     allowed_nbits: tuple[int, ...] = ()
     group_size: int | None = None
+    allow: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     tune_palettes: int = 0
     qoi_min: float | None = None

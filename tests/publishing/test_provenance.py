@@ -70,6 +70,7 @@ def test_the_audio_of_a_prefill_is_an_option():
 def test_the_options_of_a_compression_are_those_that_were_given():
     settings = {
         "target_bits": 4.5, "max_kl": None, "keep": ["conv*", "TextDecoder/embed*"], "allowed_nbits": [2, 4],
+        "allow": ["vectors", "outliers"],
         "qoi_min": 90.0, "wer_delta_max": 1.0, "confident": True, "windows": 8, "trials": 3, "seed": 0,
         "calibration": "my speech", "allow_overlap": True, "reference": "other", "gate_examples": 4,
         "tune_palettes": 6,
@@ -77,9 +78,9 @@ def test_the_options_of_a_compression_are_those_that_were_given():
     recipe = {"tensors": {"AudioEncoder": {"w": {"compression": {"nbits": 8}}}}}
     (line,) = commands("v", manifest(compression={"settings": settings, "recipe": recipe}))
     assert line == (
-        "wkt palettize bundles/v --target-bits 4.5 --allowed-nbits 2,4 --tune-palettes 6 --qoi-min 90.0 "
-        "--wer-delta-max 1.0 --confident --calibration 'my speech' --allow-overlap --reference bundles/other "
-        "--gate-examples 4 --trials 3 --keep 'conv*' --keep 'TextDecoder/embed*'"
+        "wkt palettize bundles/v --target-bits 4.5 --allowed-nbits 2,4 --allow vectors,outliers --tune-palettes 6 "
+        "--qoi-min 90.0 --wer-delta-max 1.0 --confident --calibration 'my speech' --allow-overlap "
+        "--reference bundles/other --gate-examples 4 --trials 3 --keep 'conv*' --keep 'TextDecoder/embed*'"
     )
 
 

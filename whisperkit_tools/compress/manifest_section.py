@@ -83,6 +83,7 @@ def _settings(config: PalettizeConfig) -> SettingsRecord:
         recipe=target.recipe.name if target and target.recipe else None,
         allowed_nbits=allowed.nbits or (),
         group_size=allowed.group_size,
+        allow=allowed.forms,
         keep=allowed.keep,
         tune_palettes=config.tune_steps,
         qoi_min=gate.qoi_min,

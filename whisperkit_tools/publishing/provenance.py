@@ -135,6 +135,8 @@ def _settings_options(settings: SettingsRecord) -> list[tuple[str, object]]:
     given = {name: value for name in names if (value := getattr(settings, name)) != getattr(_PALETTIZE, name)}
     if settings.allowed_nbits:
         given["allowed_nbits"] = ",".join(map(str, settings.allowed_nbits))
+    if settings.allow:
+        given["allow"] = ",".join(settings.allow)
     if settings.reference is not None:
         given["reference"] = f"bundles/{settings.reference}"
     given.pop("keep", None)
