@@ -2,6 +2,7 @@
 
 `data/manifests` holds manifests of `wkt convert demo --turbo` and `wkt palettize`, with long tables cut short. Some are
 of earlier versions, which recorded less.
+`palettize_compared` is `palettize_tuned` with the comparison of another run.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from whisperkit_tools.errors import BundleError
 from whisperkit_tools.manifest import (
     MANIFEST,
     NO_MANIFEST,
+    ComparisonRecord,
     CompressionRecord,
     ConversionRecord,
     Manifest,
@@ -30,7 +32,7 @@ from whisperkit_tools.records import Record
 
 DATA = Path(__file__).parent / "data" / "manifests"
 CURRENT = ("convert_turbo", "palettize_settings")
-NAMES = (*CURRENT, "palettize_tuned", "palettize_bits_6_rejected")
+NAMES = (*CURRENT, "palettize_tuned", "palettize_bits_6_rejected", "palettize_compared")
 
 
 def load(name):
@@ -174,6 +176,8 @@ def test_a_new_manifest_omits_the_parts_that_do_not_apply():
     ]  # fmt: skip
     assert list(manifest.to_json()["conversion"]) == list(load("convert_turbo")["conversion"])
     assert CompressionRecord().to_json()["tuning"] is None
+    assert "comparison" not in CompressionRecord().to_json()
+    assert CompressionRecord(comparison=ComparisonRecord(windows=3)).to_json()["comparison"]["windows"] == 3
 
 
 def test_files_are_recorded_on_writing(tmp_path):

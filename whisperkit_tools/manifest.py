@@ -308,6 +308,42 @@ class SettingsRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedSizeRecord(Record):
+    """Size and divergence of one way to store the weights.
+
+    Attributes:
+        name: A block format of ggml, the one whose size a plan has, or empty for the bundle itself.
+        nbytes: Bytes of encoder and decoder.
+        kl: Measured divergence from the uncompressed bundle, nats a token.
+        predicted_kl: The plan's prediction of it; None where nothing predicts it.
+    """
+
+    name: str = ""
+    nbytes: int = 0
+    kl: float | None = None
+    predicted_kl: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRecord(Record):
+    """Comparison with ggml's block formats on the same speech.
+
+    Attributes:
+        windows: Number of utterances.
+        tokens: Number of their tokens.
+        chosen: The bundle.
+        block_formats: The formats, the largest first.
+        plans: Plans of at most the formats' sizes, untuned.
+    """
+
+    windows: int = 0
+    tokens: int = 0
+    chosen: ComparedSizeRecord | None = None
+    block_formats: tuple[ComparedSizeRecord, ...] = ()
+    plans: tuple[ComparedSizeRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionRecord(Record):
     """Compression of a bundle.
 
@@ -324,6 +360,7 @@ class CompressionRecord(Record):
         rejected: Whether the gate rejected the bundle.
         calibration: Key of the calibration's sensitivity cache.
         settings: The options; None where an earlier version did not record them.
+        comparison: Comparison with ggml's block formats; None without one.
     """
 
     original: OriginalRecord | None = None
@@ -338,6 +375,14 @@ class CompressionRecord(Record):
     rejected: bool = False
     calibration: str | None = None
     settings: SettingsRecord | None = None
+    comparison: ComparisonRecord | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object. A comparison that was not made is omitted."""
+        written = super(CompressionRecord, self).to_json()
+        if self.comparison is None and "comparison" not in (self.keys or ()):
+            written.pop("comparison", None)
+        return written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,11 +51,16 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(palettize, tmp_path):
     curves = json.loads(plot.with_suffix(".json").read_text())
     falling = [point["predicted_kl"] for point in curves["mixed"]]
     assert falling == sorted(falling, reverse=True)
+    theirs = {point["name"]: point for point in curves["block_formats"]}
+    assert list(theirs) == ["q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+    assert theirs["q4_0"]["kl"] > theirs["q8_0"]["kl"] > 0
+    assert all(point["nbytes"] <= 1.001 * theirs[point["name"]]["nbytes"] for point in curves["plans"])
+    assert curves["chosen"][0]["kl"] > 0
     assert not (tmp_path / "out").exists()
 
 
 def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp_path):
-    code, out, err = palettize("--target-bits", "6", *OPEN, "--json")
+    code, out, err = palettize("--target-bits", "6", *OPEN, "--json", "--plot", tmp_path / "curve.png")
     assert code == 0, err
     result = json.loads(out)
     bundle = Bundle.open(result["path"])
@@ -68,6 +73,11 @@ def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp
     assert recorded["gate"]["examples"] == 2
     assert recorded["nbytes"] == size
     assert not recorded["rejected"]
+    compared = recorded["comparison"]
+    assert compared["windows"] <= 2
+    assert compared["chosen"]["kl"] == pytest.approx(recorded["gate"]["kl_divergence"]["value"], rel=1e-3)
+    assert compared == json.loads(json.dumps(result["compared"]))
+    assert (tmp_path / "curve.png").is_file()
     assert (bundle.path / recorded["original"]["path"]).resolve() == demo_bundle.resolve()
     entry = recorded["recipe"]["tensors"]["TextDecoder"]["layers_0_fc1_weight"]
     _, dense = next(read_dense(bundle.package("TextDecoder").path, ["layers_0_fc1_weight"]))

@@ -134,7 +134,8 @@ _gate = options.options(
     "--plot",
     type=options.PATH,
     metavar="FILE.png",
-    help="Plot predicted divergence against size, with the numbers in a JSON file beside it.",
+    help="Plot divergence against size, predicted and measured on the gate's speech, beside ggml's block formats. The "
+    "numbers are in a JSON file beside it. Measuring takes seconds for each point.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
 @options.force
@@ -191,11 +192,15 @@ def _show_result(result: "PalettizeResult", as_json: bool) -> None:
         show_json(_result_json(result))
         return
     from whisperkit_tools.compress.manifest_section import describe
+    from whisperkit_tools.compress.measured_sizes import describe_size
 
     for trial in result.trials:
         show(describe(trial))
     if result.tuning is not None:
         show(f"tuning          KL {result.tuning[0]:.5f} to {result.tuning[1]:.5f} on the calibration speech")
+    if result.compared is not None:
+        for one in (result.compared.chosen, *result.compared.block_formats):
+            show(describe_size(one))
     show(result.path)
 
 
@@ -209,4 +214,5 @@ def _result_json(result: "PalettizeResult") -> dict[str, Any]:
         "trials": [asdict(trial) for trial in result.trials],
         "psnr_db": result.psnr_db,
         "tuning": result.tuning,
+        "compared": asdict(result.compared) if result.compared is not None else None,
     }

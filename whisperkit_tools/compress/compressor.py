@@ -9,8 +9,10 @@ from typing import Any
 from whisperkit_tools import __version__
 from whisperkit_tools.bundle import Bundle, new_bundle, variant_name
 from whisperkit_tools.compress.candidate_store import JudgedCandidate, MeasuredCandidate, candidate_name
+from whisperkit_tools.compress.comparison import compare
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
 from whisperkit_tools.compress.manifest_section import compression_record, describe
+from whisperkit_tools.compress.measured_sizes import FormatComparison
 from whisperkit_tools.compress.package_builder import Palettes, verify_packages, write_packages
 from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.compress.plot import plot_curves, require_matplotlib
@@ -55,9 +57,10 @@ def palettize(bundle: Bundle, config: PalettizeConfig, progress: Progress | None
     trials = tuple(candidate.trial for candidate in judged)
     if not chosen.trial.verdict.passed:
         raise _rejection(work, chosen, trials)
-    path = place(work, chosen, trials, target_path(work, chosen.measured.nbytes))
+    compared = _compared(work, chosen.plan, chosen.measured.folder)
+    path = place(work, chosen, trials, target_path(work, chosen.measured.nbytes), compared=compared)
     work.candidates.clear()
-    _write_extras(work, chosen.plan)
+    _write_extras(work, chosen.plan, compared)
     measured = chosen.measured
     return PalettizeResult(
         path=path,
@@ -67,6 +70,7 @@ def palettize(bundle: Bundle, config: PalettizeConfig, progress: Progress | None
         nbytes=measured.nbytes,
         psnr_db=dict(measured.psnr_db),
         tuning=measured.tuning,
+        compared=compared,
     )
 
 
@@ -78,7 +82,7 @@ def plan(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = No
     work = _opened(bundle, config, progress)
     sense(work)
     found = work.planner.plan(config.target or CompressionTarget(target_bits=_START_BITS))
-    _write_extras(work, found)
+    _write_extras(work, found, _compared(work, found))
     return found
 
 
@@ -88,12 +92,17 @@ def _opened(bundle: Bundle, config: PalettizeConfig, progress: Progress | None) 
     return open_workspace(bundle, config, progress)
 
 
-def _write_extras(work: Workspace, planned: CompressionPlan) -> None:
+def _compared(work: Workspace, planned: CompressionPlan, folder: Path | None = None) -> FormatComparison | None:
+    """Compare with block formats where a plot is to show that."""
+    return compare(work, planned, folder) if work.config.plot is not None else None
+
+
+def _write_extras(work: Workspace, planned: CompressionPlan, compared: FormatComparison | None) -> None:
     """Write the recipe file and the plot that the settings name."""
     if work.config.recipe_out is not None:
         write_recipe(planned.recipe, work.config.recipe_out)
     if work.config.plot is not None:
-        plot_curves(work.planner, planned, work.config.plot)
+        plot_curves(work.planner, planned, work.config.plot, compared)
 
 
 # --- sense -----------------------------------------------------------------------------------------------------------
@@ -260,7 +269,13 @@ def target_path(work: Workspace, nbytes: int) -> Path:
 
 
 def place(
-    work: Workspace, chosen: JudgedCandidate, trials: tuple[SearchTrial, ...], target: Path, *, rejected: bool = False
+    work: Workspace,
+    chosen: JudgedCandidate,
+    trials: tuple[SearchTrial, ...],
+    target: Path,
+    *,
+    rejected: bool = False,
+    compared: FormatComparison | None = None,
 ) -> Path:
     """Put a candidate into place as a bundle with a manifest, and return its folder.
 
@@ -278,6 +293,7 @@ def place(
             rejected=rejected,
             calibration=work.planner.cache.path.name,
             overlap=work.overlap(),
+            compared=compared,
         )
         write_manifest(partial, replace(work.bundle.manifest, variant=target.name, compression=record))
     return target

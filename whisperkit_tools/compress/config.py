@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from whisperkit_tools.compress.measured_sizes import FormatComparison
 from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.quantization.gate import Gate, Verdict
@@ -31,7 +32,8 @@ class PalettizeConfig:
         search: Settings of the search.
         profile_dir: Folder of the sensitivity caches. None for a folder beside the bundle.
         recipe_out: File to which the recipe is written. None for no file.
-        plot: PNG file to which predicted divergence against size is plotted. None for no plot.
+        plot: PNG file to which divergence against size is plotted, beside that of ggml's block formats, which are
+            measured for it. None for no plot.
         force: Replace an existing bundle.
         keep_rejected: Keep a bundle that does not pass the gate, under a name that says so.
         allow_overlap: Let the gate judge on recordings that were used for calibration or tuning.
@@ -94,6 +96,7 @@ class PalettizeResult:
         nbytes: Bytes of encoder and decoder.
         psnr_db: For each component the PSNR of the written package against the intended weights.
         tuning: Mean divergence on the calibration speech before and after tuning. None without tuning.
+        compared: The comparison with block formats. None without a plot.
     """
 
     path: Path
@@ -103,3 +106,4 @@ class PalettizeResult:
     nbytes: int
     psnr_db: dict[str, float]
     tuning: tuple[float, float] | None
+    compared: FormatComparison | None = None

@@ -8,10 +8,12 @@ from pathlib import Path
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.candidate_store import JudgedCandidate
 from whisperkit_tools.compress.config import PalettizeConfig
+from whisperkit_tools.compress.measured_sizes import FormatComparison
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.files import sha256
 from whisperkit_tools.manifest import (
     MANIFEST,
+    ComparisonRecord,
     CompressionRecord,
     GateRecord,
     OriginalRecord,
@@ -32,6 +34,7 @@ def compression_record(
     rejected: bool,
     calibration: str,
     overlap: int,
+    compared: FormatComparison | None = None,
 ) -> CompressionRecord:
     """Return the manifest's section on the compression of a bundle at `target`.
 
@@ -44,6 +47,7 @@ def compression_record(
         rejected: Whether the gate rejected it.
         calibration: Name of the sensitivity cache.
         overlap: Number of gate examples from recordings that were used for calibration or tuning.
+        compared: The comparison with block formats. None without one.
     """
     measured, planned, original = chosen.measured, chosen.plan, bundle.path.resolve()
     recorded = original / MANIFEST
@@ -70,6 +74,7 @@ def compression_record(
         rejected=rejected,
         calibration=calibration,
         settings=_settings(config),
+        comparison=None if compared is None else ComparisonRecord.from_json(asdict(compared), "the comparison"),
     )
 
 

@@ -10,6 +10,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import (
     SpeechPiece,
     recording_sha256,
+    samples_of,
     select_calibration,
     select_gate,
     select_sentences,
@@ -165,6 +166,15 @@ class Workspace:
     @property
     def _sentences(self) -> int:
         return min(self.config.tune_steps, _MAX_TUNING_SENTENCES)
+
+    def comparison_windows(self, limit: int) -> list[SpeechWindow]:
+        """Transcribe gate examples of at most a window, evenly selected, for the comparison with block formats."""
+        reference = self.reference()
+        short = [item for item in self.gate_examples() if len(samples_of(item)) <= reference.models.sizes.n_samples]
+        chosen = short[:: -(-len(short) // limit) or 1]
+        with self.progress.stage("comparison", "transcribe"):
+            heard = [reference.transcribe(item, whole=False) for item in chosen]
+        return [item.window for item in heard if item is not None and item.window is not None]
 
     def gate_identity(self) -> dict[str, Any]:
         """Return digests of the bundles that the gate compares, and of its examples.

@@ -168,7 +168,7 @@ def palettize(
         output_dir: The folder that holds bundles. None for that of `bundle`.
         profile: Folder for measurements that later runs reuse. None for `.profiles` beside the bundle.
         keep_rejected: Keep a result that does not pass, under a name that cannot be published.
-        plot: A `.png` file for the curve of predicted divergence against size.
+        plot: A `.png` file for divergence against size, predicted and measured, beside ggml's block formats.
         force: Replace an existing bundle.
         dry_run: Return the plan and make nothing. A search is planned at the size where it starts.
         progress: Receives stages, notes and counts.

@@ -13,6 +13,7 @@ import yaml
 
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
+from whisperkit_tools.manifest import ComparedSizeRecord, ComparisonRecord
 from whisperkit_tools.publishing.index import PublishedVersion
 from whisperkit_tools.publishing.provenance import PublishedSource, command_line
 
@@ -24,6 +25,10 @@ _LEGEND = (
 )
 _COLUMNS = (("wer", "WER {} (%)", 2), ("qoi", "QoI {} (%)", 1), ("rtfx", "Speed {} (x real time)", 1))
 _SYSTEMS = {"ios16": "iOS 16, macOS 13", "ios17": "iOS 17, macOS 14", "ios18": "iOS 18, macOS 15"}
+_COMPARISON = (
+    "KL divergence from the uncompressed model in nats a token (lower is better), and the size of encoder and decoder: "
+    "of each variant, and of the same weights in the block formats of ggml and whisper.cpp, on the same speech."
+)
 _OURS = ("coreml", "whisper", "asr", "quantized")  # tags
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -40,6 +45,7 @@ class CardVariant:
         foreign: Whether another tool published it, so that only its name and size are known.
         gate_overlap: Examples of its quality gate that it was also calibrated on, and all of them. None where there
             are none, or where it is not known.
+        comparison: Its divergence beside that of ggml's block formats. None where it was not measured.
     """
 
     version: PublishedVersion
@@ -47,6 +53,7 @@ class CardVariant:
     chips: tuple[str, ...] = ()
     foreign: bool = False
     gate_overlap: tuple[int, int] | None = None
+    comparison: ComparisonRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +236,27 @@ def _table(model: CardModel, variants: Sequence[CardVariant]) -> str:
         lines += ["", _LEGEND]
     if model.chart:
         lines += ["", f"![Size and quality of the variants]({_url(model.chart)})"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_comparison(variants)])
+
+
+def _comparison(variants: Sequence[CardVariant]) -> list[str]:
+    """Return a table of the variants beside ggml's block formats, after an empty line. Empty without figures."""
+    compared = [(item.version.variant, item.comparison) for item in variants if item.comparison is not None]
+    names = list(dict.fromkeys(one.name for _, found in compared for one in found.block_formats))
+    if not names:
+        return []
+    rows = []
+    for variant, found in compared:
+        theirs = {one.name: _size_and_divergence(one) for one in found.block_formats}
+        rows.append(
+            [f"`{_code(variant)}`", _size_and_divergence(found.chosen), *(theirs.get(name, "-") for name in names)]
+        )
+    heading = ["Variant", "As published", *(f"ggml {markdown_text(name)}" for name in names)]
+    return ["", _COMPARISON, "", _row(heading), _row(["---", *["---:"] * (len(heading) - 1)]), *map(_row, rows)]
+
+
+def _size_and_divergence(one: ComparedSizeRecord | None) -> str:
+    return "-" if one is None or one.kl is None else f"{one.kl:.4f} ({one.nbytes / 1e6:.1f} MB)"
 
 
 def _notes(variants: Sequence[CardVariant]) -> list[str]:

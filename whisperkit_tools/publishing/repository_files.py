@@ -185,7 +185,9 @@ def _card_variant(state: RepositoryState, name: str, manifest: Manifest, recomme
     chips = tuple(str(entry.get("chips", "")) for entry in recommended if name in entry["models"]["supported"])
     target = (manifest.conversion.deployment_target if manifest.conversion else None) or "unknown"
     if version is not None:
-        return CardVariant(version, target, chips, gate_overlap=_gate_overlap(manifest))
+        compression = manifest.compression
+        comparison = compression.comparison if compression else None
+        return CardVariant(version, target, chips, gate_overlap=_gate_overlap(manifest), comparison=comparison)
     size = sum(file.size_bytes for path, file in state.snapshot.files.items() if path.startswith(f"{name}/"))
     return CardVariant(PublishedVersion(name, "", "", "unknown", "unknown", None, size), target, chips, foreign=True)
 
