@@ -229,10 +229,12 @@ class GateRecord(Record):
         confident: Whether the pessimistic end of each interval is judged.
         seed: Seed of the bootstrap.
         examples: Number of examples.
-        qoi: Percentage of examples that are no worse; None where the gate was not measured.
-        wer: Word error rate of the compressed bundle in percent.
+        stopped_after: Number of examples after which it was certain that the gate stays closed; None where all were
+            measured.
+        qoi: Percentage of examples that are no worse; None where the gate was not measured to the end.
+        wer: Word error rate of the compressed bundle in percent; None likewise.
         reference_wer: That of the uncompressed one.
-        wer_delta: Their difference in percentage points.
+        wer_delta: Their difference in percentage points; None likewise.
         kl_divergence: Mean divergence in nats a token.
         token_agreement: Percentage of tokens.
         shortfalls: One line for each limit that is missed; None where the gate was not measured.
@@ -246,6 +248,7 @@ class GateRecord(Record):
     confident: bool = False
     seed: int = 0
     examples: int = 0
+    stopped_after: int | None = None
     qoi: GateFigureRecord | None = None
     wer: GateFigureRecord | None = None
     reference_wer: GateFigureRecord | None = None

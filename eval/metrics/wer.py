@@ -105,6 +105,20 @@ def word_counts(reference: str, hypothesis: str) -> Counts:
     return _counts(align(reference.split(), hypothesis.split()))
 
 
+def minimum_errors(reference: Sequence[str], begun: Sequence[str]) -> int:
+    """Return the fewest word errors of any text that begins with these words.
+
+    It is the least edit distance of the words from a beginning of the reference, whose rest could follow without error.
+    """
+    distances = list(range(len(reference) + 1))  # of no words from the first 0, 1, ... words of the reference
+    for word in begun:
+        diagonal, distances[0] = distances[0], distances[0] + 1
+        for at, expected in enumerate(reference, start=1):
+            substituted, diagonal = diagonal + (word != expected), distances[at]
+            distances[at] = min(substituted, diagonal + 1, distances[at - 1] + 1)
+    return min(distances)
+
+
 def _counts(alignment: Iterable[AlignmentPiece]) -> Counts:
     found: Counter[str] = Counter()
     for piece in alignment:

@@ -103,7 +103,7 @@ def test_a_stateful_bundle_is_refused_with_the_way_out(palettize, stateful_bundl
 def test_the_gate_closes_and_nothing_is_published(palettize, tmp_path):
     code, _, err = palettize("--bits", "1")
     assert code == 3
-    assert "is not good enough: QoI" in err
+    assert "is not good enough: 1 of the first 1 of 2 examples are worse; at least 95 % must be no worse" in err
     assert "nothing was published" in err
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
@@ -124,7 +124,10 @@ def test_the_search_shows_its_path(palettize):
     assert code == 0, err
     lines = out.splitlines()
     assert len(lines) == 3
-    assert all("pass" in line and "QoI" in line for line in lines[:2])
+    assert all(" MB  KL 0." in line for line in lines[:2])
+    assert "QoI" in lines[1]
+    assert lines[1].endswith("pass")
+    assert "note: the gate takes about" in err
     assert lines[-1].endswith("MB")
 
 

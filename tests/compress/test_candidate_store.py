@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,15 @@ def test_a_candidate_is_found_as_it_was_measured(tmp_path):
     with candidates.new("two"):
         candidates.keep("two", untuned)
     assert candidates.find("two").tuning is None
+
+
+def test_measurements_are_added_one_by_one(tmp_path):
+    kept = _kept(tmp_path)
+    pending = replace(kept, examples=[*EXAMPLES, GateExample("c", 2, 0, None, 4, 4, 1e-9)])
+    candidates = CandidateStore(tmp_path)
+    assert candidates.update(pending) == pending == candidates.find("one")
+    cut = replace(kept, examples=[*EXAMPLES, GateExample("c", 2, 0, 7, 4, 4, 1e-9, is_cut=True)])
+    assert candidates.update(cut) == cut == CandidateStore(tmp_path).find("one")
 
 
 def test_one_that_fails_leaves_nothing(tmp_path):

@@ -1,54 +1,102 @@
-"""The search along sizes, on gates whose border is known."""
+"""The search along sizes, on gates whose border is known and divergences that fall with the size."""
+
+import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from whisperkit_tools.errors import OptionsError
 from whisperkit_tools.quantization.gate import Gate, GateExample
-from whisperkit_tools.quantization.search import SearchOptions, SearchTrial, search
+from whisperkit_tools.quantization.search import SearchOptions, SearchTrial, decision, search
 
 
-def _attempts(border, sizes):
-    """Attempts that pass from `border` bytes on; the more is missing the worse."""
+class Candidates:
+    """Candidates that pass from `border` bytes on, and whose divergence falls with a power of the size."""
 
-    def attempt(budget):
-        sizes.append(budget)
-        wrong = 0 if budget >= border else 1 + min(8, int(10 * (1 - budget / border)))
-        examples = [GateExample(str(i), 10, 0, int(i < wrong), 10, 10, float(wrong)) for i in range(10)]
-        return SearchTrial(budget, budget, Gate().judge(examples))
+    def __init__(self, border, exponent=6.0, kl_at_border=0.02, noise=lambda nbytes: 1.0):
+        self.border, self.sizes, self.judged = border, [], []
+        self._kl = lambda nbytes: noise(nbytes) * kl_at_border * (max(border, 1) / nbytes) ** exponent
 
-    return attempt
+    def make(self, budget):
+        self.sizes.append(budget)
+        return SearchTrial(budget, budget, self._kl(budget))
+
+    def judge(self):
+        at = self.sizes[-1]
+        self.judged.append(at)
+        wrong = 0 if at >= self.border else 1
+        return Gate().judge([GateExample(str(i), 10, 0, int(i < wrong), 10, 10, 0.1) for i in range(10)])
 
 
 @pytest.mark.parametrize("border", [1001, 1500, 2222, 5000, 7999])
 @pytest.mark.parametrize("start", [None, 2500])
-def test_the_smallest_that_passes_is_found_to_the_tolerance(border, start):
-    sizes = []
-    found = search(1000, 8000, _attempts(border, sizes), SearchOptions(tolerance=0.03, trials=12), start)
+@pytest.mark.parametrize(("exponent", "kl"), [(6, 0.02), (9, 0.1), (4, 0.002), (6, 0.0)])
+def test_the_smallest_that_passes_is_found_to_the_tolerance(border, start, exponent, kl):
+    made = Candidates(border, exponent, kl)
+    found = search(1000, 8000, made.make, made.judge, SearchOptions(tolerance=0.03, trials=16), start)
     assert found.best is not None
     assert border <= found.best.nbytes <= border * 1.04
-    assert len(sizes) == len(set(sizes)) <= 12
+    assert len(made.judged) == len(set(made.judged)) <= len(made.sizes) <= 16
+
+
+@pytest.mark.parametrize("kl", [0.01, 0.02, 0.04])
+@pytest.mark.parametrize("start", [2000, 3000, 4000])
+def test_few_are_judged_where_the_border_is_near_the_usual_divergence(kl, start):
+    made = Candidates(2900, 6, kl)
+    found = search(1000, 8000, made.make, made.judge, None, start)
+    assert 2900 <= found.best.nbytes <= 2900 * 1.06
+    assert len(made.judged) <= 5
+    assert len(made.sizes) <= 7
+    assert min(made.judged) > 0.7 * 2900  # hopeless ones are never transcribed
+
+
+def test_what_diverges_more_than_one_that_failed_is_not_transcribed():
+    made = Candidates(5000, noise=lambda nbytes: 3.0 if 4600 < nbytes < 4990 else 1.0)
+    found = search(1000, 8000, made.make, made.judge, SearchOptions(tolerance=0.01, trials=16), 4000)
+    unjudged = [trial for trial in found.trials if trial.verdict is None]
+    assert any(4600 < trial.nbytes < 4990 for trial in unjudged)
+    assert not any(4600 < nbytes < 4990 for nbytes in made.judged)
+    assert 5000 <= found.best.nbytes <= 5100
 
 
 def test_nothing_passes():
-    sizes = []
-    found = search(1000, 8000, _attempts(9000, sizes), None, 2500)
+    made = Candidates(9000)
+    found = search(1000, 8000, made.make, made.judge, None, 2500)
     assert found.best is None
-    assert max(sizes) == 8000
+    assert max(made.judged) == 8000
     assert found.nearest.nbytes == 8000
 
 
 def test_everything_passes():
-    sizes = []
-    found = search(1000, 8000, _attempts(0, sizes), SearchOptions(trials=20))
+    made = Candidates(0, kl_at_border=0.02)
+    found = search(1000, 8000, made.make, made.judge, SearchOptions(trials=20))
     assert found.best.nbytes <= 1050
 
 
 def test_the_number_of_trials_is_kept():
-    sizes = []
-    search(10, 10**9, _attempts(5 * 10**6, sizes), SearchOptions(tolerance=1e-6, trials=5))
-    assert len(sizes) == 5
+    made = Candidates(5 * 10**6)
+    search(10, 10**9, made.make, made.judge, SearchOptions(tolerance=1e-6, trials=5))
+    assert len(made.sizes) == 5
+
+
+@given(
+    st.floats(1, 2e4), st.floats(1, 12), st.floats(1e-5, 10), st.floats(900, 9000), st.integers(1, 20), st.integers()
+)
+def test_whatever_the_divergences_something_is_judged_and_the_search_ends(border, exponent, kl, start, trials, seed):
+    def noise(nbytes):
+        return math.exp(2 * math.sin(seed % 1000 + nbytes))
+
+    made = Candidates(border, exponent, kl, noise)
+    found = search(1000, 8000, made.make, made.judge, SearchOptions(trials=trials), int(start))
+    assert 1 <= len(made.judged) <= len(made.sizes) <= trials
+    assert all(1000 <= nbytes <= 8000 for nbytes in made.sizes)
+    assert decision(found.nearest) is not None
+    assert found.best is None or found.best.nbytes >= border
 
 
 def test_options_are_checked():
     with pytest.raises(OptionsError, match="tolerance"):
         SearchOptions(tolerance=0)
+    with pytest.raises(OptionsError, match="divergence to begin with"):
+        SearchOptions(start_kl=0)

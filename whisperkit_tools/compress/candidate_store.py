@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.compress.planner import CompressionPlan
-from whisperkit_tools.files import sha256_of_json
+from whisperkit_tools.files import sha256_of_json, write_whole
 from whisperkit_tools.quantization.gate import GateExample
 from whisperkit_tools.quantization.search import SearchTrial
 
@@ -22,14 +22,14 @@ _ROOT, _FILES, _MEASURED, _OWNER = "candidates", "bundle", "measured.json", "own
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCandidate:
-    """A candidate that was written, verified and measured.
+    """A candidate that was written and verified, and measured as far as was needed.
 
     Attributes:
         folder: The bundle without a manifest.
         nbytes: Bytes of encoder and decoder.
         psnr_db: For each component the PSNR of the written package against the intended weights.
         tuning: Mean divergence before and after tuning. None without tuning.
-        examples: Measurements on the gate's examples.
+        examples: Measurements on the gate's examples, some of them pending. Empty before the first measurement.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class JudgedCandidate:
     Attributes:
         measured: The candidate and its measurements.
         plan: Its plan.
-        trial: Its size and the gate's decision.
+        trial: Its size, its divergence, and the gate's decision where it was asked.
     """
 
     measured: MeasuredCandidate
@@ -99,12 +99,16 @@ class CandidateStore:
     def keep(self, name: str, measured: MeasuredCandidate) -> MeasuredCandidate:
         """Store the candidate in the folder of `new` with its measurements."""
         partial, place = self._partial(name), self._root / name
-        content = {part: value for part, value in asdict(measured).items() if part != "folder"}
         (partial / _OWNER).write_text(str(os.getpid()))
-        (partial / _MEASURED).write_text(json.dumps(content) + "\n", encoding="utf-8")
+        (partial / _MEASURED).write_text(_record(measured), encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         partial.replace(place)
         return replace(measured, folder=place / _FILES)
+
+    def update(self, measured: MeasuredCandidate) -> MeasuredCandidate:
+        """Store further measurements of a kept candidate, and return it."""
+        write_whole(measured.folder.parent / _MEASURED, _record(measured))
+        return measured
 
     def clear(self) -> None:
         """Remove this run's candidates, and those of runs that have ended."""
@@ -118,6 +122,10 @@ class CandidateStore:
 
     def _partial(self, name: str) -> Path:
         return self._root / f".{name}-{os.getpid()}"
+
+
+def _record(measured: MeasuredCandidate) -> str:
+    return json.dumps({part: value for part, value in asdict(measured).items() if part != "folder"}) + "\n"
 
 
 def _process(text: str) -> int:

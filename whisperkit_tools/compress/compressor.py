@@ -11,6 +11,7 @@ from whisperkit_tools.bundle import Bundle, new_bundle, variant_name
 from whisperkit_tools.compress.candidate_store import JudgedCandidate, MeasuredCandidate, candidate_name
 from whisperkit_tools.compress.comparison import compare
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
+from whisperkit_tools.compress.forecast import SearchForecast
 from whisperkit_tools.compress.manifest_section import compression_record, describe
 from whisperkit_tools.compress.measured_sizes import FormatComparison
 from whisperkit_tools.compress.package_builder import Palettes, verify_packages, write_packages
@@ -22,14 +23,13 @@ from whisperkit_tools.errors import BundleError, QualityGateError, option
 from whisperkit_tools.manifest import write_manifest
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.progress import Progress
-from whisperkit_tools.quantization.gate import Verdict
+from whisperkit_tools.quantization.gate import Verdict, mean_divergence, next_pending
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.recipe import Recipe, write_recipe
-from whisperkit_tools.quantization.search import SearchResult, SearchTrial, search
+from whisperkit_tools.quantization.search import SearchResult, SearchTrial, decision, search
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
 REJECTED = ".rejected"
-_START_BITS = 4.5
 _MARGIN = 0.9  # of a divergence that is planned again because the measured one was too large
 
 
@@ -55,7 +55,8 @@ def palettize(bundle: Bundle, config: PalettizeConfig, progress: Progress | None
     judged = _search(work, gate) if config.target is None else _reach(work, config.target, gate)
     chosen = _best(judged) if config.target is None else judged[-1]
     trials = tuple(candidate.trial for candidate in judged)
-    if not chosen.trial.verdict.passed:
+    verdict = decision(chosen.trial)
+    if not verdict.passed:
         raise _rejection(work, chosen, trials)
     compared = _compared(work, chosen.plan, chosen.measured.folder)
     path = place(work, chosen, trials, target_path(work, chosen.measured.nbytes), compared=compared)
@@ -65,7 +66,7 @@ def palettize(bundle: Bundle, config: PalettizeConfig, progress: Progress | None
     return PalettizeResult(
         path=path,
         plan=chosen.plan,
-        verdict=chosen.trial.verdict,
+        verdict=verdict,
         trials=trials,
         nbytes=measured.nbytes,
         psnr_db=dict(measured.psnr_db),
@@ -81,7 +82,7 @@ def plan(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = No
     """
     work = _opened(bundle, config, progress)
     sense(work)
-    found = work.planner.plan(config.target or CompressionTarget(target_bits=_START_BITS))
+    found = work.planner.plan(config.target) if config.target is not None else _start_plan(work)
     _write_extras(work, found, _compared(work, found))
     return found
 
@@ -133,7 +134,9 @@ class TunedPalettes:
 
 
 def make(work: Workspace, planned: CompressionPlan, gate: Mapping[str, Any]) -> MeasuredCandidate:
-    """Return the candidate of a plan: from the store, or written, verified and measured now.
+    """Return the candidate of a plan with its divergence: from the store, or written, verified and measured now.
+
+    Its transcripts are pending, apart from those that the divergence's measurement settles or the store holds.
 
     Args:
         work: The workspace.
@@ -141,12 +144,26 @@ def make(work: Workspace, planned: CompressionPlan, gate: Mapping[str, Any]) -> 
         gate: The gate's identity, on which the measurements depend.
     """
     name = _candidate_name(work, planned.recipe, gate)
-    found = work.candidates.find(name)
-    if found is not None:
-        return found
+    found = work.candidates.find(name) or _written(work, planned, name)
+    if not found.examples:
+        with work.progress.stage("candidate", "divergence"):
+            examples = work.gate_measurement().load(found.folder).forced()
+        found = work.candidates.update(replace(found, examples=examples))
+    return found
+
+
+def _written(work: Workspace, planned: CompressionPlan, name: str) -> MeasuredCandidate:
+    """Write, verify and store the candidate of a plan."""
+    if work.measurement is not None:
+        work.measurement.release()
     tuned = tune(work, palettes_of(work, planned.recipe))
     with work.candidates.new(name) as folder:
-        found = work.candidates.keep(name, _written_and_measured(work, tuned, folder))
+        write_packages(work.bundle, tuned.palettes, folder)
+        with work.progress.stage("candidate", "verify"):
+            figures = verify_packages(work.bundle, tuned.palettes, folder, work.calibration_windows()[0])
+        written = Bundle.open(folder)
+        nbytes = sum(written.package(component).nbytes for component in MODEL_COMPONENTS)
+        found = work.candidates.keep(name, MeasuredCandidate(folder, nbytes, figures, tuned.divergence, ()))
     if tuned.checkpoint is not None:
         work.planner.cache.drop(tuned.checkpoint)
     return found
@@ -189,45 +206,66 @@ def tune(work: Workspace, palettes: Palettes) -> TunedPalettes:
     return TunedPalettes({component: found.get(component, {}) for component in MODEL_COMPONENTS}, figures, name)
 
 
-def _written_and_measured(work: Workspace, tuned: TunedPalettes, folder: Path) -> MeasuredCandidate:
-    write_packages(work.bundle, tuned.palettes, folder)
-    with work.progress.stage("candidate", "verify"):
-        figures = verify_packages(work.bundle, tuned.palettes, folder, work.calibration_windows()[0])
-    written = Bundle.open(folder)
-    nbytes = sum(written.package(name).nbytes for name in MODEL_COMPONENTS)
-    with work.progress.stage("candidate", "gate"):
-        examples = work.gate_measurement().measure(folder)
-    return MeasuredCandidate(folder, nbytes, figures, tuned.divergence, examples)
-
-
 # --- judge -----------------------------------------------------------------------------------------------------------
 
 
-def judge(work: Workspace, measured: MeasuredCandidate) -> Verdict:
-    """Return the gate's figures and decision on a candidate."""
-    return work.config.gate.judge(measured.examples)
+def judge(work: Workspace, measured: MeasuredCandidate) -> tuple[MeasuredCandidate, Verdict]:
+    """Transcribe a candidate's pending examples until the gate's decision is certain.
+
+    Returns:
+        The candidate with the further measurements, and the decision.
+    """
+    gate, examples = work.config.gate, list(measured.examples)
+    with work.progress.stage("candidate", "gate"):
+        while not gate.is_decided(examples):
+            at = next_pending(examples)
+            candidate = work.gate_measurement().load(measured.folder)
+            examples[at] = candidate.transcribed(at, examples[at], whole=examples[at].is_cut)
+            measured = work.candidates.update(replace(measured, examples=tuple(examples)))
+            known = sum(example.is_final for example in examples)
+            work.progress.advance("gate examples", known, len(examples))
+        work.progress.advance("gate examples", len(examples), len(examples))
+    return measured, gate.judge(examples)
 
 
-def _attempt(work: Workspace, planned: CompressionPlan, budget_bytes: int, gate: Mapping[str, Any]) -> JudgedCandidate:
+def _made(work: Workspace, planned: CompressionPlan, budget_bytes: int, gate: Mapping[str, Any]) -> JudgedCandidate:
     measured = make(work, planned, gate)
-    trial = SearchTrial(budget_bytes, measured.nbytes, judge(work, measured))
-    work.progress.note(describe(trial))
+    trial = SearchTrial(budget_bytes, measured.nbytes, mean_divergence(measured.examples))
     return JudgedCandidate(measured, planned, trial)
 
 
+def _judged(work: Workspace, made: JudgedCandidate) -> JudgedCandidate:
+    measured, verdict = judge(work, made.measured)
+    found = replace(made, measured=measured, trial=replace(made.trial, verdict=verdict))
+    work.progress.note(describe(found.trial))
+    return found
+
+
 def _search(work: Workspace, gate: Mapping[str, Any]) -> list[JudgedCandidate]:
-    """Judge candidates of several sizes, for the smallest that passes the gate."""
-    judged: list[JudgedCandidate] = []
-    least, most = work.planner.bounds()
-    start = work.weights.fixed_nbytes + int(_START_BITS * work.weights.elements / 8)
+    """Make candidates of several sizes, and judge those that decide, for the smallest that passes the gate."""
+    measurement, options = work.gate_measurement(), work.config.search
+    start = _start_plan(work).nbytes
+    forecast = SearchForecast(work.progress, options.trials, measurement.count, measurement.seconds_per_example)
+    candidates: list[JudgedCandidate] = []
 
-    def attempt(nbytes: int) -> SearchTrial:
-        judged.append(_attempt(work, work.planner.plan_within(nbytes), nbytes, gate))
-        work.progress.advance("candidates", len(judged), work.config.search.trials)
-        return judged[-1].trial
+    def make_one(nbytes: int) -> SearchTrial:
+        with forecast.making():
+            candidates.append(_made(work, work.planner.plan_within(nbytes), nbytes, gate))
+        return candidates[-1].trial
 
-    search(least, most, attempt, work.config.search, start)
-    return judged
+    def judge_last() -> Verdict:
+        with forecast.judging():
+            candidates[-1] = _judged(work, candidates[-1])
+        return decision(candidates[-1].trial)
+
+    search(*work.planner.bounds(), make_one, judge_last, options, start)
+    forecast.close()
+    return candidates
+
+
+def _start_plan(work: Workspace) -> CompressionPlan:
+    """Return the plan at whose size a search starts, where the gate usually opens."""
+    return work.planner.plan(CompressionTarget(max_kl=work.config.search.start_kl))
 
 
 def _best(judged: list[JudgedCandidate]) -> JudgedCandidate:
@@ -247,8 +285,8 @@ def _reach(work: Workspace, target: CompressionTarget, gate: Mapping[str, Any]) 
                 f"{path} already exists; replace it ({option('force', True)}) or choose another folder "
                 f"({option('output_dir')})"
             )
-        judged.append(_attempt(work, planned, planned.nbytes, gate))
-        measured, limit = judged[-1].trial.verdict.kl_divergence.value, work.config.gate.max_kl
+        judged.append(_judged(work, _made(work, planned, planned.nbytes, gate)))
+        measured, limit = judged[-1].trial.kl_divergence, work.config.gate.max_kl
         if target.max_kl is None or limit is None or measured <= limit:
             break
         target = CompressionTarget(max_kl=_MARGIN * target.max_kl * limit / measured)
@@ -309,7 +347,7 @@ def _rejection(work: Workspace, chosen: JudgedCandidate, trials: tuple[SearchTri
     work.candidates.clear()
     count = len(trials)
     tried = f"none of {count} candidates passes the gate; the nearest" if count > 1 else "the candidate"
-    shortfalls = "; ".join(chosen.trial.verdict.shortfalls)
+    shortfalls = "; ".join(decision(chosen.trial).shortfalls)
     return QualityGateError(
         f"{tried} ({chosen.measured.nbytes / 1e6:.3f} MB) is not good enough: {shortfalls}; {outcome}"
     )

@@ -21,7 +21,7 @@ from whisperkit_tools.manifest import (
     TuningRecord,
 )
 from whisperkit_tools.progress import Progress
-from whisperkit_tools.quantization.search import SearchTrial
+from whisperkit_tools.quantization.search import SearchTrial, decision
 
 
 def compression_record(
@@ -68,7 +68,7 @@ def compression_record(
         psnr_db=dict(measured.psnr_db),
         tuning=tuning,
         gate=GateRecord.from_json(
-            {**asdict(config.gate), **asdict(chosen.trial.verdict), "overlap": overlap}, "the gate"
+            {**asdict(config.gate), **asdict(decision(chosen.trial)), "overlap": overlap}, "the gate"
         ),
         path=tuple(describe(trial) for trial in trials),
         rejected=rejected,
@@ -135,8 +135,13 @@ def original_of(bundle: Bundle, progress: Progress) -> Bundle:
 def describe(trial: SearchTrial) -> str:
     """Return a trial in one line."""
     verdict = trial.verdict
+    size = f"{trial.nbytes / 1e6:9.3f} MB  KL {trial.kl_divergence:.5f}"
+    if verdict is None:
+        return f"{size}  not transcribed"
+    if verdict.qoi is None or verdict.wer is None or verdict.wer_delta is None:
+        return f"{size}  fail: {'; '.join(verdict.shortfalls)}"
     return (
-        f"{trial.nbytes / 1e6:9.3f} MB  KL {verdict.kl_divergence.value:.5f}  QoI {verdict.qoi.value:6.2f} % "
+        f"{size}  QoI {verdict.qoi.value:6.2f} % "
         f"({verdict.qoi.low:.1f} to {verdict.qoi.high:.1f})  WER {verdict.wer.value:.2f} % "
         f"({verdict.wer_delta.value:+.2f})  tokens {verdict.token_agreement.value:.2f} %  "
         f"{'pass' if verdict.passed else 'fail'}"

@@ -127,7 +127,7 @@ class Workspace:
             if other is not None:
                 reference = ReferenceTranscriber(Bundle.open(other), self.config.max_tokens)
             with self.progress.stage("gate", "reference"):
-                self.measurement = GateMeasurement(reference, examples, uncompressed)
+                self.measurement = GateMeasurement(reference, examples, uncompressed, self.progress)
             if self.measurement.without_text:
                 self.progress.note(
                     f"{self.measurement.without_text} of the gate's {len(examples)} examples have no text; the "

@@ -11,6 +11,7 @@ from whisperkit_tools.eval.metrics.alignment import align, word_start_distances,
 from whisperkit_tools.eval.metrics.wer import (
     Counts,
     character_counts,
+    minimum_errors,
     repeated_ngrams,
     score,
     total,
@@ -84,6 +85,15 @@ def test_the_word_error_rate_is_jiwers_after_the_normaliser(pairs):
     upper = [text.upper() + " " for text in references], [text.upper() for text in hypotheses]
     assert word_error_rate(references, hypotheses, str.upper) == jiwer.wer(*upper)
     assert word_counts(references[0], hypotheses[0]) == score(references[0], hypotheses[0]).words
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT.filter(bool), TEXT.filter(bool), TEXT)
+def test_no_continuation_has_fewer_errors_than_the_minimum(reference, begun, continuation):
+    least = minimum_errors(reference.split(), begun.split())
+    assert least <= word_counts(reference, f"{begun} {continuation}").errors
+    rests = [" ".join(reference.split()[at:]) for at in range(len(reference.split()) + 1)]
+    assert least == min(word_counts(reference, f"{begun} {rest}").errors for rest in rests)
 
 
 def test_texts_without_a_partner_are_refused():
