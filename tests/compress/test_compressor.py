@@ -1,4 +1,4 @@
-"""What a compression holds in memory, and when it lets go."""
+"""The stages of a compression: what they hold in memory, when a divergence is planned again, and resuming."""
 
 import weakref
 
@@ -7,10 +7,12 @@ import pytest
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress import compressor, package_builder, planner, workspace
 from whisperkit_tools.compress.config import PalettizeConfig
-from whisperkit_tools.compress.gate_measurement import ReferenceTranscriber
+from whisperkit_tools.compress.gate_measurement import LoadedCandidate, ReferenceTranscriber
 from whisperkit_tools.compress.planner import CompressionTarget
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.compress.workspace import needed_memory
+from whisperkit_tools.quantization.gate import Gate
+from whisperkit_tools.quantization.recipe import AllowedCompressions
 
 
 class Reached(Exception):
@@ -61,6 +63,45 @@ def test_the_uncompressed_bundle_is_let_go_before_what_is_as_large(work, monkeyp
     with pytest.raises(Reached):
         run()
     assert alive == [None] * loaded
+
+
+def _config(place, target, **settings):
+    return PalettizeConfig(
+        target=target, windows=1, samples=1, profile_dir=place / "profile", output_dir=place / "out", **settings
+    )
+
+
+def test_a_divergence_is_planned_again_until_it_is_measured_and_only_then_transcribed(demo_bundle, tmp_path):
+    limit = 2e-3
+    gate = Gate(qoi_min=0, wer_delta_max=1000, max_kl=limit)
+    allowed = AllowedCompressions((4, 8))
+    config = _config(tmp_path, CompressionTarget(max_kl=0.1), gate=gate, gate_examples=3, allowed=allowed)
+    result = compressor.palettize(Bundle.open(demo_bundle), config)
+    assert len(result.trials) > 1, result.trials
+    assert [trial.verdict.stopped_after for trial in result.trials[:-1]] == [0] * (len(result.trials) - 1)
+    assert result.verdict.kl_divergence.value <= limit < result.trials[-2].kl_divergence
+    assert (result.verdict.passed, result.verdict.stopped_after) == (True, None)
+
+
+def test_an_interrupted_gate_continues_with_the_next_example(demo_bundle, tmp_path, monkeypatch):
+    transcribe, heard = LoadedCandidate.transcribed, []
+
+    def interrupted(self, at, *arguments, **keywords):
+        if len(heard) == 1:
+            heard.append(None)
+            raise KeyboardInterrupt
+        heard.append(at)
+        return transcribe(self, at, *arguments, **keywords)
+
+    monkeypatch.setattr(LoadedCandidate, "transcribed", interrupted)
+    gate = Gate(qoi_min=0, wer_delta_max=1000)
+    config = _config(tmp_path, CompressionTarget(nbits=1), gate=gate, gate_examples=3)
+    with pytest.raises(KeyboardInterrupt):
+        compressor.palettize(Bundle.open(demo_bundle), config)
+    result = compressor.palettize(Bundle.open(demo_bundle), config)
+    first, _, *rest = heard
+    assert len({first, *rest[:2]}) == 3  # cut transcripts are heard once more, after the others
+    assert result.verdict.stopped_after is None
 
 
 def test_memory_that_is_asked_for_grows_with_the_model(demo_bundle):
