@@ -20,7 +20,7 @@ from whisperkit_tools.quantization.gate import Verdict
 
 _STRIDE, _STRIDE_GROWTH = 2.0, 1.5  # the first ratio of two wanted divergences, and the growth of each further one
 _NEAR = 1.5  # ratio of a measured divergence to the wanted one up to which it is worth the gate's time
-_EXPONENT = 6.0  # of the size in the divergence, before two candidates show it: a fourth for each bit, at 4.5 bits
+_EXPONENT = 8.0  # of the size in the divergence, before two candidates show it: a fourth for each bit, at 6 bits
 _EXPONENTS = 3.0, 20.0  # of which smaller and larger ones come from noise
 _MISSES = 2  # candidates of another divergence than wanted, after which the next is judged in any case
 
@@ -170,7 +170,8 @@ class _State:
         is_last = len(self.trials) + 1 == self._options.trials
         if is_last or len(self._outcomes) == 2 or self._misses >= _MISSES or not kl > 0:
             return True
-        cannot_move = at >= self.high if kl > self._wanted_kl else at <= self.low
+        room = 1 + self._options.tolerance
+        cannot_move = at * room >= self.high - 1 if kl > self._wanted_kl else at <= self.low * room + 1
         return cannot_move or self._wanted_kl / _NEAR <= kl <= self._wanted_kl * _NEAR
 
     def add(self, trial: SearchTrial, at: float) -> None:

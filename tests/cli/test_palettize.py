@@ -127,7 +127,7 @@ def test_the_search_shows_its_path(palettize):
     assert all(" MB  KL 0." in line for line in lines[:2])
     assert "QoI" in lines[1]
     assert lines[1].endswith("pass")
-    assert "note: the gate takes about" in err
+    assert "note: the search takes about" in err
     assert lines[-1].endswith("MB")
 
 

@@ -51,6 +51,15 @@ def test_few_are_judged_where_the_border_is_near_the_usual_divergence(kl, start)
     assert min(made.judged) > 0.7 * 2900  # hopeless ones are never transcribed
 
 
+def test_a_candidate_at_the_least_step_is_judged_whatever_its_divergence():
+    """Divergence may fall so fast that no size has the wanted one."""
+    made = Candidates(2900, 30, 0.002)
+    found = search(1000, 8000, made.make, made.judge, None, 3000)
+    assert 2900 <= found.best.nbytes <= 2900 * 1.06
+    assert len(made.sizes) - len(set(made.sizes)) == 0
+    assert len(made.sizes) <= 6
+
+
 def test_what_diverges_more_than_one_that_failed_is_not_transcribed():
     made = Candidates(5000, noise=lambda nbytes: 3.0 if 4600 < nbytes < 4990 else 1.0)
     found = search(1000, 8000, made.make, made.judge, SearchOptions(tolerance=0.01, trials=16), 4000)

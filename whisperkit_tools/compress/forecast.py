@@ -7,9 +7,11 @@ from statistics import fmean
 
 from whisperkit_tools.progress import Progress
 
-# Searches on real speech make about six candidates and judge about four. Forcing settles half of the examples of a good
-# candidate, and a bad one is rejected after a few.
-_MADE, _JUDGED, _SHARE = 6, 4, 0.5
+# Searches on real speech make about six candidates and judge about four. Forcing the examples takes as long as the
+# reference took to transcribe them, most of it in the encoder. It settles most examples of a good candidate, a bad one
+# is rejected after a few, and what is transcribed is encoded already.
+_MADE, _JUDGED = 6, 4
+_MAKING, _JUDGING = 1.0, 0.2  # of the time that the reference took to transcribe
 
 
 class SearchForecast:
@@ -25,6 +27,8 @@ class SearchForecast:
     ) -> None:
         """Report the first forecast, before any candidate is made.
 
+        Palettes that are not in the cache, and tuning, come on top until the first candidate shows how long they take.
+
         Args:
             progress: Told of the forecasts.
             trials: Maximum number of candidates.
@@ -34,19 +38,20 @@ class SearchForecast:
         """
         self._progress, self._clock, self._started = progress, clock, clock()
         self._expected_made, self._expected_judged = min(trials, _MADE), min(trials, _JUDGED)
-        self._judging_s = examples * seconds_per_example * _SHARE
+        transcribing_s = examples * seconds_per_example
+        self._making_s, self._judging_s = _MAKING * transcribing_s, _JUDGING * transcribing_s
         self._made: list[float] = []
         self._judged: list[float] = []
         progress.note(
-            f"the gate takes about {_minutes(self.left_s)} of this search: some {self._expected_judged} candidates of "
-            f"{examples} examples at {seconds_per_example:.1f} s; the first candidate shows how long making them takes"
+            f"the search takes about {_duration(self.left_s)}: some {self._expected_made} candidates on {examples} "
+            f"examples, each of which the uncompressed bundle transcribed in {seconds_per_example:.1f} s"
         )
 
     @property
     def left_s(self) -> float:
         """Seconds that the rest is expected to take."""
         made, judged = len(self._made), len(self._judged)
-        making = fmean(self._made) * max(0, self._expected_made - made) if self._made else 0.0
+        making = (fmean(self._made) if made else self._making_s) * max(0, self._expected_made - made)
         judging = fmean([self._judging_s, *self._judged]) * max(0, self._expected_judged - judged)
         return making + judging
 
@@ -55,8 +60,6 @@ class SearchForecast:
         """Time the making of one candidate, its divergence included."""
         with self._timed(self._made):
             yield
-        if len(self._made) == 1:
-            self._progress.note(f"the search takes about {_minutes(self.left_s)} more")
 
     @contextmanager
     def judging(self) -> Iterator[None]:
@@ -78,5 +81,5 @@ class SearchForecast:
         self._progress.advance("search (s)", round(passed), round(passed + max(1.0, self.left_s)))
 
 
-def _minutes(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
