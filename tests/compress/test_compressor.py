@@ -65,14 +65,20 @@ def test_the_uncompressed_bundle_is_let_go_before_what_is_as_large(work, monkeyp
     assert alive == [None] * loaded
 
 
-def _config(place, target, **settings):
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """The measurements that some tests share."""
+    return tmp_path_factory.mktemp("profile")
+
+
+def _config(profile, place, target, **settings):
     return PalettizeConfig(
-        target=target, windows=1, samples=1, profile_dir=place / "profile", output_dir=place / "out", **settings
+        target=target, windows=1, samples=1, profile_dir=profile, output_dir=place / "out", **settings
     )
 
 
 def test_a_divergence_is_planned_again_until_it_is_measured_and_only_then_transcribed(
-    demo_bundle, tmp_path, monkeypatch
+    demo_bundle, profile, tmp_path, monkeypatch
 ):
     transcribe, heard = LoadedCandidate.transcribed, set()
 
@@ -81,9 +87,9 @@ def test_a_divergence_is_planned_again_until_it_is_measured_and_only_then_transc
         return transcribe(self, *arguments, **keywords)
 
     monkeypatch.setattr(LoadedCandidate, "transcribed", watched)
-    limit = 5e-4
+    limit = 1e-3
     gate, allowed = Gate(qoi_min=0, wer_delta_max=1000, max_kl=limit), AllowedCompressions((4, 8))
-    config = _config(tmp_path, CompressionTarget(max_kl=0.005), gate=gate, gate_examples=3, allowed=allowed)
+    config = _config(profile, tmp_path, CompressionTarget(max_kl=0.1), gate=gate, gate_examples=3, allowed=allowed)
     result = compressor.palettize(Bundle.open(demo_bundle), config)
     *before, last = result.trials
     assert before
@@ -94,7 +100,7 @@ def test_a_divergence_is_planned_again_until_it_is_measured_and_only_then_transc
     assert len(heard) <= 1
 
 
-def test_an_interrupted_gate_continues_with_the_next_example(demo_bundle, tmp_path, monkeypatch):
+def test_an_interrupted_gate_continues_with_the_next_example(demo_bundle, profile, tmp_path, monkeypatch):
     transcribe, heard = LoadedCandidate.transcribed, []
 
     def interrupted(self, at, *arguments, **keywords):
@@ -106,7 +112,7 @@ def test_an_interrupted_gate_continues_with_the_next_example(demo_bundle, tmp_pa
 
     monkeypatch.setattr(LoadedCandidate, "transcribed", interrupted)
     gate = Gate(qoi_min=0, wer_delta_max=1000)
-    config = _config(tmp_path, CompressionTarget(nbits=1), gate=gate, gate_examples=3)
+    config = _config(profile, tmp_path, CompressionTarget(nbits=1), gate=gate, gate_examples=3)
     with pytest.raises(KeyboardInterrupt):
         compressor.palettize(Bundle.open(demo_bundle), config)
     result = compressor.palettize(Bundle.open(demo_bundle), config)
