@@ -34,7 +34,7 @@ def test_a_model_of_english_alone_is_given_no_language(is_multilingual, language
 
 @pytest.fixture(scope="module")
 def recordings():
-    clips = select_gate("demo", 6, ("en", "es"), 480_000)
+    clips = [clip for clip in select_gate("demo", 8, ("en", "es"), 480_000) if len(clip.samples) <= 480_000]
     # Without a language, candidates detect it.
     return [*clips, *(Recording(f"{clip.id}, any language", clip.text, samples=clip.samples) for clip in clips[:2])]
 
