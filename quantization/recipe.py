@@ -16,7 +16,7 @@ FORMAT = 1
 WeightKey: TypeAlias = tuple[str, str]
 """A component and the name of a weight in it."""
 
-DEFAULT_GROUPS = ((0, 16), (0, 32), (1, 8), (1, 16), (1, 32))
+DEFAULT_GROUPS = ((0, 16), (0, 32), (1, 1), (1, 8), (1, 16), (1, 32))
 """Axis and size of the groups to consider: output channels (0) and input channels (1)."""
 _MAX_TABLE_BITS = 0.35  # an element
 FORMS_ON_REQUEST = ("vectors", "scales", "outliers")

@@ -1,9 +1,9 @@
 """Cache of sensitivities and palettes for one model and one set of calibration speech, in a folder.
 
-It holds the curvature of every weight (a byte per element), the predicted divergence and size of every compression
-tried, and the palettes made. Each part is written when it is finished, so that an interrupted run resumes. The folder's
-name is derived from the hashes of the weights and of the calibration set. Another model or other speech therefore has
-another cache.
+It holds the curvature of every weight (a byte per element), the second moments of the layers' inputs, the predicted
+divergence and size of every compression tried, and the palettes made. Each part is written when it is finished, so that
+an interrupted run resumes. The folder's name is derived from the hashes of the weights and of the calibration set.
+Another model or other speech therefore has another cache.
 """
 
 import json
@@ -22,12 +22,13 @@ from whisperkit_tools.errors import RecipeError
 from whisperkit_tools.files import replace_whole, sha256_of_json, write_whole
 from whisperkit_tools.quantization.allocation import StorageOption
 from whisperkit_tools.quantization.compression import Compression
+from whisperkit_tools.quantization.input_moments import InputMoments
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.recipe import WeightKey
 from whisperkit_tools.quantization.sensitivity import Curvature
 
 _CODES_PER_OCTAVE = 8
-_FORMAT = 2
+_FORMAT = 3
 _OPTIONAL_ARRAYS = ("scale", "outlier_positions", "outlier_values")
 
 
@@ -91,6 +92,32 @@ class SensitivityCache:
     def curvature(self, component: str) -> "StoredCurvature":
         """Open the component's curvature, which is decoded weight by weight."""
         return StoredCurvature(self._curvature_file(component))
+
+    # --- moments of inputs -------------------------------------------------------------------------------------------
+
+    def has_moments(self, component: str) -> bool:
+        """Whether the moments of the component's inputs are stored."""
+        return self._moments_file(component).is_file()
+
+    def _moments_file(self, component: str) -> Path:
+        return self.path / f"{component}.moments.npz"
+
+    def save_moments(self, component: str, found: InputMoments) -> None:
+        """Store the moments of a component's inputs."""
+        numbers = {value: str(number) for number, value in enumerate(found.moments)}
+        weights = {f"weight.{name}": np.array(numbers[value]) for name, value in found.values.items()}
+        moments = {numbers[value]: moment for value, moment in found.moments.items()}
+        _write_arrays(self._moments_file(component), {**weights, **moments})
+
+    def moment(self, key: WeightKey) -> NDArray[np.float32] | None:
+        """Return the moment `[C, C]` of a weight's input. None for weights that are not compensated."""
+        path = self._moments_file(key[0])
+        if not path.is_file():
+            return None
+        with np.load(path) as stored:
+            name = f"weight.{key[1]}"
+            found: NDArray[np.float32] | None = stored[str(stored[name])] if name in stored else None
+            return found
 
     # --- checkpoints of work in progress -----------------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.quantization.allocation import Allocation, StorageOption, within_divergence, within_size
+from whisperkit_tools.quantization.compensation import accepts, compensate
 from whisperkit_tools.quantization.compression import NBITS, Compression, dense_nbytes, stored_nbytes
+from whisperkit_tools.quantization.input_moments import estimate_moments
 from whisperkit_tools.quantization.package_writer import compressed_nbytes
 from whisperkit_tools.quantization.palette import GroupHistograms, Palettized, palettize
 from whisperkit_tools.quantization.recipe import (
@@ -126,11 +128,13 @@ class Planner:
     # --- sensitivity -------------------------------------------------------------------------------------------------
 
     def sense(self, windows: Callable[[], Sequence[SpeechWindow]], options: FisherOptions) -> None:
-        """Estimate the curvature, unless the cache has it."""
+        """Estimate the curvature and the moments of inputs, unless the cache has them."""
         if not all(self.cache.has_curvature(name) for name in MODEL_COMPONENTS):
             estimate_curvatures(
                 self.weights.packages, windows(), options, self.cache.save_curvature, self._progress, self.cache
             )
+        if not all(self.cache.has_moments(name) for name in MODEL_COMPONENTS):
+            estimate_moments(self.weights.packages, windows(), self.cache.save_moments, self._progress)
 
     def _stored(self, component: str) -> StoredCurvature:
         if component not in self._curvatures:
@@ -162,9 +166,17 @@ class Planner:
         """Return a weight under a compression, from the cache or made now."""
         found = self.cache.palette(key, compression)
         if found is None:
-            found = palettize(self.weights.weight(key), compression, importance(self.curvature(key)), key[1])
+            found = self._compensated(key, self._fitted(key, compression))
             self.cache.save_palette(key, found)
         return found
+
+    def _fitted(self, key: WeightKey, compression: Compression) -> Palettized:
+        return palettize(self.weights.weight(key), compression, importance(self.curvature(key)), key[1])
+
+    def _compensated(self, key: WeightKey, palettized: Palettized) -> Palettized:
+        """Let a layer's inputs compensate each other's errors where that is possible."""
+        moment = self.cache.moment(key) if accepts(palettized.compression, palettized.shape) else None
+        return palettized if moment is None else compensate(palettized, self.weights.weight(key), moment)
 
     def options(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
         """Return size and divergence of compressions of a weight, from the cache or computed now."""
@@ -356,11 +368,15 @@ class Planner:
 
 
 def importance(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the importance with which palettes are fitted: the root of the curvature plus a little of its mean.
+    """Return the importance with which palettes are fitted: the curvature's profiles over rows and over columns.
 
-    A few windows estimate single weights poorly, and palettes that rely on these estimates fit those windows only. On
-    other speech the curvature itself does worse than no importance at all, its root several times better than either.
+    A few windows estimate single weights poorly, and palettes that rely on these estimates fit those windows only. The
+    means over rows and over columns are estimated well. Their product, plus a little of its mean, leaves palettes no
+    freedom to fit the windows.
     """
-    root = np.sqrt(curvature)
-    mean = float(root.mean())
-    return root + np.float32(_DAMPING * mean) if mean > 0 else np.ones_like(curvature)
+    rows = curvature.reshape(next((size for size in curvature.shape if size > 1), 1), -1)
+    mean = float(rows.mean())
+    if not mean > 0:
+        return np.ones_like(curvature)
+    product = rows.mean(1, keepdims=True) * (rows.mean(0, keepdims=True) / np.float32(mean))
+    return (product + np.float32(_DAMPING * mean)).reshape(curvature.shape)

@@ -59,6 +59,18 @@ class WeightInventory:
         self.fixed_nbytes = self.nbytes - sum(dense_nbytes(shape) for shape in self.shapes.values())
 
     @property
+    def embeddings(self) -> set[WeightKey]:
+        """The compressible weights that rows are looked up in."""
+        return {
+            (component, value.name)
+            for component, graph in self._graphs.items()
+            for operation in graph.operations
+            if operation.type == "gather"
+            for value in operation.inputs.get("x", ())
+            if (component, value.name) in self.shapes
+        }
+
+    @property
     def packages(self) -> dict[str, Path]:
         """Paths of the packages that are compressed, by component."""
         return {name: self.bundle.package(name).path for name in MODEL_COMPONENTS}

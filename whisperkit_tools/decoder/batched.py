@@ -59,7 +59,7 @@ class BatchedDecoder:
         nodes = sharing or nodes
         constants = sorted({name for node in nodes for name in node.reads} & program.constants().keys())
         target = ExecutionTarget("float32", program.device)
-        self._schedule = Schedule(nodes, graph.inputs, graph.outputs, (), constants, target)
+        self._schedule = Schedule(nodes, graph.inputs, program.outputs, (), constants, target)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one step, or under `torch.vmap` a batch of them.

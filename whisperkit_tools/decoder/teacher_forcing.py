@@ -16,7 +16,7 @@ in which every layer's updates depend on the caches of lower layers only. As man
 give it exactly. Chunks are taken from the last to the first, because a position acts on later ones only.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -217,6 +217,36 @@ class TeacherForcing:
         changing = {contract.INPUT_IDS: ids[chunk], **self._steps.batch(chunk, keys.shape[3])}
         found: _Outputs = torch.vmap(step, in_dims=(0, None))(changing, _shared(keys, values, embeds))
         return found
+
+    def values(
+        self, window: SpeechWindow, forced: ForcedRun, embeds: Tensor, names: Sequence[str]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield outputs of the program besides the contract's, for each chunk of positions, without gradients.
+
+        Args:
+            window: The tokens.
+            forced: From `forward`, with the same weights.
+            embeds: The same embeddings.
+            names: Outputs of the program.
+
+        Yields:
+            By name `[T, *shape]`, or `[1, *shape]` where all steps have the same value.
+        """
+        ids = self.ids(window)
+        batch = self._fitting_batch(ids, forced, embeds)
+        run, length = (self.program.run, self.length) if batch is None else (batch.run, len(ids))
+        shared = _shared(forced.keys[..., :length], forced.values[..., :length], embeds)
+
+        def step(changing: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+            found = run({**changing, **shared})
+            return tuple(found[name] for name in names)
+
+        for chunk in self._chunks(len(ids), length):
+            changing = {contract.INPUT_IDS: ids[chunk], **self._steps.batch(chunk, length)}
+            with torch.no_grad():
+                found = torch.vmap(step, in_dims=(0, None))(changing, shared)
+            # An output that no changing input reaches is one value, expanded.
+            yield {name: value if value.stride(0) else value[:1] for name, value in zip(names, found, strict=True)}
 
     def backward(self, window: SpeechWindow, forced: ForcedRun, embeds: Tensor, cotangent: Tensor) -> Tensor:
         """Add the gradient of `sum(cotangent * logits)` to `.grad` of the program's parameters that ask for it.
