@@ -2,14 +2,15 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from whisperkit_tools.compress.plan_measurement import PARTS, PartDivergences, part_of
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.contract import MODEL_COMPONENTS
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
@@ -87,6 +88,7 @@ class CompressionPlan:
         nbytes: Bytes of encoder and decoder.
         original_nbytes: Bytes of encoder and decoder of the uncompressed bundle.
         bits: Mean bits per element over the compressible weights, tables included.
+        measured: Divergences on held-out speech. None where they were not measured.
     """
 
     bundle: Path
@@ -95,6 +97,7 @@ class CompressionPlan:
     nbytes: int
     original_nbytes: int
     bits: float
+    measured: PartDivergences | None = None
 
 
 class Planner:
@@ -124,6 +127,7 @@ class Planner:
         self._uncompressed = match_patterns(tuple(weights.shapes), allowed.keep)
         self._weights_sha256 = weights.weights_sha256()
         self._curvatures: dict[str, StoredCurvature] = {}
+        self._corrections = dict.fromkeys(PARTS, 1.0)
 
     # --- sensitivity -------------------------------------------------------------------------------------------------
 
@@ -201,9 +205,18 @@ class Planner:
         """Return all storage options of all weights. The last one of each weight is float16."""
         found = {}
         for number, (key, shape) in enumerate(self.weights.shapes.items(), start=1):
-            found[key] = [*self.options(key, self._compressions(key, shape)), self._float16(key)]
+            found[key] = [*self._corrected(key, self._compressions(key, shape)), self._float16(key)]
             self._progress.advance("options", number, len(self.weights.shapes))
         return found
+
+    def _corrected(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
+        factor = self._corrections[part_of(self.weights, key)]
+        return [replace(found, divergence=factor * found.divergence) for found in self.options(key, compressions)]
+
+    def correct(self, ratios: Mapping[str, float]) -> None:
+        """Multiply the predictions of later plans by a ratio for each part."""
+        for part, ratio in ratios.items():
+            self._corrections[part] *= ratio
 
     def _float16(self, key: WeightKey) -> StorageOption:
         return StorageOption(None, dense_nbytes(self.weights.shapes[key]), 0.0)
@@ -322,7 +335,7 @@ class Planner:
     def _chosen(self, choices: dict[WeightKey, Compression | None]) -> Recipe:
         found = {}
         for number, (key, wanted) in enumerate(choices.items(), start=1):
-            found[key] = self._float16(key) if wanted is None else self.options(key, [wanted])[0]
+            found[key] = self._float16(key) if wanted is None else self._corrected(key, [wanted])[0]
             self._progress.advance("options", number, len(choices))
         return self._recipe(found)
 
