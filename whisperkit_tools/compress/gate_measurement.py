@@ -111,7 +111,7 @@ def calibration_windows(reference: ReferenceTranscriber, recordings: Sequence[Re
     Raises:
         AudioError: Nothing is said in any.
     """
-    windows = _windows(reference, recordings)
+    windows = spoken_windows(reference, recordings)
     if not windows:
         raise AudioError(
             f"the calibration audio has no speech: the bundle transcribes nothing in any of {len(recordings)} windows; "
@@ -129,14 +129,15 @@ def tuning_windows(
         AudioError: Nothing is said in any.
     """
     tuned_on, judging = select_tuning(source, limit, reference.models.sizes.n_samples, steps)
-    judges = _windows(reference, judging)
-    windows = judges + _windows(reference, tuned_on)
+    judges = spoken_windows(reference, judging)
+    windows = judges + spoken_windows(reference, tuned_on)
     if len(windows) == len(judges):  # there is no speech to tune on
         return calibration_windows(reference, [*judging, *tuned_on]), []
     return windows, list(range(len(judges)))
 
 
-def _windows(reference: ReferenceTranscriber, recordings: Sequence[Recording]) -> list[SpeechWindow]:
+def spoken_windows(reference: ReferenceTranscriber, recordings: Sequence[Recording]) -> list[SpeechWindow]:
+    """Return the windows of those recordings in which something is said, transcribed by the reference."""
     found = [reference.transcribe(recording, whole=False) for recording in recordings]
     return [item.window for item in found if item is not None and item.window is not None]
 

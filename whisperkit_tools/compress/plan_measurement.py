@@ -3,18 +3,18 @@
 The weights that palettes represent are put into the executor. No package has to be written for that.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from whisperkit_tools.compress.divergence_meter import DenseWeights, EditableProgram
 from whisperkit_tools.compress.weight_inventory import WeightInventory
-from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES
-from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, mean_divergence
-from whisperkit_tools.mil.program import Program
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
+from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing, divergence
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.recipe import WeightKey
 
@@ -44,7 +44,7 @@ class PartDivergences:
 
 
 class PlanMeasurement:
-    """Measurement of palettes on speech that the plan has not seen."""
+    """Measurement of palettes on speech that the plan has not seen. Both components are loaded."""
 
     def __init__(self, weights: WeightInventory, windows: Sequence[SpeechWindow]) -> None:
         """Load both programs, and run the uncompressed ones.
@@ -54,52 +54,39 @@ class PlanMeasurement:
             windows: The speech, with the uncompressed bundle's transcripts.
         """
         self._weights, self._windows = weights, windows
-        self._programs = {name: Program.load(path) for name, path in weights.packages.items()}
-        self._forcing = TeacherForcing(self._programs[DECODER])
-        self._embeds = self._encode()
-        self._references = self._logits(self._embeds)
+        self._encoder, self._decoder = (EditableProgram(weights.packages[name]) for name in MODEL_COMPONENTS)
+        self._forcing = TeacherForcing(self._decoder.program)
+        self._embeds = self._encode({})
+        self._references = self._logits(self._embeds, {})
 
-    def _encode(self) -> list[Tensor]:
+    def _encode(self, palettes: Palettes) -> list[Tensor]:
+        self._encoder.replace(_dense(palettes))
         with torch.no_grad():
-            return [self._programs[ENCODER].run({FEATURES: window.features})[EMBEDS] for window in self._windows]
+            return [self._encoder.program.run({FEATURES: window.features})[EMBEDS] for window in self._windows]
 
-    def _logits(self, embeds: Sequence[Tensor]) -> list[Tensor]:
+    def _logits(self, embeds: Sequence[Tensor], palettes: Palettes) -> list[Tensor]:
+        self._decoder.replace(_dense(palettes))
         pairs = zip(self._windows, embeds, strict=True)
         return [self._forcing.forward(window, audio).logits for window, audio in pairs]
 
-    def _divergence(self, embeds: Sequence[Tensor]) -> float:
-        return mean_divergence(self._references, self._logits(embeds))
+    def _divergence(self, embeds: Sequence[Tensor], palettes: Palettes) -> float:
+        rows = [divergence(*pair) for pair in zip(self._references, self._logits(embeds, palettes), strict=True)]
+        return float(torch.cat(rows).mean())
 
     def measure(self, palettes: Palettes) -> PartDivergences:
         """Return the divergences that palettes cause."""
-        by_part = {part: {k: v for k, v in palettes.items() if part_of(self._weights, k) == part} for part in PARTS}
-        found = {}
-        with self._holding(by_part[ENCODER]):
-            embeds = self._encode() if by_part[ENCODER] else self._embeds
-        found[ENCODER] = self._divergence(embeds) if by_part[ENCODER] else 0.0
+        split = {part: {k: v for k, v in palettes.items() if part_of(self._weights, k) == part} for part in PARTS}
+        embeds = self._encode(split[ENCODER]) if split[ENCODER] else self._embeds
+        parts = {ENCODER: self._divergence(embeds, {}) if split[ENCODER] else 0.0}
         for part in (DECODER, EMBEDDING):
-            with self._holding(by_part[part]):
-                found[part] = self._divergence(self._embeds) if by_part[part] else 0.0
-        with self._holding({**by_part[DECODER], **by_part[EMBEDDING]}):
-            together = self._divergence(embeds)
-        return PartDivergences(found, together)
+            parts[part] = self._divergence(self._embeds, split[part]) if split[part] else 0.0
+        return PartDivergences(parts, self._divergence(embeds, {**split[DECODER], **split[EMBEDDING]}))
 
-    def together(self, palettes: Palettes) -> float:
-        """Return the divergence of all palettes together."""
-        with self._holding(palettes):
-            return self._divergence(self._encode())
 
-    @contextmanager
-    def _holding(self, palettes: Palettes) -> Iterator[None]:
-        """Hold compressed weights inside the block, and the uncompressed ones after it."""
-        try:
-            for (component, name), palettized in palettes.items():
-                self._put(component, name, torch.from_numpy(palettized.dense()))
-            yield
-        finally:
-            for component, name in palettes:
-                self._put(component, name, torch.from_numpy(self._weights.weight((component, name)).copy()))
+def _dense(palettes: Palettes) -> DenseWeights:
+    """Return the weights of one component's palettes."""
 
-    def _put(self, component: str, name: str, value: Tensor) -> None:
-        with torch.no_grad():
-            self._programs[component].weights[name].copy_(value)
+    def weights(component: str) -> Iterable[tuple[str, NDArray[Any]]]:
+        return ((name, palettized.dense()) for (where, name), palettized in palettes.items() if where == component)
+
+    return weights

@@ -13,6 +13,7 @@ from whisperkit_tools.compress.audio_selection import (
     samples_of,
     select_calibration,
     select_gate,
+    select_held_out,
     select_sentences,
 )
 from whisperkit_tools.compress.candidate_store import CandidateStore
@@ -22,10 +23,12 @@ from whisperkit_tools.compress.gate_measurement import (
     ReferenceTranscriber,
     calibration_windows,
     known_languages,
+    spoken_windows,
     tuning_windows,
 )
 from whisperkit_tools.compress.manifest_section import original_of
 from whisperkit_tools.compress.overlap import overlapping, require_no_overlap
+from whisperkit_tools.compress.plan_measurement import PlanMeasurement
 from whisperkit_tools.compress.planner import Planner
 from whisperkit_tools.compress.weight_inventory import WeightInventory
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow
@@ -74,6 +77,8 @@ class Workspace:
         calibration: The calibration audio.
         mel: The spectrogram, which remembers features.
         windows: The transcribed calibration windows.
+        held_out: Transcribed windows that calibration did not take.
+        plans: The measurement of plans on them.
         tuning: The speech for tuning.
         gate: The gate's examples.
         overlapping: Number of them from recordings that are used for calibration or tuning.
@@ -90,6 +95,8 @@ class Workspace:
     calibration: list[SpeechPiece]
     mel: TensorModel | None = None
     windows: list[SpeechWindow] | None = None
+    held_out: list[SpeechWindow] | None = None
+    plans: PlanMeasurement | None = None
     tuning: TuningSpeech | None = None
     gate: list[SpeechPiece] | None = None
     overlapping: int | None = None
@@ -108,6 +115,26 @@ class Workspace:
             with self.progress.stage("calibration", "transcribe"):
                 self.windows = calibration_windows(self.reference(), self.calibration)
         return self.windows
+
+    def plan_measurement(self) -> PlanMeasurement:
+        """Return the measurement of plans on speech that calibration did not take. The first call transcribes it.
+
+        Where the source has no other speech, plans are measured on the calibration speech itself.
+        """
+        if self.held_out is None:
+            samples = window_samples(self.bundle)
+            pieces = select_held_out(self.config.calibration, self.config.windows, samples, self.calibration)
+            with self.progress.stage("held-out speech", "transcribe"):
+                windows = spoken_windows(self.reference(), pieces)
+            if not windows:
+                self.progress.note(
+                    "plans are measured on the calibration speech, because its source has no other speech"
+                )
+            self.held_out = windows or self.calibration_windows()
+            release_memory()
+        if self.plans is None:
+            self.plans = PlanMeasurement(self.weights, self.held_out)
+        return self.plans
 
     def tuning_speech(self) -> TuningSpeech:
         """Return the speech for tuning. The first call transcribes it."""
