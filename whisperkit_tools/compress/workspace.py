@@ -128,7 +128,7 @@ class Workspace:
                 windows = spoken_windows(self.reference(), pieces)
             if not windows:
                 self.progress.note(
-                    "plans are measured on the calibration speech, because its source has no other speech"
+                    "plans are measured on the calibration speech, because there is no other"
                 )
             self.held_out = windows or self.calibration_windows()
             release_memory()
