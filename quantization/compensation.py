@@ -104,7 +104,8 @@ def _inverse_factor(moment: Tensor, damping: float) -> Tensor:
     """Return the upper Cholesky factor of the damped moment's inverse, float32."""
     damped = moment + damping * torch.eye(len(moment), dtype=moment.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper.float()
 
 
 def _assign(left: Tensor, upper: Tensor, tables: Tensor, order: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from whisperkit_tools.bundle import Bundle, new_bundle, variant_name
 from whisperkit_tools.compress.candidate_store import JudgedCandidate, MeasuredCandidate, candidate_name
 from whisperkit_tools.compress.comparison import compare
 from whisperkit_tools.compress.config import PalettizeConfig, PalettizeResult
+from whisperkit_tools.compress.correction import corrected_plan
 from whisperkit_tools.compress.forecast import SearchForecast
 from whisperkit_tools.compress.manifest_section import compression_record, describe
 from whisperkit_tools.compress.measured_sizes import FormatComparison
@@ -30,6 +31,7 @@ from whisperkit_tools.quantization.search import SearchResult, SearchTrial, deci
 from whisperkit_tools.quantization.tuning import Tuning, TuningOptions
 
 REJECTED = ".rejected"
+_ROUNDS = 3  # of planning and measuring
 _MARGIN = 0.9  # of a divergence that is planned again because the measured one was too large
 
 
@@ -82,7 +84,7 @@ def plan(bundle: Bundle, config: PalettizeConfig, progress: Progress | None = No
     """
     work = _opened(bundle, config, progress)
     sense(work)
-    found = work.planner.plan(config.target) if config.target is not None else _start_plan(work)
+    found = plan_for(work, config.target) if config.target is not None else _start_plan(work)
     _write_extras(work, found, _compared(work, found))
     return found
 
@@ -113,6 +115,26 @@ def sense(work: Workspace) -> None:
     """Make sure that the cache has the curvature of every weight."""
     with work.progress.stage("sensitivity", "profile"):
         work.planner.sense(work.calibration_windows, work.fisher)
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def plan_for(work: Workspace, target: CompressionTarget) -> CompressionPlan:
+    """Return the plan for a target, corrected until its divergence is the one measured on held-out speech."""
+    has_choice = target.recipe is None and target.nbits is None
+    with work.progress.stage("plan", "correct"):
+        found = corrected_plan(
+            work.planner,
+            lambda: work.planner.plan(target),
+            work.plan_measurement,
+            work.progress,
+            keeps_size=target.max_kl is None,
+            rounds=_ROUNDS if has_choice else 1,
+        )
+    work.plans = None  # as large as the model
+    release_memory()
+    return found
 
 
 # --- make ------------------------------------------------------------------------------------------------------------
@@ -250,7 +272,7 @@ def _search(work: Workspace, gate: Mapping[str, Any]) -> list[JudgedCandidate]:
 
     def make_one(nbytes: int) -> SearchTrial:
         with forecast.making():
-            candidates.append(_made(work, work.planner.plan_within(nbytes), nbytes, gate))
+            candidates.append(_made(work, plan_for(work, CompressionTarget(target_bytes=nbytes)), nbytes, gate))
         return candidates[-1].trial
 
     def judge_last() -> Verdict:
@@ -265,7 +287,7 @@ def _search(work: Workspace, gate: Mapping[str, Any]) -> list[JudgedCandidate]:
 
 def _start_plan(work: Workspace) -> CompressionPlan:
     """Return the plan at whose size a search starts, where the gate usually opens."""
-    return work.planner.plan(CompressionTarget(max_kl=work.config.search.start_kl))
+    return plan_for(work, CompressionTarget(max_kl=work.config.search.start_kl))
 
 
 def _best(judged: list[JudgedCandidate]) -> JudgedCandidate:
@@ -278,14 +300,14 @@ def _reach(work: Workspace, target: CompressionTarget, gate: Mapping[str, Any]) 
     """Judge the candidate of a target. A divergence is planned again with less until the measured one is reached."""
     judged: list[JudgedCandidate] = []
     for _ in range(work.config.search.trials if target.max_kl is not None else 1):
-        planned = work.planner.plan(target)
-        path = target_path(work, planned.nbytes)
+        found = plan_for(work, target)
+        path = target_path(work, found.nbytes)
         if path.exists() and not work.config.force:
             raise BundleError(
                 f"{path} already exists; replace it ({option('force', True)}) or choose another folder "
                 f"({option('output_dir')})"
             )
-        judged.append(_judged(work, _made(work, planned, planned.nbytes, gate)))
+        judged.append(_judged(work, _made(work, found, found.nbytes, gate)))
         measured, limit = judged[-1].trial.kl_divergence, work.config.gate.max_kl
         if target.max_kl is None or limit is None or measured <= limit:
             break

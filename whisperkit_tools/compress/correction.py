@@ -14,7 +14,6 @@ from whisperkit_tools.compress.planner import CompressionPlan, Planner
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.recipe import Recipe
 
-_ROUNDS = 3
 _AGREEMENT = 1.25  # of prediction and measurement
 _LEAST, _MOST = 0.02, 50.0  # of a correction, so that a part that causes almost nothing does not mislead
 _TINY = 1e-12
@@ -35,7 +34,7 @@ def corrected_plan(
     progress: Progress,
     *,
     keeps_size: bool,
-    rounds: int = _ROUNDS,
+    rounds: int,
 ) -> CompressionPlan:
     """Return a plan whose predicted divergence agrees with what was measured.
 

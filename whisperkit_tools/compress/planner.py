@@ -392,4 +392,5 @@ def importance(curvature: NDArray[np.float32]) -> NDArray[np.float32]:
     if not mean > 0:
         return np.ones_like(curvature)
     product = rows.mean(1, keepdims=True) * (rows.mean(0, keepdims=True) / np.float32(mean))
-    return (product + np.float32(_DAMPING * mean)).reshape(curvature.shape)
+    found: NDArray[np.float32] = product + np.float32(_DAMPING * mean)
+    return found.reshape(curvature.shape)

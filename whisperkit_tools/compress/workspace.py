@@ -127,9 +127,7 @@ class Workspace:
             with self.progress.stage("held-out speech", "transcribe"):
                 windows = spoken_windows(self.reference(), pieces)
             if not windows:
-                self.progress.note(
-                    "plans are measured on the calibration speech, because there is no other"
-                )
+                self.progress.note("plans are measured on the calibration speech, because there is no other")
             self.held_out = windows or self.calibration_windows()
             release_memory()
         if self.plans is None:
