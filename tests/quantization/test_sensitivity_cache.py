@@ -68,9 +68,9 @@ def test_a_line_that_was_cut_off_costs_its_tensor_only(tmp_path):
     assert SensitivityCache(tmp_path, KEY).option(NAME, Compression(4)) == rows[1]
 
 
-def test_a_folder_of_an_earlier_version_is_read(tmp_path):
-    """The key's digest and every file as they were written when the cache was called a profile."""
-    folder = tmp_path / "3cc0cf63649eadb9"
+def test_a_folder_of_this_format_is_read(tmp_path):
+    """The key's digest and every file as format 3 writes them."""
+    folder = tmp_path / "8366873db931d9ad"
     (folder / "palettes").mkdir(parents=True)
     np.savez(
         folder / "AudioEncoder.curvature.npz",
