@@ -173,6 +173,9 @@ def _show_plan(plan: "CompressionPlan", as_json: bool) -> None:
         f"\n{plan.nbytes / 1e6:.3f} MB of {plan.original_nbytes / 1e6:.3f} MB, {plan.bits:.3f} bits an element, "
         f"predicted KL {plan.recipe.divergence:.5f} nats a token{gap}"
     )
+    if plan.measured is not None:
+        parts = ", ".join(f"{name} {value:.5f}" for name, value in plan.measured.parts.items())
+        show(f"measured on held-out speech: KL {plan.measured.together:.5f} nats a token (alone: {parts})")
 
 
 def _plan_json(plan: "CompressionPlan") -> dict[str, Any]:
@@ -182,6 +185,7 @@ def _plan_json(plan: "CompressionPlan") -> dict[str, Any]:
         "original_nbytes": plan.original_nbytes,
         "bits": plan.bits,
         "predicted_kl": plan.recipe.divergence,
+        "held_out_kl": None if plan.measured is None else plan.measured.together,
         "allocation_gap": plan.gap,
         "recipe": plan.recipe.to_json(),
     }
