@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
 from whisperkit_tools.compile_hints.layers import concatenated, split
-from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer, look_up
+from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer, look_up, scaled
 from whisperkit_tools.contract import AUDIO_STATES, MASKED, TEXT_STATES, state_shapes
 
 
@@ -130,6 +130,8 @@ class StatefulTextDecoder(_Stateful):
         self.embed_positions = decoder.embed_positions
         self.layers = decoder.layers
         self.layer_norm = decoder.layer_norm
+        self.register_buffer("embedding_scale", decoder.embedding_scale, persistent=False)
+        self.embedding_scale: Tensor | None
         self._make_states(decoder)
         length, used = self.audio_key_cache.shape[3], self.dims.n_audio_ctx
         padding = torch.zeros(1, 1, 1, length, dtype=self.key_cache.dtype)
@@ -150,7 +152,8 @@ class StatefulTextDecoder(_Stateful):
         channels = self.dims.d_model
         padding = decoder_key_padding_mask.view(1, 1, 1, -1)
         tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        x = (look_up(input_ids, tables) + self.embed_positions(cache_length)).view(1, channels, 1, 1)
+        embedded = scaled(look_up(input_ids, tables), self.embedding_scale) + self.embed_positions(cache_length)
+        x = embedded.view(1, channels, 1, 1)
         updates: list[tuple[Tensor, Tensor]] = []
         observed: list[Tensor] = []
         by_layer = zip(*(torch.split(state, channels, dim=1) for state in self.states().values()), strict=True)

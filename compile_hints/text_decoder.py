@@ -75,6 +75,9 @@ class TextDecoder(nn.Module):
 
     Parameter names are the checkpoint's below `model.decoder.`. The token embedding is used twice, to embed and to
     compute the logits, in the same shape, so that a package stores it once.
+
+    Attributes:
+        embedding_scale: `[D]`, by which the embedded token is multiplied. None for 1.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class TextDecoder(nn.Module):
         self.embed_positions = nn.Embedding(dims.n_text_ctx, dims.d_model)
         self.layers = nn.ModuleList(TextDecoderLayer(dims, implementation) for _ in range(dims.decoder_layers))
         self.layer_norm = ChannelLayerNorm(dims.d_model)
+        self.register_buffer("embedding_scale", None, persistent=False)
+        self.embedding_scale: Tensor | None
 
     def forward(
         self,
@@ -142,7 +147,7 @@ class TextDecoder(nn.Module):
         step = CachedStep(kv_cache_update_mask, decoder_key_padding_mask)
         # One list for both uses: the converter makes a constant of each piece, and none of the whole.
         tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        embedded = look_up(input_ids, tables) + self.embed_positions(cache_length)
+        embedded = scaled(look_up(input_ids, tables), self.embedding_scale) + self.embed_positions(cache_length)
         x = embedded.view(1, channels, 1, 1)
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -167,6 +172,11 @@ class TextDecoder(nn.Module):
     def _observed_heads(self, layer: int) -> tuple[int, ...]:
         """Return the alignment heads of one layer."""
         return tuple(head for at, head in self.alignment_heads or () if at == layer)
+
+
+def scaled(embedded: Tensor, scale: Tensor | None) -> Tensor:
+    """Return an embedded token `[1, D]` with each channel multiplied by its scale."""
+    return embedded if scale is None else embedded * scale
 
 
 def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:

@@ -31,7 +31,7 @@ from tests.benchmarks.harness import ROOT, Column, Figure, Result, Stopwatch, Ta
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.audio_selection import recording_sha256, samples_of
-from whisperkit_tools.compress.compressor import palettes_of, sense, tune
+from whisperkit_tools.compress.compressor import palettes_of, plan_for, sense, tune
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.divergence_meter import DivergenceMeter, EditableProgram, block_format_weights
 from whisperkit_tools.compress.gate_measurement import ReferenceTranscriber, decoding_options
@@ -53,7 +53,6 @@ WORK = Path(tempfile.gettempdir()) / "real-curve"
 TARGETS = ("ios16", "ios18")
 NAMES = {"ios16": "default target", "ios17": "iOS 17", "ios18": "iOS 18"}
 TEXT_TOKENS = 100
-ATTEMPTS = 8
 SOURCES = ("quantization", "whisperkit_tools/compress")
 
 
@@ -161,14 +160,8 @@ class Side:
         return watch.wall_s
 
     def plan(self, nbytes):
-        """The plan within a size. The planner may exceed what it is asked for by some bytes of the program."""
-        asked = nbytes
-        for _ in range(ATTEMPTS):
-            plan = self.work.planner.plan(CompressionTarget(target_bytes=asked))
-            if plan.nbytes <= nbytes:
-                break
-            asked -= plan.nbytes - nbytes
-        return plan
+        """The plan within a size."""
+        return plan_for(self.work, CompressionTarget(target_bytes=nbytes))
 
     def candidate(self, plan, *, tuned):
         """Make a plan's palettes, tune them or not, and measure them."""

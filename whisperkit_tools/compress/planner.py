@@ -36,7 +36,7 @@ from whisperkit_tools.quantization.recipe import (
 from whisperkit_tools.quantization.sensitivity import FisherOptions, estimate_curvatures, predicted_divergence
 from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, StoredCurvature
 
-_CORRECTIONS = 5
+_CORRECTIONS = 20
 _ELEMENTS_AT_ONCE = 1 << 27  # of a weight under several compressions at a time, some 25 bytes each
 _DAMPING = 0.1  # of the mean importance
 

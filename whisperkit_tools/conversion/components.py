@@ -10,6 +10,7 @@ from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.contract import PackageInterface, package_interfaces
 from whisperkit_tools.conversion.attention_layout import Layout
+from whisperkit_tools.conversion.column_scales import fold_column_scales
 from whisperkit_tools.conversion.export import fold_query_scale
 from whisperkit_tools.conversion.parity import Arrays, Reference, as_float16
 from whisperkit_tools.speech import WINDOW_SAMPLES, Samples
@@ -55,13 +56,14 @@ class Components:
         if name == contract.ENCODER:
             module = self.checkpoint.load_encoder(torch.float16, self.layout.implementation(name))
         else:
-            module = self.checkpoint.load_decoder(
+            module = decoder = self.checkpoint.load_decoder(
                 self.kv_length,
                 self.heads,
                 torch.float16,
                 self.layout.implementation(name),
                 self.layout.logits_chunk_size,
             )
+            fold_column_scales(decoder)
         fold_query_scale(module)
         return module
 
