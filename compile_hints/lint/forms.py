@@ -73,7 +73,8 @@ def _form(operation: Operation) -> str:
     if operation.type == "constexpr_sparse_to_dense":
         return "outliers"
     if operation.type == "constexpr_lut_to_dense" and "shape" not in operation.inputs:  # the form of iOS 18
-        *groups, _, vector = operation.inputs["lut"][0].shape
+        shape = operation.inputs["lut"][0].shape
+        *groups, _, vector = shape if len(shape) > 1 else (*shape, 1)  # of one palette, as iOS 16 has it
         return "vectors" if vector != 1 else "groups" if any(size != 1 for size in groups) else ""
     return ""
 
