@@ -133,6 +133,36 @@ def matrices(graph: Graph) -> tuple[str, ...]:
     )
 
 
+def column_scales(graph: Graph) -> dict[str, str]:
+    """Return for each table that rows are looked up in the constant that the rows are multiplied with, by name.
+
+    Conversion divides the columns of the token embedding by these powers of two.
+    """
+    tables = {op.outputs[0].name: op.inputs["x"][0].name for op in graph.operations if op.type == "gather"}
+    found = {}
+    for op in graph.operations:
+        names = [value.name for value in op.reads] if op.type == "mul" else []
+        scales = [name for name in names if name in graph.constants]
+        for name in names:
+            if name in tables and tables[name] in graph.constants and scales:
+                found[tables[name]] = scales[0]
+    return found
+
+
+def in_block_format(graph: Graph, name: str, wanted: BlockFormat) -> Real:
+    """Return one of a program's `matrices` after a round trip through a format, float32.
+
+    The format is applied to the checkpoint's weights, before conversion divided the columns of the token embedding.
+    """
+    value = graph.constants[name].value.astype(np.float32)
+    scale = column_scales(graph).get(name)
+    if scale is None:
+        return round_to_blocks(value, wanted)
+    factor = graph.constants[scale].value.astype(np.float32).reshape(1, -1)
+    rounded: Real = round_to_blocks(value * factor, wanted) / factor
+    return rounded
+
+
 def _is_matrix(spec: TensorSpec) -> bool:
     shape = [axis or 0 for axis in spec.shape]
     return is_float(spec.dtype) and len(shape) >= 2 and math.prod(shape[2:]) == 1 and shape[1] % BLOCK == 0
@@ -144,9 +174,11 @@ def block_format_nbytes(graph: Graph, wanted: BlockFormat) -> int:
     whisper.cpp itself keeps biases and positions in float32, which is a little more. Constants with equal elements are
     not counted, because the converter has added them: the means, variances and biases of operations without any.
     """
-    blocks = set(matrices(graph))
+    blocks, scales = set(matrices(graph)), set(column_scales(graph).values())
     total = 0
     for name, constant in graph.constants.items():
+        if name in scales:
+            continue  # the converter added them
         if name in blocks:
             total += wanted.nbytes(constant.spec.size)
         elif is_float(constant.spec.dtype) and constant.spec.size >= MIN_BLOB_ELEMENTS and np.ptp(constant.value) > 0:

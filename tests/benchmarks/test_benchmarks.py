@@ -16,7 +16,7 @@ def test_without_a_name_all_are_listed_with_one_line_each(capsys):
         assert f"{name} " in out
         assert summary.endswith(".")
         assert summary in out
-    assert len(summaries()) == 18
+    assert len(summaries()) == 17
 
 
 @pytest.mark.parametrize("name", summaries())

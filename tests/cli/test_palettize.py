@@ -75,7 +75,7 @@ def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp
     assert not recorded["rejected"]
     compared = recorded["comparison"]
     assert compared["windows"] <= 2
-    assert compared["chosen"]["kl"] == pytest.approx(recorded["gate"]["kl_divergence"]["value"], rel=1e-3)
+    assert compared["chosen"]["kl"] == pytest.approx(recorded["gate"]["kl_divergence"]["value"], rel=1e-2)
     assert compared == json.loads(json.dumps(result["compared"]))
     assert (tmp_path / "curve.png").is_file()
     assert (bundle.path / recorded["original"]["path"]).resolve() == demo_bundle.resolve()

@@ -14,7 +14,7 @@ from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcin
 from whisperkit_tools.memory import release_memory
 from whisperkit_tools.mil.graph import read_graph
 from whisperkit_tools.mil.program import Program
-from whisperkit_tools.quantization.block_formats import BlockFormat, matrices, round_to_blocks
+from whisperkit_tools.quantization.block_formats import BlockFormat, in_block_format, matrices
 
 DenseWeights: TypeAlias = Callable[[str], Iterable[tuple[str, NDArray[Any]]]]
 """Gives, for a component's name, names and values of the weights that differ from the uncompressed ones."""
@@ -106,6 +106,6 @@ def block_format_weights(packages: Mapping[str, Path], wanted: BlockFormat) -> D
     def weights(component: str) -> Iterable[tuple[str, NDArray[Any]]]:
         graph = read_graph(packages[component])
         for name in matrices(graph):
-            yield name, round_to_blocks(graph.constants[name].value, wanted)
+            yield name, in_block_format(graph, name, wanted)
 
     return weights
