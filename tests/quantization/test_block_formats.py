@@ -11,6 +11,8 @@ from whisperkit_tools.quantization.block_formats import (
     BLOCK_FORMATS,
     BlockFormat,
     block_format_nbytes,
+    column_scales,
+    in_block_format,
     matrices,
     round_to_blocks,
 )
@@ -115,3 +117,17 @@ def test_bytes_are_those_that_the_yardstick_counts_for_the_checkpoint(graphs, ya
         is_block = value.ndim == 2 and "embed_positions" not in key
         expected += value.size * ((bits + (32 if has_offset else 16) / 32) / 8 if is_block else 2)
     assert sum(block_format_nbytes(graph, BLOCK_FORMATS[name]) for graph in graphs.values()) == expected
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_the_embedding_is_rounded_as_the_checkpoint_has_it(graphs, name):
+    from safetensors.numpy import load_file
+
+    from whisperkit_tools.demo import demo_checkpoint_dir
+
+    stored = load_file(demo_checkpoint_dir() / "model.safetensors")["model.decoder.embed_tokens.weight"]
+    graph, table = graphs["TextDecoder"], "embed_tokens_weight"
+    scale = graph.constants[column_scales(graph)[table]].value.astype(np.float32)
+    assert set(np.frexp(scale)[0].reshape(-1).tolist()) == {0.5}  # powers of two
+    found = in_block_format(graph, table, BLOCK_FORMATS[name]) * scale.reshape(1, -1)
+    np.testing.assert_array_equal(found, round_to_blocks(stored.astype(np.float16), BLOCK_FORMATS[name]))
