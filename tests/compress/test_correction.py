@@ -35,6 +35,10 @@ class Scaled:
     def __init__(self, planner, factors, joint):
         self.factors, self.joint, self.planner, self.count = factors, joint, planner, 0
 
+    def decoder_alone(self, palettes):
+        ((key, found),) = palettes.items()
+        return self.factors[EMBEDDING] * self.planner.options(key, [found.compression])[0].divergence
+
     def measure(self, palettes):
         self.count += 1
         parts = dict.fromkeys(PARTS, 0.0)

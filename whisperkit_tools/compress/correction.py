@@ -48,6 +48,8 @@ def corrected_plan(
         rounds: Maximum number of rounds.
     """
     attempts: list[_Attempt] = []
+    if rounds > 1:
+        planner.measure_token_embedding(measurement().decoder_alone)
     for number in range(1, rounds + 1):
         plan = solve()
         if attempts and _is_same(plan, attempts[-1].plan):

@@ -73,6 +73,10 @@ class PlanMeasurement:
         rows = [divergence(*pair) for pair in zip(self._references, self._logits(embeds, palettes), strict=True)]
         return float(torch.cat(rows).mean())
 
+    def decoder_alone(self, palettes: Palettes) -> float:
+        """Return the divergence that palettes of decoder weights cause alone."""
+        return self._divergence(self._embeds, palettes)
+
     def measure(self, palettes: Palettes) -> PartDivergences:
         """Return the divergences that palettes cause."""
         split = {part: {k: v for k, v in palettes.items() if part_of(self._weights, k) == part} for part in PARTS}

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,7 @@ class Planner:
         self._weights_sha256 = weights.weights_sha256()
         self._curvatures: dict[str, StoredCurvature] = {}
         self._corrections = dict.fromkeys(PARTS, 1.0)
+        self._measured_ratios: dict[tuple[WeightKey, int], float] = {}
 
     # --- sensitivity -------------------------------------------------------------------------------------------------
 
@@ -211,7 +213,33 @@ class Planner:
 
     def _corrected(self, key: WeightKey, compressions: Sequence[Compression]) -> list[StorageOption]:
         factor = self._corrections[part_of(self.weights, key)]
-        return [replace(found, divergence=factor * found.divergence) for found in self.options(key, compressions)]
+        return [
+            replace(found, divergence=factor * self._measured_ratio(key, found) * found.divergence)
+            for found in self.options(key, compressions)
+        ]
+
+    def _measured_ratio(self, key: WeightKey, found: StorageOption) -> float:
+        return self._measured_ratios.get((key, found.compression.nbits), 1.0) if found.compression else 1.0
+
+    def measure_token_embedding(self, measure: Callable[[Mapping[WeightKey, Palettized]], float]) -> None:
+        """Measure the token embedding at every width, in place of predicting it. Later calls do nothing.
+
+        It is the largest weight by far, and a factor that holds for small errors does not hold for large ones. The form
+        of least predicted divergence stands for all forms of its width.
+
+        Args:
+            measure: Returns the divergence of palettes.
+        """
+        if self._measured_ratios or not self.weights.embeddings:
+            return
+        key = max(self.weights.embeddings, key=lambda one: prod(self.weights.shapes[one]))
+        options = self.options(key, self._compressions(key, self.weights.shapes[key]))
+        for nbits in sorted({found.compression.nbits for found in options if found.compression}):
+            of_width = [found for found in options if found.compression and found.compression.nbits == nbits]
+            best = min(of_width, key=lambda found: found.divergence)
+            if best.compression is not None and best.divergence > 0:
+                measured = measure({key: self.palette(key, best.compression)})
+                self._measured_ratios[key, nbits] = measured / best.divergence
 
     def correct(self, ratios: Mapping[str, float]) -> None:
         """Multiply the predictions of later plans by a ratio for each part."""
