@@ -27,9 +27,15 @@ def expected(noise_features):
     """By layer the moment of its input, over the same window twice."""
     model = WhisperForConditionalGeneration.from_pretrained(demo_checkpoint_dir(), dtype=torch.float32).eval().model
     found = {}
+
+    def watch(key, name):
+        def see(_, inputs):
+            found[key] = inputs[0].flatten(0, 1)
+
+        model.get_submodule(name).register_forward_pre_hook(see)
+
     for key, name in LAYERS.items():
-        hook = lambda _, inputs, key=key: found.update({key: inputs[0].flatten(0, 1)})  # noqa: E731
-        model.get_submodule(name).register_forward_pre_hook(hook)
+        watch(key, name)
     with torch.no_grad():
         model(input_features=noise_features[:, :, 0], decoder_input_ids=torch.tensor([TOKENS[:-1]]))
     return {key: 2 * (value.T @ value).numpy() for key, value in found.items()}
