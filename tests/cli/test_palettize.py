@@ -75,7 +75,8 @@ def test_a_bundle_is_made_verified_and_recorded(palettize, wkt, demo_bundle, tmp
     assert not recorded["rejected"]
     compared = recorded["comparison"]
     assert compared["windows"] <= 2
-    assert compared["chosen"]["kl"] == pytest.approx(recorded["gate"]["kl_divergence"]["value"], rel=1e-2)
+    # Both sum float32 logits, in batches of another order: that is worth 1e-7 nats, however small the divergence.
+    assert compared["chosen"]["kl"] == pytest.approx(recorded["gate"]["kl_divergence"]["value"], rel=1e-3, abs=2e-7)
     assert compared == json.loads(json.dumps(result["compared"]))
     assert (tmp_path / "curve.png").is_file()
     assert (bundle.path / recorded["original"]["path"]).resolve() == demo_bundle.resolve()

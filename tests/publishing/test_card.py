@@ -1,6 +1,6 @@
 """The model card's table of variants beside ggml's block formats."""
 
-from whisperkit_tools.manifest import ComparedSizeRecord, ComparisonRecord
+from whisperkit_tools.compression_records import ComparedSizeRecord, ComparisonRecord
 from whisperkit_tools.publishing.card import CardModel, CardVariant, render_card
 from whisperkit_tools.publishing.index import PublishedVersion
 

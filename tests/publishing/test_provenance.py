@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from whisperkit_tools.manifest import Manifest, SettingsRecord
+from whisperkit_tools.compression_records import SettingsRecord
+from whisperkit_tools.manifest import Manifest
 from whisperkit_tools.pipeline.palettize import palettize
 from whisperkit_tools.publishing.provenance import PublishedSource, command_line, commands, source_of
 

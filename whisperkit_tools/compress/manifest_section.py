@@ -9,10 +9,7 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.compress.candidate_store import JudgedCandidate
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.compress.measured_sizes import FormatComparison
-from whisperkit_tools.errors import BundleError
-from whisperkit_tools.files import sha256
-from whisperkit_tools.manifest import (
-    MANIFEST,
+from whisperkit_tools.compression_records import (
     ComparisonRecord,
     CompressionRecord,
     GateRecord,
@@ -20,6 +17,9 @@ from whisperkit_tools.manifest import (
     SettingsRecord,
     TuningRecord,
 )
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.files import sha256
+from whisperkit_tools.manifest import MANIFEST
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.search import SearchTrial, decision
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from whisperkit_tools.compression_records import ComparedSizeRecord, ComparisonRecord
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
-from whisperkit_tools.manifest import ComparedSizeRecord, ComparisonRecord
 from whisperkit_tools.publishing.index import PublishedVersion
 from whisperkit_tools.publishing.provenance import PublishedSource, command_line
 

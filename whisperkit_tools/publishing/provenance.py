@@ -5,15 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from whisperkit_tools.manifest import (
-    CompressionRecord,
-    ConversionRecord,
-    GateRecord,
-    Manifest,
-    SettingsRecord,
-    SourceRecord,
-    TuningRecord,
-)
+from whisperkit_tools.compression_records import CompressionRecord, GateRecord, SettingsRecord, TuningRecord
+from whisperkit_tools.manifest import ConversionRecord, Manifest, SourceRecord
 
 # Defaults of `wkt convert`, which the commands do not spell out.
 KV_LENGTH = 448  # the positions of Whisper's decoder
