@@ -77,6 +77,14 @@ def test_nothing_passes():
     assert found.nearest.nbytes == 8000
 
 
+@pytest.mark.parametrize("trials", [2, 3, 4])
+def test_the_last_of_the_trials_is_the_largest_where_none_passed(trials):
+    made = Candidates(7999, 12, 1e-4)
+    found = search(1000, 8000, made.make, made.judge, SearchOptions(trials=trials), 1100)
+    assert found.trials[-1].nbytes == 8000
+    assert found.best is found.trials[-1]
+
+
 def test_everything_passes():
     made = Candidates(0, kl_at_border=0.02)
     found = search(1000, 8000, made.make, made.judge, SearchOptions(trials=20))
