@@ -14,7 +14,9 @@ import whisperkit_tools as wkt
 from whisperkit_tools.cli import cli
 from whisperkit_tools.demo import demo_utterances
 
-VERBS = ("convert", "palettize", "evaluate", "report", "publish", "pull", "lint", "estimate", "verify")
+VERBS = (
+    "convert", "palettize", "evaluate", "report", "publish", "pull", "lint", "estimate", "verify", "init_student",
+)  # fmt: skip
 # Options that say what is printed. A verb returns its findings instead.
 PRINTING = {
     "as_json": "the result is an object",
@@ -25,7 +27,7 @@ PRINTED_BY = {"lint": {"as_json", "operations", "strict"}}
 
 
 def _command(name):
-    return cli.get_command(click.Context(cli), name)
+    return cli.get_command(click.Context(cli), name.replace("_", "-"))
 
 
 def _parameters(name):

@@ -44,7 +44,7 @@ ROOMS = {
     "compress": {
         "bundle", "conversion", "decoder", "demo", "eval", "memory", "mil", "quantization", "transcribe",
     },
-    "distill": {"checkpoint", "compile_hints", "conversion", "demo", "eval", "mil", "transcribe"},
+    "distill": {"bundle", "checkpoint", "compile_hints", "conversion", "decoder", "demo", "eval", "mil", "transcribe"},
 }  # fmt: skip
 
 

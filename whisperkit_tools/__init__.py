@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from whisperkit_tools.pipeline.checks import estimate, lint, verify
     from whisperkit_tools.pipeline.convert import convert
     from whisperkit_tools.pipeline.evaluate import evaluate
+    from whisperkit_tools.pipeline.init_student import init_student
     from whisperkit_tools.pipeline.palettize import palettize
     from whisperkit_tools.pipeline.publish import publish, pull
     from whisperkit_tools.pipeline.report import report
@@ -79,6 +80,7 @@ _MODULES = {
     "pipeline.checks": ("estimate", "lint", "verify"),
     "pipeline.convert": ("convert",),
     "pipeline.evaluate": ("evaluate",),
+    "pipeline.init_student": ("init_student",),
     "pipeline.palettize": ("palettize",),
     "pipeline.publish": ("publish", "pull"),
     "pipeline.report": ("report",),
@@ -118,6 +120,7 @@ __all__ = [
     "convert",
     "estimate",
     "evaluate",
+    "init_student",
     "lint",
     "open_checkpoint",
     "palettize",

@@ -32,6 +32,7 @@ COMMANDS = {
     "estimate": "Estimate FLOPs, memory traffic and latency of bundles on Apple chips.",
     "evaluate": "Measure word error rate, quality of inference, robustness and speed.",
     "report": "Rewrite the report of a run, or compare runs.",
+    "init-student": "Make a student for distillation from some of a teacher's layers.",
     "publish": "Publish bundles and their evaluation reports to a model repository.",
     "pull": "Download a published variant and verify every file.",
     "versions": "List a repository's variants and versions with their figures.",
