@@ -103,15 +103,26 @@ def test_float16_mode_returns_what_is_declared(half_package: Path, memory: np.nd
 def test_bad_inputs_are_named_together(package: Path, memory: np.ndarray) -> None:
     program = Program.load(package)
     message = (
-        r"'token' is floating-point, expected int32; 'memory' has shape \[64, 50\], expected \[50, 64\]; "
+        r"'token' holds a value that is not a number of type int32; 'memory' has shape \[64, 50\], expected \[50, 64\]; "
         r"'extra' is not an input\. The inputs are token: int32\[1\], memory: float32\[50, 64\]"
     )
     with pytest.raises(ValueError, match=message):
-        program.predict({"token": np.array([1.0]), "memory": memory.T, "extra": memory})
+        program.predict({"token": np.array([np.nan]), "memory": memory.T, "extra": memory})
     with pytest.raises(ValueError, match="'memory' is missing"):
         program.run(token=torch.tensor([1]))
     with pytest.raises(ValueError, match="precision is 'bfloat16', expected"):
         Program.load(package, precision="bfloat16")  # type: ignore[arg-type]
+
+
+def test_floats_for_an_integer_input_lose_their_fractions_as_in_core_ml(package: Path, memory: np.ndarray) -> None:
+    program = Program.load(package)
+    for given in ([2.0], np.array([2.9], np.float32), np.array([2.9], np.float16)):
+        check(program.predict({"token": given, "memory": memory}), expected(2, memory))
+    found = program.run(token=torch.tensor([2.9]), memory=torch.from_numpy(memory))
+    check({name: value.numpy() for name, value in found.items()}, expected(2, memory))
+    for value in (np.inf, np.nan, 3e9):
+        with pytest.raises(ValueError, match="'token' holds a value that is not a number of type int32"):
+            program.predict({"token": [value], "memory": memory})
 
 
 # --- parameters and gradients ---------------------------------------------------------------------------------------
@@ -279,8 +290,9 @@ def test_functions_are_chosen_by_name(package: Path, half_package: Path, tmp_pat
     assert Program.load(both, function="half").inputs["memory"].dtype == "float16"
     found = Program.load(both, function="single").predict({"token": [3], "memory": memory})
     check(found, expected(3, memory))
+    assert Program.load(both).function == "single"
     with pytest.raises(BundleError, match="has no function 'main'; it has half, single"):
-        Program.load(both)
+        Program.load(both, function="main")
 
 
 def test_open_axes_and_shapes_known_only_at_run_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.protos import model_proto
-from whisperkit_tools.mil.tensor_spec import TensorSpec, dtype_name, numpy_dtype
-from whisperkit_tools.mil.weights_file import Blob, BlobFile
+from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, dtype_name, numpy_dtype
+from whisperkit_tools.mil.weights_file import Blob, BlobFile, packed_size, unpack_bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,12 @@ class Graph:
     operations: tuple[Operation, ...] = field(repr=False)
 
 
-def read_graph(path: str | Path, function: str = "main") -> Graph:
+def read_graph(path: str | Path, function: str | None = None) -> Graph:
     """Read one function of an `.mlpackage`. Weights are located and checked for presence, but not read.
 
     Args:
         path: The package folder.
-        function: Name of the function.
+        function: Name of the function. None for the one that Core ML runs by default.
 
     Raises:
         BundleError: The package is missing, damaged, not an ML Program, or has no such function.
@@ -114,6 +115,7 @@ def read_graph(path: str | Path, function: str = "main") -> Graph:
     if spec.WhichOneof("Type") != "mlProgram":
         raise BundleError(f"{path}: is a model of type {spec.WhichOneof('Type')!r}; only ML Programs can be run")
     functions = spec.mlProgram.functions
+    function = function or _default_function(spec)
     if function not in functions:
         raise BundleError(f"{path}: has no function {function!r}; it has {', '.join(sorted(functions))}")
     program = functions[function]
@@ -139,8 +141,14 @@ def function_names(path: str | Path) -> tuple[str, ...]:
         BundleError: The package is missing, damaged, or not an ML Program.
     """
     spec = read_spec(Path(path))
-    default = spec.description.defaultFunctionName or "main"
+    default = _default_function(spec)
     return tuple(sorted(spec.mlProgram.functions, key=lambda name: (name != default, name)))
+
+
+def _default_function(spec: Any) -> str:
+    """Return the function that is run when none is named."""
+    functions = list(spec.mlProgram.functions)
+    return str(spec.description.defaultFunctionName) or (functions[0] if len(functions) == 1 else "main")
 
 
 def model_file(path: Path) -> Path:
@@ -274,8 +282,7 @@ class _Reader:
         values = getattr(tensor, kind).values
         if kind == "strings":
             return values[0] if not spec.shape else np.array(values)
-        dtype = numpy_dtype(spec.dtype)
-        array = np.frombuffer(values, dtype) if kind == "bytes" else np.array(values, dtype)
+        array = _from_bytes(values, spec) if kind == "bytes" else np.array(values, numpy_dtype(spec.dtype))
         return array.reshape(_sizes(spec))
 
     def _blob_file(self, name: str) -> BlobFile:
@@ -286,6 +293,18 @@ class _Reader:
                 raise ValueError(f"weights file {name!r} lies outside the package")
             self._blobs[name] = BlobFile(self.model_dir / relative)
         return self._blobs[name]
+
+
+def _from_bytes(values: bytes, spec: TensorSpec) -> np.ndarray[Any, Any]:
+    """Return the elements of a value that the program holds as bytes, less than eight bits packed as in a file."""
+    width = bit_width(spec.dtype)
+    if width >= 8:
+        return np.frombuffer(values, numpy_dtype(spec.dtype))
+    count = math.prod(_sizes(spec))
+    if len(values) != packed_size(count, width):
+        raise ValueError(f"{spec.name!r} has {len(values)} bytes for {count} elements of {width} bits")
+    packed = np.frombuffer(values, np.uint8)
+    return unpack_bits(packed, width, count, signed=spec.dtype.startswith("int"))
 
 
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:

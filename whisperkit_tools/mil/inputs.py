@@ -1,5 +1,6 @@
 """Conversion of a caller's inputs to the tensors that a program needs, with one message for all problems."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, storage_dtype
+from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, numpy_dtype, storage_dtype
 
 
 def tensor_view(array: NDArray[Any]) -> Tensor:
@@ -54,9 +55,9 @@ class InputConverter:
         """Check tensors and convert them to the program's types and device; those already right are passed on.
 
         Raises:
-            ValueError: Inputs are missing, unknown, or of the wrong shape or kind.
+            ValueError: Inputs are missing, unknown, of the wrong shape, or not numbers of their type.
         """
-        self._check(given, {name: not value.is_floating_point() for name, value in given.items()})
+        self._check(given, {name: value.is_floating_point() for name, value in given.items()})
         return {name: given[name].to(device, dtype) for name, dtype in self._dtypes.items()}
 
     def arrays(self, given: Mapping[str, Any], device: torch.device, tracked: Collection[str]) -> dict[str, Tensor]:
@@ -68,10 +69,10 @@ class InputConverter:
             tracked: Names of inputs for which equal content gives the same tensor object.
 
         Raises:
-            ValueError: Inputs are missing, unknown, or of the wrong shape or kind.
+            ValueError: Inputs are missing, unknown, of the wrong shape, or not numbers of their type.
         """
         arrays = {name: _as_array(value) for name, value in given.items()}
-        self._check(arrays, {name: array.dtype.kind in "biu" for name, array in arrays.items()})
+        self._check(arrays, {name: array.dtype.kind not in "biu" for name, array in arrays.items()})
         return {name: self._convert(name, arrays[name], device, name in tracked) for name in self._dtypes}
 
     def _convert(self, name: str, array: NDArray[Any], device: torch.device, tracked: bool) -> Tensor:
@@ -85,8 +86,12 @@ class InputConverter:
         self._seen[name] = (copy, tensor)
         return tensor
 
-    def _check(self, given: Mapping[str, Any], integral: Mapping[str, bool]) -> None:
-        """Raise one error for all inputs that do not fit."""
+    def _check(self, given: Mapping[str, Any], floating: Mapping[str, bool]) -> None:
+        """Raise one error for all inputs that do not fit.
+
+        Core ML takes floats for an integer input and drops their fractions, so only what no integer stands for is
+        refused.
+        """
         problems = []
         for name, shape in self._shapes.items():
             if name not in given:
@@ -95,12 +100,22 @@ class InputConverter:
             found = tuple(given[name].shape)
             if found != shape and not _fits(found, shape):
                 problems.append(f"{name!r} has shape {list(found)}, expected {_readable_shape(shape)}")
-            if not integral[name] and not is_float(self._specs[name].dtype):
-                problems.append(f"{name!r} is floating-point, expected {self._specs[name].dtype}")
+            dtype = self._specs[name].dtype
+            if floating[name] and not is_float(dtype) and not _are_integers(given[name], dtype):
+                problems.append(f"{name!r} holds a value that is not a number of type {dtype}")
         problems += [f"{name!r} is not an input" for name in given if name not in self._shapes]
         if problems:
             expected = ", ".join(str(spec) for spec in self._specs.values())
             raise ValueError(f"{'; '.join(problems)}. The inputs are {expected}")
+
+
+def _are_integers(values: Any, dtype: str) -> bool:
+    """Return whether floats, without their fractions, are in the range of an integer type."""
+    if dtype == "bool" or not math.prod(values.shape):
+        return True
+    low, high = float(values.min()), float(values.max())  # NaN, if there is one
+    limits = np.iinfo(numpy_dtype(dtype).name)
+    return limits.min - 1 < low and high < limits.max + 1
 
 
 def _as_array(value: Any) -> NDArray[Any]:

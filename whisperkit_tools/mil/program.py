@@ -77,18 +77,19 @@ class Program(nn.Module):
         *,
         precision: Precision = "float32",
         device: str | torch.device = "cpu",
-        function: str = "main",
+        function: str | None = None,
     ) -> "Program":
         """Load an `.mlpackage`.
 
         Args:
             path: The package folder.
             precision: `float32` computes in float32 on the weights as stored; what the program declares as float16 is
-                float32 too, and casts between the two change nothing. `float16` rounds the result of every operation
+                float32 too, and casts between the two change nothing, except that compressed weights are made dense
+                in their declared type. `float16` rounds the result of every operation
                 that the program declares as float16, beyond its range to infinity; products and sums inside one
                 operation are in float32.
             device: Where to compute: `cpu`, `cuda` or `mps`.
-            function: The function of a package with several.
+            function: The function of a package with several. None for the one that Core ML runs by default.
 
         Raises:
             BundleError: The package is missing, damaged, not an ML Program, or has no such function.

@@ -266,6 +266,8 @@ class Schedule:
             arguments += tuple(self.slots[name] for name in node.dynamic.values())
         if self.target.precision == "float16":
             function = _rounding(function, node)
+        elif node.type.startswith("constexpr_"):
+            function = _materialising(function, node)
         outputs = tuple(self.slots[output.name] for output in node.outputs)
         if not set(self.cached).isdisjoint(outputs):
             function = _contiguous(function)
@@ -333,6 +335,23 @@ def _rounding(function: Callable[..., Any], node: Node) -> Callable[..., Any]:
         return function(*arguments)
 
     return move if node.kernel.moves_only else compute
+
+
+def _materialising(function: Callable[..., Any], node: Node) -> Callable[..., Any]:
+    """Round what a compressed weight stands for to its declared type in float32 mode too.
+
+    Such a weight is stored data and not a computation: Core ML makes it dense in the declared type before anything
+    runs. Without the rounding, products with scales would be more exact than the weights that ship.
+    """
+    is_half = tuple(output.dtype == "float16" for output in node.outputs)
+
+    def compute(*arguments: Any) -> Any:
+        result = function(*arguments)
+        parts = result if isinstance(result, tuple) else (result,)
+        rounded = tuple(part.half().float() if half else part for part, half in zip(parts, is_half, strict=True))
+        return rounded if isinstance(result, tuple) else rounded[0]
+
+    return compute if any(is_half) else function
 
 
 def _widened(argument: Any) -> Any:

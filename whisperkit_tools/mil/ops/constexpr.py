@@ -1,8 +1,8 @@
 """Compressed weights, made dense by operations on constants like any other, so that gradients reach palettes.
 
 The forms of iOS 16 hold packed bits and the shape; those of iOS 18 hold an element a value, and scales, palettes and
-offsets by block. Core ML materialises the result in the type of the palette or scale; in float32 mode it is not rounded
-to float16.
+offsets by block. Core ML materialises the result in its declared type, and the schedule rounds it to that in either
+precision.
 """
 
 import math
