@@ -222,6 +222,29 @@ class NoSpeech:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherScore:
+    """Word errors of the corpus by a second scorer, whose figures are not comparable with the plain ones.
+
+    Attributes:
+        scorer: Name of the scorer.
+        version: Version of its rules.
+        wer: Word errors per reference word. None without reference words.
+        substitutions: Number of substituted words.
+        deletions: Number of deleted words.
+        insertions: Number of inserted words.
+        reference_words: Number of words of all references as it normalises them.
+    """
+
+    scorer: str
+    version: str
+    wer: float | None
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_words: int
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """Quality over the corpus.
 
@@ -240,6 +263,9 @@ class Metrics:
         repeated_5grams: Repeated 5-grams of all hypotheses, as hallucination tends to repeat.
         no_speech: None when it was not measured.
         word_timestamp_error: None without word times on both sides.
+        other_scores: The corpus as other scorers count it.
+        empty_references: Number of examples without a reference word, such as silence.
+        inserted_on_empty: Number of words transcribed on those examples.
     """
 
     wer: float | None
@@ -256,6 +282,9 @@ class Metrics:
     repeated_5grams: int = 0
     no_speech: NoSpeech | None = None
     word_timestamp_error: WordTimestampError | None = None
+    other_scores: tuple[OtherScore, ...] = ()
+    empty_references: int = 0
+    inserted_on_empty: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ class Problem:
 
     Attributes:
         id: The example's, or its place in the dataset where it has none.
-        kind: `missing_audio`, `unreadable_audio`, `empty_reference`, `duplicate_id` or `bad_row`.
+        kind: `missing_audio`, `unreadable_audio`, `no_reference`, `duplicate_id` or `bad_row`.
         message: One line for people.
     """
 

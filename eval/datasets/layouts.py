@@ -23,7 +23,7 @@ from whisperkit_tools.eval.datasets.rows import (
     first,
     words_of,
 )
-from whisperkit_tools.eval.metrics.normalize import base_language
+from whisperkit_tools.languages import base_language
 from whisperkit_tools.speech import ReferenceWord
 
 ALL = "all"
@@ -242,7 +242,7 @@ def _read_metadata(root: Path, files: Sequence[Path], options: LayoutOptions) ->
         raise OptionsError(f"no split {options.split!r} in {root}: found {there}")
     audio = AudioFolder(root)
     found = [_metadata_row(number, path, row, audio, options) for number, (path, row) in enumerate(chosen, start=1)]
-    if found and not any(row.reference for row in found):
+    if found and all(row.reference is None for row in found):
         raise OptionsError(_no_text(files[0], [row for _, row in chosen], options.text_column))
     return found
 
@@ -264,7 +264,10 @@ def _metadata_rows(path: Path) -> Iterator[tuple[str | None, dict[str, Any]]]:
 def _metadata_row(number: int, path: Path, row: Mapping[str, Any], audio: AudioFolder, options: LayoutOptions) -> Row:
     name = first(row, AUDIO_FIELDS)
     name = str(name.get("path") or "") if isinstance(name, dict) else str(name or "")
-    text = first(row, (options.text_column,) if options.text_column else TEXT_FIELDS)
+    fields = (options.text_column,) if options.text_column else TEXT_FIELDS
+    text = first(row, fields)
+    if text is None and any(row.get(name) == "" for name in fields):
+        text = ""  # nothing is said in it
     reference = None if text is None else str(text)
     return Row(
         id=str(first(row, ID_FIELDS) or (PurePosixPath(name).with_suffix("") if name else f"row {number}")),

@@ -14,8 +14,8 @@ from whisperkit_tools.eval.datasets.hub import data_files, fetch_snapshot, read_
 from whisperkit_tools.eval.datasets.layouts import LayoutOptions, describe_layouts, has_layout, read_folder
 from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.datasets.rows import Row, check
-from whisperkit_tools.eval.metrics.normalize import base_language
 from whisperkit_tools.files import safe_name
+from whisperkit_tools.languages import base_language
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import Recording
 

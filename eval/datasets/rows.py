@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from whisperkit_tools.eval.datasets.dataset import Problem
-from whisperkit_tools.eval.metrics.normalize import base_language
+from whisperkit_tools.languages import base_language
 from whisperkit_tools.speech import AUDIO_EXTENSIONS, Recording, ReferenceWord
 
 # The mark of NIST's scoring format, which TED-LIUM and others use as a transcript.
@@ -32,7 +32,7 @@ class Row:
 
     Attributes:
         id: The dataset's name of the example.
-        reference: Its transcript. None when the table has none.
+        reference: Its transcript. Empty for a recording without speech, None when the table has none.
         audio: The file. None when it was not found.
         audio_name: The dataset's name of the file, for messages.
         language: None when the dataset does not declare it.
@@ -157,8 +157,8 @@ def _problem(row: Row, is_repeated: bool, count: int) -> Problem | None:
         return Problem(row.id, "duplicate_id", f"{row.id}: {count} examples have this id; the first one counts")
     if row.audio is None:
         return Problem(row.id, "missing_audio", f"{row.id}: no audio file {row.audio_name}")
-    if not (row.reference or "").strip():
-        return Problem(row.id, "empty_reference", f"{row.id}: the reference is empty")
+    if row.reference is None:
+        return Problem(row.id, "no_reference", f"{row.id}: the table has no transcript for it")
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from whisperkit_tools.eval.metrics import open_asr
 from whisperkit_tools.eval.reports.charts import Axis, Curves, Mark, Scatter, curves, linear_axis, scatter
 from whisperkit_tools.eval.reports.comparison import Comparison
 from whisperkit_tools.eval.reports.format import (
@@ -353,6 +354,21 @@ def _rate(value: float) -> str:
     return f"{percent(value)}%"
 
 
+def _open_asr_rate(run: RunReport) -> str | None:
+    """Return the rate of the second scorer with its version, where it was asked for."""
+    scores = {score.scorer: score for score in run.metrics.other_scores}
+    found = scores.get(open_asr.NAME)
+    return None if found is None or found.wer is None else f"{_rate(found.wer)} ({found.version})"
+
+
+def _words_on_silence(run: RunReport) -> str | None:
+    """Return the words that were transcribed on examples without reference words, where there are such examples."""
+    metrics = run.metrics
+    if not metrics.empty_references:
+        return None
+    return f"{_whole(metrics.inserted_on_empty)} on {count(metrics.empty_references, 'example')}"
+
+
 def _ms(value: float) -> str:
     return f"{milliseconds(value)} ms"
 
@@ -370,6 +386,8 @@ _ERRORS = (
     ("Reference words", _of_part("metrics", "reference_words", _whole)),
     ("Insertions per reference word", _of_part("metrics", "insertion_error_rate", _rate)),
     ("Repeated 5-grams", _of_part("metrics", "repeated_5grams", _whole)),
+    ("WER by open-asr, not comparable with the plain one", _open_asr_rate),
+    ("Words transcribed where nothing is said", _words_on_silence),
 )
 _NO_SPEECH = (
     ("Clips", _of_part("metrics.no_speech", "clips", _whole)),

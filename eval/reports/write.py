@@ -16,7 +16,9 @@ seconds, sizes are bytes, and null is what was not measured. A reader ignores un
         metrics                 wer, cer, substitutions, deletions, insertions, reference_words, wer_interval,
                                 qoi, qoi_interval, qoi_reference, insertion_error_rate, repeated_5grams,
                                 no_speech {clips, clips_with_text, words, details},
-                                word_timestamp_error {words, mean_s, median_s, p90_s, within_100ms, within_200ms}
+                                word_timestamp_error {words, mean_s, median_s, p90_s, within_100ms, within_200ms},
+                                other_scores [{scorer, version, wer, substitutions, deletions, insertions,
+                                reference_words}], empty_references, inserted_on_empty
         speed                   encoder_s, token_s, tokens_per_s, first_token_s, rtfx_corpus, rtfx_median,
                                 fallbacks, total_s
         noise                   [{kind, snr_db, wer}]

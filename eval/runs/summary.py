@@ -9,7 +9,9 @@ from typing import Any
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.eval.backends.base import EvaluationTarget
 from whisperkit_tools.eval.datasets.dataset import Dataset
+from whisperkit_tools.eval.metrics import open_asr
 from whisperkit_tools.eval.metrics.alignment import word_start_distances, word_timestamp_error
+from whisperkit_tools.eval.metrics.normalize import Normalization
 from whisperkit_tools.eval.metrics.qoi import quality_of_inference
 from whisperkit_tools.eval.metrics.wer import repeated_ngrams, total, wer_interval
 from whisperkit_tools.eval.runs.noise import no_speech_behaviour
@@ -22,6 +24,7 @@ from whisperkit_tools.eval.schema import (
     Metrics,
     NoisePoint,
     NoSpeech,
+    OtherScore,
     ProblemInfo,
     ResultRow,
     RunReport,
@@ -90,7 +93,11 @@ def summarise(
         bundle=target.bundle,
         backend=target.backend,
         dataset=_dataset_info(dataset, results),
-        options={**config.keyed, **{f"dataset_{name}": value for name, value in dataset.options.items()}},
+        options={
+            **config.keyed,
+            **_normalizers(config, results),
+            **{f"dataset_{name}": value for name, value in dataset.options.items()},
+        },
         machine=description["machine"],
         versions=description["versions"],
         started=description["started"],
@@ -104,6 +111,13 @@ def summarise(
         problems=tuple(ProblemInfo(problem.id, problem.kind, problem.message) for problem in dataset.problems),
         failures=tuple(Failure(row.id, row.error or "") for row in results.failed),
     )
+
+
+def _normalizers(config: EvaluateConfig, results: Results) -> dict[str, str]:
+    """Return the normaliser of each language with its version, because published figures move with them."""
+    normalization = Normalization(config.normalizer)
+    languages = sorted({row.language or "unknown" for row in results.clean})
+    return {f"normalizer_{code}": normalization.described(None if code == "unknown" else code) for code in languages}
 
 
 def _dataset_info(dataset: Dataset, results: Results) -> DatasetInfo:
@@ -141,7 +155,26 @@ def _metrics(dataset: Dataset, config: EvaluateConfig, results: Results) -> Metr
         repeated_5grams=sum(repeated_ngrams(row.hypothesis_normalized, _REPEATED) for row in rows),
         no_speech=_no_speech(results.no_speech),
         word_timestamp_error=word_timestamp_error(_word_distances(dataset, rows)),
+        other_scores=_other_scores(config, rows),
+        empty_references=sum(not row.reference_words for row in rows),
+        inserted_on_empty=sum(row.insertions for row in rows if not row.reference_words),
     )
+
+
+def _other_scores(config: EvaluateConfig, rows: Sequence[ResultRow]) -> tuple[OtherScore, ...]:
+    if config.scorer != open_asr.NAME:
+        return ()
+    found = total(open_asr.word_counts(row.reference, row.hypothesis, row.language) for row in rows)
+    score = OtherScore(
+        scorer=open_asr.NAME,
+        version=open_asr.version(),
+        wer=found.rate,
+        substitutions=found.substitutions,
+        deletions=found.deletions,
+        insertions=found.insertions,
+        reference_words=found.reference,
+    )
+    return (score,)
 
 
 def _cer(rows: Iterable[ResultRow]) -> float | None:

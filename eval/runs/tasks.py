@@ -8,10 +8,14 @@ from typing import Any
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.eval.backends.base import EvaluationTarget
 from whisperkit_tools.eval.datasets.dataset import Dataset
+from whisperkit_tools.eval.metrics import open_asr
+from whisperkit_tools.eval.metrics.normalize import NORMALIZER_EDITION
 from whisperkit_tools.eval.runs.noise import NOISE_KINDS, SNR_LIMITS_DB, no_speech_examples, with_noise
 from whisperkit_tools.eval.runs.worker import CLEAN, NO_SPEECH, NOISE, STREAMING, Task
 from whisperkit_tools.files import sha256_of_json
 from whisperkit_tools.speech import AudioReader, Recording
+
+SCORERS = ("plain", open_asr.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,8 @@ class EvaluateConfig:
 
     Attributes:
         normalizer: Applied before scoring. `auto` chooses by language.
+        scorer: `plain`, or `open-asr` for the word errors of the Open ASR Leaderboard beside the plain ones.
+            Transcripts do not depend on it, so the same run gets them.
         gives_language: Whether the backend gets the language that the dataset declares.
         words: Whether word times are requested.
         noise_snr_db: Signal-to-noise ratios of the robustness curve. Empty for none.
@@ -35,6 +41,7 @@ class EvaluateConfig:
     """
 
     normalizer: str = "auto"
+    scorer: str = SCORERS[0]
     gives_language: bool = True
     words: bool = False
     noise_snr_db: tuple[float, ...] = ()
@@ -59,6 +66,8 @@ class EvaluateConfig:
             problems.append(f"{option('noise_kinds')} {unknown} are unknown, allowed are {', '.join(NOISE_KINDS)}")
         if not (math.isfinite(self.hop_s) and 0 < self.hop_s <= 15):
             problems.append(f"{option('hop_s')} is {self.hop_s}, expected more than 0 and at most 15")
+        if self.scorer not in SCORERS:
+            problems.append(f"{option('scorer')} is {self.scorer!r}, allowed are {', '.join(SCORERS)}")
         if self.max_failures < 0:
             problems.append(f"{option('max_failures')} is {self.max_failures}, expected 0 or more")
         if problems:
@@ -68,7 +77,8 @@ class EvaluateConfig:
     def keyed(self) -> dict[str, Any]:
         """The values that change the result, JSON-ready."""
         values = asdict(self)
-        del values["max_failures"]
+        del values["max_failures"], values["scorer"]
+        values["normalizer_version"] = NORMALIZER_EDITION
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

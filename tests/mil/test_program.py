@@ -103,7 +103,8 @@ def test_float16_mode_returns_what_is_declared(half_package: Path, memory: np.nd
 def test_bad_inputs_are_named_together(package: Path, memory: np.ndarray) -> None:
     program = Program.load(package)
     message = (
-        r"'token' holds a value that is not a number of type int32; 'memory' has shape \[64, 50\], expected \[50, 64\]; "
+        r"'token' holds a value that is not a number of type int32; "
+        r"'memory' has shape \[64, 50\], expected \[50, 64\]; "
         r"'extra' is not an input\. The inputs are token: int32\[1\], memory: float32\[50, 64\]"
     )
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """Special ids come from the bundle's own files, whatever vocabulary it has."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_timestamps_that_the_tokenizer_does_not_know_have_no_text(shared):
     assert tokenizer.decode([tokenizer.special.timestamp_begin + 3, *tokenizer.encode(" yes")]) == " yes"
 
 
-@pytest.mark.parametrize("language", ["es", "ES", " Spanish ", "<|es|>", "castilian"])
+@pytest.mark.parametrize("language", ["es", "ES", " Spanish ", "<|es|>", "castilian", "es-419", "spa"])
 def test_languages_by_code_and_name(demo_bundle, language):
     special = load(demo_bundle, vocab_size=2248).special
     assert special.language_of(special.language_id(language)) == "es"
@@ -63,6 +64,19 @@ def test_an_unknown_language_gets_a_hint(demo_bundle, language, hint):
     special = load(demo_bundle, vocab_size=2248).special
     with pytest.raises(OptionsError, match=hint):
         special.language_id(language)
+
+
+def test_a_language_that_only_other_models_know_is_named(demo_bundle):
+    special = replace(load(demo_bundle, vocab_size=2248).special, languages={"en": 1, "es": 2})
+    with pytest.raises(OptionsError, match=r"language 'ko-KR' is korean \(ko\), which this model does not know"):
+        special.language_id("ko-KR")
+
+
+def test_cantonese_is_chinese_where_the_model_has_no_token_for_it(shared):
+    special = load(shared / "checkpoints" / "whisper-tiny", vocab_size=51865).special
+    assert special.language_of(special.language_id("yue-Hant-HK")) == "zh"
+    large = load(shared / "checkpoints" / "whisper-large-v3", vocab_size=51866).special
+    assert large.language_of(large.language_id("yue-Hant-HK")) == "yue"
 
 
 def test_an_english_model_takes_no_language(shared):

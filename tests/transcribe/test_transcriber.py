@@ -158,6 +158,15 @@ def test_language_is_detected(transcriber):
     assert (given.language, given.language_probability) == ("es", None)
 
 
+def test_a_language_tag_is_resolved_and_shown(transcriber):
+    audio = read(utterances(1)[1].path)
+    tagged = transcriber.transcribe(audio, TranscribeOptions(language="es-419"))
+    assert tagged.language == "es"
+    assert tagged.notices == ("the language es-419 is read as es (spanish)",)
+    named = transcriber.transcribe(audio, TranscribeOptions(language="Spanish"))
+    assert (named.text, named.notices) == (tagged.text, ())
+
+
 def test_long_audio_without_timestamps_goes_on_by_windows(transcriber):
     result = transcriber.transcribe(read(demo_longform()[0].path), TranscribeOptions(timestamps=False))
     assert result.timings.windows == 3

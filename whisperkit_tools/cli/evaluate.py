@@ -110,7 +110,16 @@ _measuring = options.options(
         "--normalizer",
         default="auto",
         show_default=True,
-        help="Text normalizer before scoring: auto (by language), english, basic, letters or none.",
+        help="Text normalizer before scoring: auto (by language), english, basic, letters or none. openai-2025 is "
+        "Whisper's own without the corrections of 2026.",
+    ),
+    click.option(
+        "--scorer",
+        type=click.Choice(["plain", "open-asr"]),
+        default="plain",
+        show_default=True,
+        help="open-asr adds the word error rate as the Open ASR Leaderboard counts it: compounds, acronyms, names and "
+        "fillers are no errors.",
     ),
     click.option("--detect-language", is_flag=True, help="Do not tell the model the language of an example."),
     click.option(
@@ -190,7 +199,7 @@ def command(bundles: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
 
         show_json({"folders": [str(folder) for folder in folders], **to_json(Report(runs=tuple(reports)))})
     else:
-        for line in table(reports):
+        for line in (*table(reports), *_other_scores(reports)):
             show(line)
         for folder in folders:
             show(f"report: {folder / 'report.html'}")
@@ -201,6 +210,15 @@ def table(reports: "list[RunReport]") -> list[str]:
     """Return the main figures, a line for each run."""
     head = ("", "MB", "WER %", "95 %", "CER %", "QoI %", "speed", "ms/token", "s to first")
     return column_table([head, *(_cells(report) for report in reports)])
+
+
+def _other_scores(reports: "list[RunReport]") -> list[str]:
+    """Return a line for each figure of a second scorer."""
+    return [
+        f"{report.name}: WER by {score.scorer} {'-' if score.wer is None else f'{100 * score.wer:.2f} %'}"
+        for report in reports
+        for score in report.metrics.other_scores
+    ]
 
 
 def _cells(report: "RunReport") -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def _check(flag: str, default: str, help: str) -> options.Decorator:
 
 
 _decoding = options.options(
-    click.option("--language", help="Spoken language, as a code or a name.  [default: detected]"),
+    click.option("--language", help="Spoken language, as a code, a name or a tag such as pt-BR.  [default: detected]"),
     click.option(
         "--task",
         type=click.Choice(["transcribe", "translate"]),

@@ -120,6 +120,7 @@ def evaluate(
     features: str | None = None,
     condition_on_previous_text: bool | None = None,
     normalizer: str = "auto",
+    scorer: str = "plain",
     detect_language: bool = False,
     word_timestamps: bool = False,
     noise_snr: str | float | Sequence[float] | None = None,
@@ -170,7 +171,9 @@ def evaluate(
         vad: Detector of pauses, `energy` or `silero`.
         features: Mel features of each `window` or of the whole `file`.
         condition_on_previous_text: Give each window the text before it as a prompt.
-        normalizer: `auto` (by language), `english`, `basic`, `letters` or `none`.
+        normalizer: `auto` (by language), `english`, `basic`, `letters`, `none`, or `openai-2025`, which is `auto` with
+            Whisper's own rules of 2025.
+        scorer: `plain`, or `open-asr` for the word errors of the Open ASR Leaderboard beside the plain ones.
         detect_language: Do not tell the model the language of an example.
         word_timestamps: Also compute word times, and compare them with the dataset's.
         noise_snr: Signal-to-noise ratios in dB at which the examples are evaluated as well.
@@ -203,6 +206,7 @@ def evaluate(
         raise OptionsError(f"{option('address')} names a Ray cluster; add {option('engine', RAY)}")
     config = _config(
         normalizer=normalizer,
+        scorer=scorer,
         gives_language=not detect_language,
         words=word_timestamps,
         noise_snr_db=as_numbers("noise_snr", noise_snr, "20,10,5,0") or (),

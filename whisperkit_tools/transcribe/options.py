@@ -18,7 +18,8 @@ class TranscribeOptions:
     """All settings that decide on the tokens, given the bundle and the audio.
 
     Attributes:
-        language: Code (`es`) or English name (`Spanish`) of the spoken language. None detects it in the first window.
+        language: Spoken language, as a code (`es`), an English name (`Spanish`) or a tag (`es-419`, `zh-Hans`). None
+            detects it in the first window.
         task: `transcribe`, or `translate` to English.
         prompt: Text that the audio seems to continue, which sets the spelling of names and the style.
         timestamps: Predict timestamps. Long audio is then cut between phrases, not at every 30 s.

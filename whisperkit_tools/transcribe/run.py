@@ -9,6 +9,7 @@ from torch import Tensor
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_features
@@ -146,7 +147,7 @@ class TranscriptionRun:
         self._progress, self._label = progress, label
         self._steps_before = engine.session.steps
         prompt, notice = engine.prompt(options)
-        self._notices = tuple(line for line in (notice, self._prefill_notice()) if line)
+        self._notices = [line for line in (notice, self._prefill_notice(), self._language_notice()) if line]
         self._context = PromptContext(
             engine.special, prompt, condition=options.condition_on_previous_text, limit=engine.prompt_limit
         )
@@ -250,7 +251,7 @@ class TranscriptionRun:
                 decoder_steps=self._engine.session.steps - self._steps_before,
                 tokens=len(self._tokens),
             ),
-            notices=self._notices,
+            notices=tuple(self._notices),
             long_form=self._options.long_form,
         )
 
@@ -354,6 +355,17 @@ class TranscriptionRun:
         if lookup is None or not self._options.prefill or lookup.length != special.forced:
             return None
         return lookup.columns(special.languages.get(start.language, 0), TASKS.index(self._options.task))
+
+    def _language_notice(self) -> str | None:
+        """Return which of the model's languages a tag such as `pt-BR` stands for."""
+        special, written = self._engine.special, self._options.language
+        if written is None or not special.is_multilingual:
+            return None
+        code = special.language_of(special.language_id(written))
+        plain = written.strip().lower().removeprefix("<|").removesuffix("|>")
+        if plain == code or LANGUAGE_CODES.get(plain) == code:
+            return None
+        return f"the language {written} is read as {code} ({LANGUAGE_NAMES.get(code, 'without a known name')})"
 
     def _prefill_notice(self) -> str | None:
         """Return why a prefill that is there and wanted cannot be used."""

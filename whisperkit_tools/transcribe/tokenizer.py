@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from whisperkit_tools.errors import BundleError, OptionsError, option
+from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES, language_candidates
 from whisperkit_tools.transcribe.options import TASKS
 
 _LANGUAGE_NAME = re.compile(r"<\|([a-z]{2,3})\|>")
@@ -72,34 +73,31 @@ class SpecialTokens:
         return token < self.end_of_text or token >= self.timestamp_end
 
     def language_id(self, language: str) -> int:
-        """Return the id of a language given by its code, its token or its English name.
+        """Return the id of a language as people and systems write it, see `languages.language_candidates`.
 
         Raises:
             OptionsError: Unknown, with the nearest ones, or the model knows only English.
         """
-        code = language.strip().lower().removeprefix("<|").removesuffix("|>")
         if not self.is_multilingual:
             raise OptionsError(f"{option('language')} is {language!r}, but this model knows only English; omit it")
-        if code in self.languages:
-            return self.languages[code]
-        names = _language_names()
-        if names.get(code) in self.languages:
-            return self.languages[names[code]]
-        known = [*self.languages, *(name for name, of in names.items() if of in self.languages)]
-        near = difflib.get_close_matches(code, known, n=4, cutoff=0.5)
+        written = language.strip().lower().removeprefix("<|").removesuffix("|>")
+        for code in (written, *language_candidates(language)):
+            if code in self.languages:
+                return self.languages[code]
+        meant = next((code for code in language_candidates(language) if code in LANGUAGE_NAMES), None)
+        if meant is not None:
+            raise OptionsError(
+                f"{option('language')} {language!r} is {LANGUAGE_NAMES[meant]} ({meant}), which this model does not "
+                f"know; known codes are {', '.join(sorted(self.languages))}"
+            )
+        known = [*self.languages, *(name for name, of in LANGUAGE_CODES.items() if of in self.languages)]
+        near = difflib.get_close_matches(written, known, n=4, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known codes are {', '.join(sorted(self.languages))}"
         raise OptionsError(f"unknown {option('language')} {language!r}; {hint}")
 
     def language_of(self, token: int) -> str:
         """Return the code of a language's id."""
         return next(code for code, of in self.languages.items() if of == token)
-
-
-def _language_names() -> dict[str, str]:
-    """Return English names of languages with their codes. The import takes a second, so it waits for a name."""
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-    return dict(TO_LANGUAGE_CODE)
 
 
 class WhisperTokenizer:

@@ -268,7 +268,7 @@ def test_all_problems_are_listed_and_can_be_skipped(tmp_path):
     (tmp_path / "b.wav").unlink()
     (tmp_path / "e.wav").write_bytes(b"not audio")
     rows = [*ROWS, {"file_name": "c.wav", "text": "again", "id": "c"}, {"text": "no audio"}]
-    rows[3] = ROWS[3] | {"text": "  "}
+    rows[3] = {"file_name": "d.wav", "language": "en"}
     (tmp_path / "metadata.json").write_text(json.dumps(rows))
     with pytest.raises(DatasetError) as caught:
         open_dataset(str(tmp_path))
@@ -276,7 +276,7 @@ def test_all_problems_are_listed_and_can_be_skipped(tmp_path):
     assert "5 examples cannot be evaluated; add skip_bad=True to continue without" in message
     for line in (
         "missing_audio: b: no audio file b.wav",
-        "empty_reference: d: the reference is empty",
+        "no_reference: d: the table has no transcript for it",
         "unreadable_audio: e: e.wav is not audio that can be decoded",
         "duplicate_id: c: 2 examples have this id; the first one counts",
         "missing_audio: row 8: no audio file (none of the fields file_name, audio",
@@ -286,10 +286,24 @@ def test_all_problems_are_listed_and_can_be_skipped(tmp_path):
     assert [example.id for example in found.examples] == ["a", "c", "f"]
     assert [problem.kind for problem in found.problems] == [
         "missing_audio",
-        "empty_reference",
+        "no_reference",
         "unreadable_audio",
         "duplicate_id",
         "missing_audio",
+    ]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_recordings_in_which_nothing_is_said_are_examples(tmp_path, name):
+    folder_with(tmp_path, ROWS[:2])
+    (tmp_path / "metadata.json").unlink()
+    if name.endswith(".csv"):
+        (tmp_path / name).write_text("file_name,text\na.wav,\nb.wav,[laughter]\n")
+    else:
+        (tmp_path / name).write_text('{"file_name": "a.wav", "text": ""}\n{"file_name": "b.wav", "text": "[laughter]"}')
+    assert [(example.id, example.text) for example in open_dataset(str(tmp_path)).examples] == [
+        ("a", ""),
+        ("b", "[laughter]"),
     ]
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from helpers.evaluation_runs import LoadFake, Notes, content, fake_target, heard, make_dataset, reference, run
 
 from whisperkit_tools.errors import EvaluationError, OptionsError, WktError
+from whisperkit_tools.eval.reports.markdown import render_markdown
 from whisperkit_tools.eval.runs.engines import ProcessEngine
 from whisperkit_tools.eval.runs.tasks import EvaluateConfig, run_key
 from whisperkit_tools.eval.schema import ResultRow, read_report
@@ -34,6 +36,35 @@ def test_a_run_gives_the_corpus_figures_of_jiwer(tmp_path):
     assert metrics.wer_interval[0] <= metrics.wer <= metrics.wer_interval[1]
     assert [bucket.examples for bucket in done.report.by_speaker] == [5, 5]
     assert sum(bucket.examples for bucket in done.report.by_duration) == 10
+
+
+def test_words_on_silence_are_insertions_and_silence_is_no_error(tmp_path):
+    dataset = make_dataset(tmp_path / "audio", 4)
+    texts = {0: "", 1: "[laughter] <inaudible>"}
+    examples = tuple(replace(item, text=texts.get(at, item.text)) for at, item in enumerate(dataset.examples))
+    metrics = run(tmp_path / "out", replace(dataset, examples=examples)).report.metrics
+    spoken = sum(len(reference(at).split()) for at in (2, 3))
+    invented = sum(len(heard(at).split()) for at in (0, 1))
+    assert metrics.reference_words == spoken
+    assert (metrics.empty_references, metrics.inserted_on_empty, metrics.insertions) == (2, invented, invented)
+    wrong = jiwer.process_words([reference(2), reference(3)], [heard(2), heard(3)]).substitutions
+    assert metrics.wer == pytest.approx((invented + wrong) / spoken)
+
+
+def test_a_second_scorer_stands_beside_the_plain_one_in_the_same_run(tmp_path):
+    dataset = make_dataset(tmp_path / "audio", 2)
+    plain = run(tmp_path / "out", dataset)
+    assert plain.report.metrics.other_scores == ()
+    config = EvaluateConfig(scorer="open-asr", checks_no_speech=False)
+    both = run(tmp_path / "out", dataset, config=config)
+    assert both.folder == plain.folder
+    (score,) = both.report.metrics.other_scores
+    assert (score.scorer, score.substitutions) == ("open-asr", plain.report.metrics.substitutions)
+    assert both.report.metrics.wer == plain.report.metrics.wer
+    assert both.report.options["normalizer_en"].startswith("english (2026-08")
+    assert "WER by open-asr" in (render_markdown((both.report,), ()))
+    with pytest.raises(OptionsError, match="scorer is 'other', allowed are plain, open-asr"):
+        EvaluateConfig(scorer="other")
 
 
 def test_the_speed_is_that_of_the_timings(tmp_path):
