@@ -20,8 +20,8 @@ PACKAGE = ROOT / "whisperkit_tools"
 
 # What every room may import.
 GROUND_FLOOR = {
-    "compression_records", "contract", "dimensions", "errors", "files", "intervals", "languages", "manifest", "progress",
-    "records", "signals", "speech",
+    "compression_records", "contract", "dimensions", "errors", "files", "intervals", "languages", "manifest",
+    "progress", "records", "signals", "speech",
 }  # fmt: skip
 # Room: what it may import of the house, besides itself and the ground floor.
 ROOMS = {
