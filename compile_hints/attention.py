@@ -41,7 +41,7 @@ class AttentionImplementation(Protocol):
             key: `[B, C, 1, K]`.
             value: `[B, C, 1, K]`.
             heads: Number of heads. Head `i` owns the channels `[i * C / heads, (i + 1) * C / heads)`.
-            mask: `[B, 1, 1, K]`, finite, added to the scores, or None.
+            mask: `[B, 1, 1, K]`, or `[B, 1, Q, K]` with a row for each query. Finite, added to the scores, or None.
             observed: Heads whose attention weights are returned.
 
         Returns:
@@ -221,14 +221,15 @@ class SplitKeys:
     Attributes:
         keys: Each head's, `[B, K, 1, C / heads]`.
         values: Each head's, `[B, C / heads, 1, K]`.
-        mask: `[B, K, 1, 1]`, or None.
+        mask: `[B, K, 1, 1]` or `[B, K, 1, Q]`, or None.
     """
 
     def __init__(self, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> None:
         self.channels = key.shape[1] // heads
         self.keys = split(key.transpose(1, 3), self.channels, dim=3)
         self.values = split(value, self.channels, dim=1)
-        self.mask = mask if mask is None else mask.transpose(1, 3)
+        by_key = mask if mask is None else mask.transpose(1, 3)  # [B, K, Q, 1]
+        self.mask = by_key if by_key is None or by_key.shape[2] == 1 else by_key.transpose(2, 3)
 
     def attend(self, query: Tensor, observed: tuple[int, ...]) -> Attended:
         """Attend from `query` `[B, C, 1, Q]`, head by head."""

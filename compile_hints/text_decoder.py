@@ -1,6 +1,6 @@
 """Whisper's text decoder in Neural Engine layout: one token a call, caches in and their updates out."""
 
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,19 @@ from whisperkit_tools.dimensions import ModelDimensions
 
 AlignmentHeads: TypeAlias = tuple[tuple[int, int], ...]
 """Pairs of decoder layer and cross-attention head."""
+
+
+class CacheMasks(Protocol):
+    """Where a layer puts its new keys and values, and which positions it sees."""
+
+    @property
+    def padding(self) -> Tensor:
+        """`[1, 1, N, S]`, added to the scores of each token."""
+        ...
+
+    def updated(self, cache: Tensor, update: Tensor) -> Tensor:
+        """Put `update` `[1, D, 1, N]` into `cache` `[1, D, 1, S]`."""
+        ...
 
 
 class CachedStep:
@@ -51,7 +64,7 @@ class TextDecoderLayer(FeedForward):
         x: Tensor,
         key_cache: Tensor,
         value_cache: Tensor,
-        step: CachedStep,
+        step: CacheMasks,
         encoder_output_embeds: Tensor,
         observed: tuple[int, ...],
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -180,7 +193,7 @@ def scaled(embedded: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
-    """Return the rows `[1, D]` of tokens `[1]` in a table that is cut into pieces of equal height, except for the last.
+    """Return the rows `[n, D]` of tokens `[n]` in a table that is cut into pieces of equal height, except for the last.
 
     All arithmetic is on integers, because float16 does not hold ids beyond 2048. Clamping and division are not used,
     because the converter makes them arithmetic of floats.
@@ -194,6 +207,8 @@ def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
     row = ids - piece * height
     in_last = torch.minimum(row, row.new_full((1,), at_most))
     rows = [F.embedding(row, table) for table in tables[:-1]] + [F.embedding(in_last, tables[-1])]
+    if ids.shape[0] > 1:  # a table has a row for each of the tokens
+        piece = piece * ids.shape[0] + torch.arange(ids.shape[0], dtype=ids.dtype)
     return F.embedding(piece, torch.cat(rows))
 
 

@@ -90,6 +90,12 @@ def stateful_bundle(run_root) -> Path:
     return converted_demo(run_root / "stateful-bundles", deployment_target="ios18", stateful=True)
 
 
+@pytest.fixture(scope="session")
+def verifying_bundle(run_root) -> Path:
+    """The same with its decoder on five tokens at once."""
+    return converted_demo(run_root / "verifying-bundles", draft_tokens=5)
+
+
 @pytest.fixture
 def write_run(tmp_path):
     """Write the folder of a finished evaluation: `write_run(name, pairs, ...)`, see `helpers.runs.write_run`."""

@@ -1,7 +1,7 @@
 """The typed manifest: what wkt wrote is read, written again unchanged, and refused where a value has a wrong type.
 
-`data/manifests` holds manifests of `wkt convert demo --turbo` and `wkt palettize`, with long tables cut short. Some are
-of earlier versions, which recorded less.
+`data/manifests` holds manifests of `wkt convert demo` (`--turbo`, `--draft-tokens 5`) and `wkt palettize`, with long
+tables cut short. Some are of earlier versions, which recorded less.
 `palettize_compared` is `palettize_tuned` with the comparison of another run.
 """
 
@@ -30,7 +30,7 @@ from whisperkit_tools.manifest import (
 from whisperkit_tools.records import Record
 
 DATA = Path(__file__).parent / "data" / "manifests"
-CURRENT = ("convert_turbo", "palettize_settings")
+CURRENT = ("convert_turbo", "verifying", "palettize_settings")
 NAMES = (*CURRENT, "palettize_tuned", "palettize_bits_6_rejected", "palettize_compared")
 
 

@@ -17,8 +17,9 @@ MEL = "MelSpectrogram"
 ENCODER = "AudioEncoder"
 DECODER = "TextDecoder"
 PREFILL = "TextDecoderContextPrefill"
+VERIFIER = "TextDecoderVerify"
 COMPONENTS = (MEL, ENCODER, DECODER)
-OPTIONAL_COMPONENTS = (PREFILL,)
+OPTIONAL_COMPONENTS = (PREFILL, VERIFIER)
 MODEL_COMPONENTS = (ENCODER, DECODER)  # those that hold the model's weights: compressed, and counted as its size
 
 # MelSpectrogram and AudioEncoder.
@@ -52,6 +53,10 @@ TASK = "task"
 LANGUAGE = "language"
 KEY_PREFILL = "key_cache_prefill"
 VALUE_PREFILL = "value_cache_prefill"
+
+# TextDecoderVerify: the decoder on this many tokens at once, unless the conversion is told otherwise. Today's open
+# runtime does not load it.
+VERIFIED_TOKENS = 5
 
 MASKED = -10000.0  # the runtime's own value: finite in float16, and zero after the softmax
 
@@ -179,6 +184,35 @@ def prefill_interface(dims: ModelDimensions, forced: int) -> PackageInterface:
     cache = TensorInterface((1, dims.d_model * dims.decoder_layers, 1, forced))
     outputs = {KEY_PREFILL: cache, VALUE_PREFILL: cache}
     return PackageInterface({TASK: one, LANGUAGE: one}, outputs)
+
+
+def verifier_interface(
+    dims: ModelDimensions, kv_length: int, tokens: int, *, word_timestamps: bool
+) -> PackageInterface:
+    """The interface of the decoder on several tokens at once.
+
+    The inputs are those of `TextDecoder` with a row for each token: the token, its position, and both masks. The
+    outputs have a row for each token, and the updates of the caches a column.
+
+    Args:
+        dims: The model's sizes.
+        kv_length: Positions of the decoder's caches.
+        tokens: Number of tokens.
+        word_timestamps: Whether the decoder gives out its alignment heads' weights.
+    """
+    one = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)[DECODER]
+    rows = {INPUT_IDS, CACHE_LENGTH, UPDATE_MASK, PADDING_MASK, ALIGNMENT}
+    inputs = {name: _with_rows(it, tokens) if name in rows else it for name, it in one.inputs.items()}
+    channels = dims.d_model * dims.decoder_layers
+    update = TensorInterface((1, channels, 1, tokens))
+    outputs = {LOGITS: TensorInterface((1, tokens, dims.vocab_size)), KEY_UPDATES: update, VALUE_UPDATES: update}
+    if word_timestamps:
+        outputs[ALIGNMENT] = _with_rows(one.outputs[ALIGNMENT], tokens)
+    return PackageInterface(inputs, outputs, one.optional)
+
+
+def _with_rows(tensor: TensorInterface, rows: int) -> TensorInterface:
+    return TensorInterface((rows, *tensor.shape[1:]), tensor.dtype, tensor.accepted)
 
 
 def stateful_interfaces(dims: ModelDimensions, kv_length: int, *, word_timestamps: bool) -> dict[str, PackageInterface]:

@@ -85,6 +85,21 @@ class ConversionRecord(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationRecord(Record):
+    """The decoder on several tokens at once, against single steps.
+
+    Attributes:
+        tokens: Number of tokens in a call.
+        difference: Largest change that was found in the difference of two logits, by `float32` and `float16`.
+        tolerance: Difference of two logits below which a choice is repeated by single steps, likewise.
+    """
+
+    tokens: int = 0
+    difference: Mapping[str, float] = field(default_factory=dict)
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRecord(Record):
     """Agreement of the packages with the checkpoint.
 
@@ -204,6 +219,7 @@ class Manifest(Record):
         conversion: How the checkpoint was converted, if it was.
         parity: Agreement with the checkpoint.
         prefill: The table of caches after the forced tokens, if one was asked for.
+        speculation: The decoder on several tokens at once, if the bundle has it.
         compression: How the bundle was compressed, if it was.
         files: Size and digest of every other file, by its path with forward slashes.
     """
@@ -219,6 +235,7 @@ class Manifest(Record):
     conversion: ConversionRecord | None = None
     parity: ParityRecord | None = None
     prefill: PrefillRecord | None = None
+    speculation: SpeculationRecord | None = None
     compression: CompressionRecord | None = None
     files: Mapping[str, FileRecord] = field(default_factory=dict)
 

@@ -201,6 +201,29 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """What a draft did for a transcription.
+
+    Attributes:
+        rounds: Calls of the large decoder on tokens that the draft had written.
+        proposed: Tokens that the draft wrote.
+        accepted: Those of them that the large decoder wrote too.
+        repeated_steps: Single steps of the large decoder for choices too close for a call on several tokens.
+        draft_steps: Calls of the draft's decoder.
+    """
+
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    repeated_steps: int = 0
+    draft_steps: int = 0
+
+    def __sub__(self, earlier: "Speculation") -> "Speculation":
+        """Return what was done since an earlier count."""
+        return Speculation(*(getattr(self, name) - getattr(earlier, name) for name in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
 class Transcription:
     """The text of one recording.
 
@@ -216,6 +239,7 @@ class Transcription:
         timings: Wall times and counts.
         notices: Changes to the request, such as a truncated prompt.
         long_form: Strategy for audio of more than one window.
+        speculation: What the draft did. None without one.
     """
 
     text: str
@@ -228,6 +252,7 @@ class Transcription:
     timings: Timings
     notices: tuple[str, ...] = ()
     long_form: str = "sequential"
+    speculation: Speculation | None = None
 
     @property
     def words(self) -> tuple[Word, ...]:

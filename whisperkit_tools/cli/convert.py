@@ -9,7 +9,7 @@ import whisperkit_tools as wkt
 from whisperkit_tools.cli import options
 from whisperkit_tools.cli.output import show, show_json
 from whisperkit_tools.cli.progress import ConsoleProgress
-from whisperkit_tools.contract import DEPLOYMENT_TARGETS, PREFILL
+from whisperkit_tools.contract import DEPLOYMENT_TARGETS, PREFILL, VERIFIER
 
 if TYPE_CHECKING:
     from whisperkit_tools.conversion.config import ConvertResult
@@ -60,6 +60,14 @@ _layout = options.options(
     options.switch_off("--no-word-timestamps", help="Omit the output of the alignment heads."),
 )
 
+_draft = click.option(
+    "--draft-tokens",
+    type=int,
+    metavar="N",
+    help=f"Add {VERIFIER}, the decoder on N tokens at once (5, for example), with which wkt transcribe --draft "
+    "verifies what a small model wrote. Today's open runtime does not use it.",
+)
+
 _prefill = options.options(
     click.option(
         "--prefill/--no-prefill",
@@ -99,6 +107,7 @@ _prefill = options.options(
 @click.option("--revision", help="Branch, tag or commit of a Hub checkpoint. Its commit is recorded.")
 @_layout
 @_prefill
+@_draft
 @options.switch_off("--no-verify", help="Do not run the packages. The bundle records that it is unverified.")
 @click.option("--compile", is_flag=True, help="Add .mlmodelc folders (macOS with Xcode).")
 @options.allow_pickle

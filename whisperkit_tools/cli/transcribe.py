@@ -142,6 +142,12 @@ _running = options.options(
 @click.argument("audio", nargs=-1, required=True)
 @click.option("--bundle", type=options.PATH, help="Folder of the bundle.  [default: the last converted bundle]")
 @options.bundles_dir
+@click.option(
+    "--draft",
+    type=options.PATH,
+    help="Bundle of a smaller model that writes ahead, such as a distilled one. The tokens stay the same. The bundle "
+    "needs wkt convert --draft-tokens.",
+)
 @_decoding
 @click.option(
     "--format",

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS
+from whisperkit_tools.contract import DECODER, EMBEDS, ENCODER, FEATURES, MODEL_COMPONENTS, VERIFIER
 from whisperkit_tools.decoder.teacher_forcing import SpeechWindow, TeacherForcing
 from whisperkit_tools.errors import QualityGateError
 from whisperkit_tools.manifest import MANIFEST
@@ -29,6 +29,9 @@ def write_packages(source: Bundle, palettes: Palettes, folder: Path) -> None:
     compressed = {f"{name}.mlpackage" for name in MODEL_COMPONENTS if palettes.get(name)}
     for item in sorted(source.path.iterdir()):
         # The runtime would prefer compiled models beside the packages, and those have the uncompressed weights.
+        # TextDecoderVerify has the uncompressed weights too, so its choices are not those of the compressed decoder.
+        if item.stem == VERIFIER and compressed:
+            continue
         if item.name == MANIFEST or item.name in compressed or item.suffix == ".mlmodelc" or item.name.startswith("."):
             continue
         if item.is_dir():

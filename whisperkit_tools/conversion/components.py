@@ -67,6 +67,11 @@ class Components:
         fold_query_scale(module)
         return module
 
+    @property
+    def embeds(self) -> torch.Tensor:
+        """The audio embeddings of the speech, once the encoder's reference was computed."""
+        return torch.from_numpy(self._known[contract.EMBEDS])
+
     def reference(self, name: str, module: torch.nn.Module) -> Reference:
         """Compute a component on the speech. Its outputs become the next component's inputs.
 

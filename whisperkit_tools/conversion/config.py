@@ -11,6 +11,7 @@ from whisperkit_tools.conversion.attention_layout import PLAIN, TURBO_DECODER, T
 from whisperkit_tools.conversion.export import check_stateful_target
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
 from whisperkit_tools.conversion.prefill.build import PrefillOptions, PrefillOutcome
+from whisperkit_tools.conversion.verifier import check_draft_tokens
 from whisperkit_tools.errors import ConversionError, OptionsError, option
 
 
@@ -35,6 +36,7 @@ class ConvertConfig:
         force: Whether an existing bundle is replaced.
         prefill: Whether the bundle has a table of the caches after the forced tokens, or how that is made. None adds
             one with `turbo`, unless the model can have none. True and options demand it, see `PrefillOptions`.
+        draft_tokens: Number of tokens that `TextDecoderVerify` takes at once. None for no such package.
         gate: The parity that is required.
     """
 
@@ -52,6 +54,7 @@ class ConvertConfig:
     compile: bool = False
     force: bool = False
     prefill: PrefillOptions | bool | None = None
+    draft_tokens: int | None = None
     gate: ParityGate = field(default_factory=ParityGate)
 
     def __post_init__(self) -> None:
@@ -75,6 +78,8 @@ class ConvertConfig:
                 f"{option('turbo')} is the layout with {TURBO_ENCODER!r} for the encoder, but "
                 f"{option('audio_encoder_attention')} is {encoder!r}; omit one of the two"
             )
+        if self.draft_tokens is not None:
+            check_draft_tokens(self.draft_tokens, stateful=self.stateful, verify=self.verify)
         if prefill := self.prefill_options:
             prefill.check_verified(self.verify)
         if self.compile and (sys.platform != "darwin" or shutil.which("xcrun") is None):
@@ -90,7 +95,7 @@ class ConvertConfig:
             OptionsError: All such values are named.
         """
         switches = ("word_timestamps", "turbo", "stateful", "verify", "compile", "force")
-        counts = ("kv_length", "attention_chunk_size", "logits_chunk_size")
+        counts = ("kv_length", "attention_chunk_size", "logits_chunk_size", "draft_tokens")
         problems = [
             f"{option(name)} is {getattr(self, name)!r}, expected True or False"
             for name in switches

@@ -20,6 +20,7 @@ from whisperkit_tools.contract import (
     PackageInterface,
     aligned,
     stateful_interfaces,
+    verifier_interface,
 )
 from whisperkit_tools.conversion.alignment_heads import choose_alignment_heads
 from whisperkit_tools.conversion.components import COMPUTED_IN_FLOAT32, Components, to_reference_form
@@ -28,6 +29,7 @@ from whisperkit_tools.conversion.contract_check import package_problems, statefu
 from whisperkit_tools.conversion.export import PackageMetadata, export_package
 from whisperkit_tools.conversion.parity import ComponentParity, require
 from whisperkit_tools.conversion.prefill.build import PrefillOutcome, PrefillStage
+from whisperkit_tools.conversion.verifier import compare_with_steps, export_verifier
 from whisperkit_tools.demo import verification_speech
 from whisperkit_tools.errors import ConversionError, OptionsError, option
 from whisperkit_tools.files import folder_bytes, write_json
@@ -36,15 +38,18 @@ from whisperkit_tools.manifest import (
     Manifest,
     ParityRecord,
     SourceRecord,
+    SpeculationRecord,
     ToolRecord,
     write_manifest,
 )
+from whisperkit_tools.mil.package import Package
 from whisperkit_tools.progress import Progress, SilentProgress
 
 _DESCRIPTIONS = {
     contract.MEL: "Log-mel features of a 30-second window of 16 kHz audio",
     contract.ENCODER: "Whisper's audio encoder: log-mel features to audio embeddings",
     contract.DECODER: "Whisper's text decoder: one token a call, key and value caches in, their updates out",
+    contract.VERIFIER: "Whisper's text decoder on several tokens a call, to read what a draft has written",
     contract.PREFILL: "The text decoder's caches after start, language and task, looked up",
 }
 _STATEFUL_DESCRIPTION = (
@@ -97,6 +102,7 @@ class _Conversion:
         self.audio = verification_speech()
         self.heads: AlignmentHeads | None = None
         self.prefill: PrefillOutcome | None = None
+        self.speculation: SpeculationRecord | None = None
         self.prefill_stage: PrefillStage | None = None
         if options := config.prefill_options:
             self.prefill_stage = PrefillStage(checkpoint, options, verify=config.verify, progress=progress)
@@ -117,6 +123,8 @@ class _Conversion:
             self._ship_chosen_heads(folder / "generation_config.json")
         if self.prefill_stage:
             self._prefill(self.prefill_stage, folder)
+        if self.config.draft_tokens is not None:
+            self._verifier(components, self.config.draft_tokens, folder)
 
     def _alignment_heads(self) -> AlignmentHeads | None:
         if not self.config.word_timestamps or self.checkpoint.alignment_heads:
@@ -158,6 +166,26 @@ class _Conversion:
         if self.prefill.reason:
             self.notes.append("prefill" + ("" if self.prefill.included else " left out") + f": {self.prefill.reason}")
             self.progress.note(self.notes[-1])
+
+    def _verifier(self, components: Components, tokens: int, folder: Path) -> None:
+        """Add the decoder on several tokens, and measure how far it is from single steps."""
+        target = folder / f"{contract.VERIFIER}.mlpackage"
+        interface = verifier_interface(
+            self.checkpoint.dims, self.kv_length, tokens, word_timestamps=self.heads is not None
+        )
+        with self.progress.stage(contract.VERIFIER, "export"):
+            decoder = components.load(contract.DECODER)
+            assert isinstance(decoder, TextDecoder)
+            metadata, system = self._metadata(contract.VERIFIER), self.config.deployment_target
+            export_verifier(decoder, interface, target, deployment_target=system, metadata=metadata)
+            del decoder
+        if self.config.compile:
+            compile_package(target)
+        with self.progress.stage(contract.VERIFIER, "verify: single steps"):
+            start = int(self.checkpoint.generation_config["decoder_start_token_id"])
+            single = Package(folder / f"{contract.DECODER}.mlpackage")
+            parity, self.speculation = compare_with_steps(single, Package(target), components.embeds, start)
+        self.parity.append(parity)
 
     def _export_prefill(self, module: torch.nn.Module, interface: PackageInterface, path: Path) -> None:
         target = self.config.deployment_target
@@ -243,6 +271,7 @@ def _manifest(work: _Conversion, variant: str) -> Manifest:
             },
         ),
         prefill=work.prefill.recorded() if work.prefill else None,
+        speculation=work.speculation,
     )
 
 

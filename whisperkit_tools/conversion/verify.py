@@ -6,7 +6,14 @@ from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.checkpoint.model import dimensions
-from whisperkit_tools.contract import COMPONENTS, PREFILL, package_interfaces, stateful_interfaces
+from whisperkit_tools.contract import (
+    COMPONENTS,
+    PREFILL,
+    VERIFIER,
+    package_interfaces,
+    stateful_interfaces,
+    verifier_interface,
+)
 from whisperkit_tools.conversion.components import Components, to_reference_form
 from whisperkit_tools.conversion.contract_check import package_problems, stateful_problems
 from whisperkit_tools.conversion.parity import ComponentParity, ParityGate
@@ -90,8 +97,12 @@ def _contract_problems(bundle: Bundle) -> list[str]:
     kv_length = (cache.shape[3] if cache and len(cache.shape) == 4 else None) or dims.n_text_ctx
     word_timestamps = contract.ALIGNMENT in decoder.outputs
     interfaces = package_interfaces(dims, kv_length, word_timestamps=word_timestamps)
+    names: tuple[str, ...] = COMPONENTS
+    if bundle.has(VERIFIER) and (tokens := bundle.manifest.speculation and bundle.manifest.speculation.tokens):
+        interfaces[VERIFIER] = verifier_interface(dims, kv_length, tokens, word_timestamps=word_timestamps)
+        names = (*COMPONENTS, VERIFIER)
     problems = [f"{name} is missing" for name in ("tokenizer.json",) if not (bundle.path / name).is_file()]
-    for name in COMPONENTS:
+    for name in names:
         try:
             if stateful and name == contract.DECODER:
                 functions = stateful_interfaces(dims, kv_length, word_timestamps=word_timestamps)

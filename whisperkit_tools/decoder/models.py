@@ -8,7 +8,8 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.decoder.prefill_lookup import PrefillLookup
-from whisperkit_tools.decoder.session import DecoderSession, fixed_axis
+from whisperkit_tools.decoder.session import CacheSession, DecoderSession, fixed_axis
+from whisperkit_tools.decoder.speculative import DraftSession, SpeculativeSession, Verifier
 from whisperkit_tools.decoder.stateful import StatefulDecoder, new_session
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.backend import TensorModel
@@ -122,6 +123,83 @@ class Models:
     def new_session(self) -> DecoderSession:
         """Return a session with caches of its own, for window after window."""
         return new_session(self.decoder, device=self.device, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class DraftedModels(Models):
+    """Models with a draft that writes ahead, see `speculative`.
+
+    Attributes:
+        verifier: TextDecoderVerify.
+        tolerance: Difference of two logits below which its choices are repeated by single steps.
+        draft: The draft's models. Its encoder is this one's where both have the same.
+        draft_verifier: The draft's own TextDecoderVerify, which reads long prompts. None where it has none.
+
+    Raises:
+        BundleError: The packages, or the model and its draft, do not belong together.
+    """
+
+    verifier: TensorModel | None = None
+    tolerance: float = 0.0
+    draft: Models | None = None
+    draft_verifier: TensorModel | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the draft hears and writes what the model does."""
+        super().__post_init__()
+        object.__setattr__(self, "_heard", {})
+        mine, draft = self.sizes, self._draft.sizes
+        pairs = {
+            "mel bins": (mine.n_mels, draft.n_mels),
+            "tokens": (mine.vocab_size, draft.vocab_size),
+            "audio positions": (mine.n_audio_ctx, draft.n_audio_ctx),
+        }
+        wrong = [f"{own} {what}, the draft {other}" for what, (own, other) in pairs.items() if own != other]
+        if wrong:
+            raise BundleError(f"the draft does not fit the model, which has {'; '.join(wrong)}")
+
+    @property
+    def _draft(self) -> Models:
+        if self.draft is None or self.verifier is None:
+            raise ValueError("a draft needs its models and the large model's verifier")
+        return self.draft
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether the draft reads this model's audio embeddings."""
+        return self._draft.encoder is self.encoder
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return audio embeddings, and remember which features they belong to, for a draft with its own encoder."""
+        embeds = super().encode(features)
+        if not self.shares_encoder:
+            heard: dict[str, Tensor] = self.__dict__["_heard"]
+            heard.clear()
+            heard.update(features=features, embeds=embeds)
+        return embeds
+
+    def draft_embeds(self, embeds: Tensor) -> Tensor:
+        """Return the draft's audio embeddings of the window that `encode` heard last.
+
+        Args:
+            embeds: What `encode` returned for it.
+        """
+        if self.shares_encoder:
+            return embeds
+        heard: dict[str, Tensor] = self.__dict__["_heard"]
+        if heard.get("embeds") is not embeds:
+            raise ValueError("a draft with its own encoder needs embeddings that `encode` made last")
+        return self._draft.encode(heard["features"])
+
+    def new_session(self) -> DecoderSession:
+        """Return a session that computes ahead what the draft expects."""
+        draft = self._draft
+        session, draft_session = super().new_session(), draft.new_session()
+        if not (isinstance(session, CacheSession) and isinstance(draft_session, CacheSession)) or not self.verifier:
+            raise BundleError("a draft needs decoders with their caches as inputs, not as states; convert again")
+        reader = None if self.draft_verifier is None else Verifier(self.draft_verifier, draft_session)
+        verifier = Verifier(self.verifier, session, self.tolerance)
+        return SpeculativeSession(session, verifier, DraftSession(draft_session, reader), embeds=self.draft_embeds)
 
 
 def _check_names(models: Models) -> None:

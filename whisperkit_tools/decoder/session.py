@@ -7,7 +7,7 @@ that belongs to one transcript lies in the session.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,10 +45,13 @@ class DecoderStep(NamedTuple):
         logits: `[V]`, of the next token.
         alignment: `[n_audio_ctx]`, the attention of the alignment heads while this token was read. None where the
             decoder does not return it.
+        tolerance: Difference of two logits below which a choice between them may differ from the one after `step`. 0
+            where the logits are those of `step`.
     """
 
     logits: Tensor
     alignment: Tensor | None
+    tolerance: float = 0.0
 
 
 class DecoderSession(ABC):
@@ -110,6 +113,32 @@ class DecoderSession(ABC):
         self.steps += 1
         return found
 
+    def read(self, tokens: Sequence[int], start: int = 0) -> Iterator[DecoderStep]:
+        """Decode given tokens.
+
+        Args:
+            tokens: All ids from position 0 on.
+            start: Number of those that are cached already.
+
+        Yields:
+            The step of each of the others.
+        """
+        for position, token in enumerate(tokens[start:], start=start):
+            yield self.step(token, position)
+
+    def step_ahead(
+        self, token: int, position: int, generated: Sequence[int], expect: Callable[[Tensor, Sequence[int]], int | None]
+    ) -> DecoderStep:
+        """Decode one token where the next one will be the likeliest. A session may compute ahead.
+
+        Args:
+            token: Its id.
+            position: Number of tokens before it.
+            generated: The ids of the answer so far, `token` included.
+            expect: Chooses a token from logits `[V]` and the ids of the answer before it. None where the answer ends.
+        """
+        return self.step(token, position)
+
     def step(self, token: int, position: int) -> DecoderStep:
         """Decode one token.
 
@@ -169,6 +198,37 @@ class CacheSession(DecoderSession):
     def columns(self, start: int, stop: int) -> CacheColumns:
         """Return a copy of what is cached at the positions from `start` to before `stop`."""
         return CacheColumns(self._keys[..., start:stop].clone(), self._values[..., start:stop].clone())
+
+    def run_several(
+        self, decoder: TensorModel, tokens: Sequence[int], position: int, kept: int
+    ) -> Mapping[str, Tensor]:
+        """Run a decoder of several tokens on the caches, and cache what it adds.
+
+        Args:
+            decoder: TextDecoderVerify of the same model.
+            tokens: As many ids as it takes.
+            position: Number of tokens before them.
+            kept: How many of the tokens are cached.
+
+        Returns:
+            Its outputs by name.
+        """
+        rows = slice(position, position + len(tokens))
+        inputs = {name: rows_of.squeeze(1) for name, rows_of in self._step_inputs.batch(rows, self.length).items()}
+        outputs = decoder.run(
+            {
+                contract.INPUT_IDS: torch.tensor(tokens, dtype=torch.int32, device=self._device),
+                contract.KEY_CACHE: self._keys,
+                contract.VALUE_CACHE: self._values,
+                contract.EMBEDS: self._embeds,
+                **inputs,
+            }
+        )
+        self.steps += 1
+        added = slice(position, position + kept)
+        self._keys[..., added] = outputs[contract.KEY_UPDATES][..., :kept]
+        self._values[..., added] = outputs[contract.VALUE_UPDATES][..., :kept]
+        return outputs
 
     def _run(self, ids: Tensor, position: int) -> Mapping[str, Tensor]:
         outputs = self._decoder.run(

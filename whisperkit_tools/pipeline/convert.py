@@ -51,6 +51,7 @@ def convert(
     prefill_from: str | None = None,
     prefill_audio: str | Path | None = None,
     prefill_max_wer_delta: float | None = None,
+    draft_tokens: int | None = None,
     strict: bool = False,
     word_timestamps: bool = True,
     verify: bool = True,
@@ -79,6 +80,8 @@ def convert(
         prefill_from: Audio that the table is averaged over: `speech`, `noise` or `mixed`. None for `speech`.
         prefill_audio: Folder with your own speech for the table. None for the demo's.
         prefill_max_wer_delta: Maximum rise of the word error rate in points. A table that raises it more is omitted.
+        draft_tokens: Number of tokens that `TextDecoderVerify` takes at once, for speculative decoding. None for no
+            such package.
         strict: Fail where the table is omitted or its effect on transcripts was not measured.
         word_timestamps: Export the weights of the alignment heads.
         verify: Run the packages and compare them with the checkpoint.
@@ -117,6 +120,7 @@ def convert(
         verify=verify,
         compile=compile,
         force=force,
+        draft_tokens=draft_tokens,
         prefill=_prefill(
             prefill,
             turbo,

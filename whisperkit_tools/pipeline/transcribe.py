@@ -28,6 +28,7 @@ class TranscriptionJob:
         backend: `torch` anywhere, or `coreml` on macOS.
         compute_units: Core ML compute units; None for those of the on-device runtime.
         device: PyTorch device.
+        draft: The bundle of a smaller model that writes ahead; None for none.
     """
 
     inputs: tuple[AudioInput, ...]
@@ -38,6 +39,7 @@ class TranscriptionJob:
     backend: str = "torch"
     compute_units: str | None = None
     device: str = "cpu"
+    draft: Bundle | str | Path | None = None
 
     def results(self, progress: Progress | None = None) -> Iterator[tuple[int, Transcription]]:
         """Transcribe the inputs, each when it is asked for.
@@ -74,6 +76,7 @@ class TranscriptionJob:
             backend=self.backend,
             compute_units=self.compute_units,
             device=self.device,
+            draft=self.draft,
         )
 
     def _label(self, index: int) -> str:
@@ -86,6 +89,7 @@ def transcription_job(
     *,
     bundle: Bundle | str | Path | None = None,
     bundles_dir: str | Path = DEFAULT_BUNDLES_DIR,
+    draft: Bundle | str | Path | None = None,
     language: str | None = None,
     task: str = "transcribe",
     prompt: str | None = None,
@@ -115,6 +119,7 @@ def transcription_job(
         audio: Files, folders, or `-` for standard input.
         bundle: The bundle, opened or by folder. None for the last converted one.
         bundles_dir: The folder in which to look for that one.
+        draft: The bundle of a smaller model, opened or by folder, that writes ahead. None for none.
         language: See `TranscribeOptions`, as for all keywords down to `seed`.
         task: `transcribe`, or `translate` to English.
         prompt: Text that the audio continues.
@@ -163,4 +168,4 @@ def transcription_job(
         seed=seed,
     )
     inputs = tuple(find_inputs(as_tuple(audio)))
-    return TranscriptionJob(inputs, options, bundle, bundles_dir, precision, backend, compute_units, device)
+    return TranscriptionJob(inputs, options, bundle, bundles_dir, precision, backend, compute_units, device, draft)

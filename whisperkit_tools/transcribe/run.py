@@ -8,10 +8,11 @@ from torch import Tensor
 
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
+from whisperkit_tools.decoder.speculative import SpeculativeSession
 from whisperkit_tools.errors import AudioError
 from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES
 from whisperkit_tools.progress import Progress
-from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Speculation, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_features
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
@@ -146,6 +147,7 @@ class TranscriptionRun:
         self._duration_s = duration_s
         self._progress, self._label = progress, label
         self._steps_before = engine.session.steps
+        self._speculation_before = _speculation(engine.session)
         prompt, notice = engine.prompt(options)
         self._notices = [line for line in (notice, self._prefill_notice(), self._language_notice()) if line]
         self._context = PromptContext(
@@ -253,7 +255,13 @@ class TranscriptionRun:
             ),
             notices=tuple(self._notices),
             long_form=self._options.long_form,
+            speculation=self._speculation(),
         )
+
+    def _speculation(self) -> Speculation | None:
+        """Return what the draft did for this audio."""
+        now, before = _speculation(self._engine.session), self._speculation_before
+        return None if now is None or before is None else now - before
 
     # --- one window --------------------------------------------------------------------------------------------------
 
@@ -373,3 +381,8 @@ class TranscriptionRun:
         if lookup is None or not self._options.prefill or lookup.length == forced:
             return None
         return f"the bundle's prefill is not used: it holds {lookup.length} tokens, this model forces {forced}"
+
+
+def _speculation(session: DecoderSession) -> Speculation | None:
+    """Return what a session's draft did so far."""
+    return session.speculation if isinstance(session, SpeculativeSession) else None

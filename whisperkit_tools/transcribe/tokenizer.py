@@ -122,10 +122,7 @@ class WhisperTokenizer:
         Raises:
             BundleError: Not a tokenizer, or without the ids that decoding needs (all are named).
         """
-        try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{tokenizer_json} is not a tokenizer: {error}; convert the checkpoint again") from error
+        tokenizer = _read(tokenizer_json)
         special = special_tokens(
             tokenizer.get_vocab(with_added_tokens=True),
             generation_config,
@@ -167,6 +164,22 @@ class WhisperTokenizer:
         if len(ids) <= limit:
             return tuple(ids), None
         return tuple(ids[-limit:]), f"the prompt has {len(ids)} tokens; the last {limit} are used"
+
+
+def vocabulary(tokenizer_json: Path) -> dict[str, int]:
+    """Return the ids of all tokens of a tokenizer, special ones included.
+
+    Raises:
+        BundleError: Not a tokenizer.
+    """
+    return dict(_read(tokenizer_json).get_vocab(with_added_tokens=True))
+
+
+def _read(tokenizer_json: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(tokenizer_json))
+    except Exception as error:  # the library raises bare Exception
+        raise BundleError(f"{tokenizer_json} is not a tokenizer: {error}; convert the checkpoint again") from error
 
 
 def special_tokens(

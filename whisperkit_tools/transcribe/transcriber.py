@@ -8,10 +8,10 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.decoder.loading import load_models
+from whisperkit_tools.decoder.loading import load_drafted_models, load_models
 from whisperkit_tools.decoder.models import Models, ModelSizes
 from whisperkit_tools.decoder.session import DecoderSession
-from whisperkit_tools.errors import AudioError, OptionsError, option
+from whisperkit_tools.errors import AudioError, BundleError, OptionsError, option
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Transcription
@@ -19,7 +19,7 @@ from whisperkit_tools.transcribe.audio.features import ArrayFeatures
 from whisperkit_tools.transcribe.audio.load import load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.run import TranscriptionEngine, TranscriptionRun
-from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
+from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer, vocabulary
 
 # Ids that older checkpoints keep in the model's config.
 _INHERITED = ("eos_token_id", "decoder_start_token_id", "suppress_tokens", "begin_suppress_tokens")
@@ -55,6 +55,7 @@ class Transcriber:
         backend: str = "torch",
         compute_units: str | None = None,
         device: str = "cpu",
+        draft: Bundle | str | Path | None = None,
     ) -> "Transcriber":
         """Load a bundle.
 
@@ -65,16 +66,27 @@ class Transcriber:
             compute_units: For `coreml`: `all`, `cpu_only`, `cpu_and_gpu` or `cpu_and_ne`. None for those that the
                 on-device runtime chooses for each package.
             device: For `torch`: `cpu`, `cuda` or `mps`.
+            draft: The bundle of a smaller model that writes ahead. The tokens are the same, and take less time. None
+                for none.
 
         Raises:
-            BundleError: The bundle is incomplete or damaged.
+            BundleError: The bundle is incomplete or damaged, or the draft does not fit it.
             OptionsError: There is no such backend.
             UnsupportedOperationError: This machine lacks the backend or the device, or a program has unknown
                 operations.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        models = load_models(opened, precision=precision, backend=backend, compute_units=compute_units, device=device)
-        return cls.from_models(models, opened)
+        if draft is None:
+            models = load_models(
+                opened, precision=precision, backend=backend, compute_units=compute_units, device=device
+            )
+            return cls.from_models(models, opened)
+        small = draft if isinstance(draft, Bundle) else Bundle.open(draft)
+        check_same_vocabulary(opened, small)
+        drafted = load_drafted_models(
+            opened, small, precision=precision, backend=backend, compute_units=compute_units, device=device
+        )
+        return cls.from_models(drafted, opened)
 
     @classmethod
     def from_models(cls, models: Models, bundle: Bundle) -> "Transcriber":
@@ -209,6 +221,22 @@ def _check_samples(audio: Samples) -> None:
     if not bool(np.isfinite(audio).all()):
         bad = int(np.count_nonzero(~np.isfinite(audio)))
         raise AudioError(f"the audio holds {bad} samples that are not numbers (NaN or infinite); export it again")
+
+
+def check_same_vocabulary(bundle: Bundle, draft: Bundle) -> None:
+    """Check that a draft's tokens are those of the bundle.
+
+    Raises:
+        BundleError: Some ids stand for other tokens.
+    """
+    mine, other = (vocabulary(one.asset("tokenizer.json")) for one in (bundle, draft))
+    if mine == other:
+        return
+    different = sorted(token for token in mine.keys() | other.keys() if mine.get(token) != other.get(token))
+    raise BundleError(
+        f"the draft {draft.path} has another tokenizer than {bundle.path}: {len(different)} tokens differ, such as "
+        f"{', '.join(map(repr, different[:3]))}; use a draft that was made from this model"
+    )
 
 
 def load_tokenizer(bundle: Bundle, *, vocab_size: int, n_audio_ctx: int) -> WhisperTokenizer:

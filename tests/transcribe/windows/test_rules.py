@@ -105,3 +105,16 @@ def test_all_timestamps_together_beat_the_likeliest_word():
     found = LogitRules(special_tokens(), timestamps=True).apply(logits, [FIRST_STAMP, 7])
     assert found[7] == -math.inf
     assert bool(found[FIRST_STAMP + 1 :].isfinite().all())
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+def test_no_change_below_the_gap_changes_the_choice(timestamps):
+    generator = torch.Generator().manual_seed(0)
+    rules = LogitRules(special_tokens(), timestamps=timestamps)
+    for turn in range(200):
+        logits = 3 * torch.randn(VOCABULARY, generator=generator)
+        generated = [[], [FIRST_STAMP], [FIRST_STAMP, 7]][turn % 3]
+        gap = min(rules.gap(logits, generated), 100.0)
+        chosen = int(rules.apply(logits, generated).argmax())
+        change = (torch.rand(VOCABULARY, generator=generator) - 0.5) * 0.99 * gap
+        assert int(rules.apply(logits + change, generated).argmax()) == chosen

@@ -4,7 +4,7 @@ import math
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,8 +70,9 @@ class DecodedWindow:
 
 @dataclass(frozen=True, slots=True)
 class _Prefix:
-    """The given ids once they were read: the step of the last, and what the start of the transcript told."""
+    """The given ids once they were read: the last with its step, and what the start of the transcript told."""
 
+    token: int
     last: DecoderStep
     no_speech_prob: float | None
 
@@ -86,6 +87,7 @@ class _Attempt:
         logprobs: Their log probabilities.
         alignment: The row of each, `[n_audio_ctx]`. Empty when the decoder does not return them.
         ended: Whether the last id is end-of-text.
+        tolerance: Maximum error of a log probability, see `DecoderStep`.
     """
 
     temperature: float
@@ -93,6 +95,7 @@ class _Attempt:
     logprobs: tuple[float, ...]
     alignment: tuple[Tensor, ...]
     ended: bool
+    tolerance: float = 0.0
 
     @property
     def avg_logprob(self) -> float:
@@ -163,11 +166,14 @@ class WindowDecoder:
             if attempts:
                 # The prefix stays in the caches. Only what was generated after it is forgotten.
                 self._session.rewind(len(prefix))
-            attempts.append(self._attempt(read.last, len(prefix), temperature))
+            attempts.append(self._attempt(read, len(prefix), temperature))
             if no_speech_prob is None and self._options.no_speech_threshold is not None:
                 # The step that the prefill replaced is made up for here, where the first token does not wait for it.
                 no_speech_prob = self._no_speech(self._session.step(prefix[0], 0).logits)
                 self._session.fill(prefilled, looked_up)
+            if self._is_in_doubt(attempts[-1]):
+                self._session.rewind(len(prefix))
+                attempts[-1] = self._attempt(self._again(read, len(prefix)), len(prefix), temperature, ahead=False)
             if self._is_accepted(attempts[-1], no_speech_prob):
                 break
         return self._window(attempts, no_speech_prob, first_token_at)
@@ -193,40 +199,76 @@ class WindowDecoder:
     def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int, looked_up: int) -> _Prefix:
         """Decode the given ids from position `looked_up` on."""
         no_speech_prob = None
-        for position, token in enumerate(prefix[looked_up:], start=looked_up):
-            step = self._session.step(token, position)
+        for position, step in enumerate(self._session.read(prefix, looked_up), start=looked_up):
             if position == start_of_transcript:
                 no_speech_prob = self._no_speech(step.logits)
+                tolerance = step.tolerance
+        if no_speech_prob is not None and self._decides(no_speech_prob, tolerance):
+            no_speech_prob = self._no_speech(
+                self._session.step(prefix[start_of_transcript], start_of_transcript).logits
+            )
         if not bool(torch.isfinite(step.logits).all()):
             raise BundleError(
                 "the text decoder gave logits that are not finite: its numbers overflow, or its weights are damaged; "
                 f"check the bundle with `wkt verify`, or try {option('precision', 'float32')}"
             )
-        return _Prefix(step, no_speech_prob)
+        return _Prefix(prefix[-1], step, no_speech_prob)
 
-    def _attempt(self, step: DecoderStep, begin: int, temperature: float) -> _Attempt:
+    def _again(self, read: _Prefix, begin: int) -> _Prefix:
+        """Return the same with the last id read once more, by a single step."""
+        return replace(read, last=self._session.step(read.token, begin - 1))
+
+    def _decides(self, no_speech_prob: float, tolerance: float) -> bool:
+        """Return whether the tolerance of a no-speech probability decides on whether the window has speech."""
+        thresholds = (self._options.no_speech_threshold, CERTAIN_NO_SPEECH)
+        return any(limit is not None and abs(no_speech_prob - limit) < tolerance for limit in thresholds)
+
+    def _is_in_doubt(self, attempt: _Attempt) -> bool:
+        """Return whether the tolerance of the log probabilities decides on whether another temperature is tried."""
+        threshold = self._options.logprob_threshold
+        return threshold is not None and abs(attempt.avg_logprob - threshold) < attempt.tolerance
+
+    def _attempt(self, read: _Prefix, begin: int, temperature: float, *, ahead: bool = True) -> _Attempt:
         """Generate until end-of-text or the length limit.
 
         Args:
-            step: The step of the last given id.
+            read: The given ids.
             begin: Number of given ids.
             temperature: 0 for the likeliest id, above it for a random one.
+            ahead: Whether the session may compute ahead, where the likeliest ids are taken.
         """
         ids: list[int] = []
         logprobs: list[float] = []
         rows: list[Tensor] = []
+        tolerance = 0.0
         end = min(self._max_length, begin + (self._options.max_new_tokens or self._max_length))
+        ahead = ahead and temperature == 0
+        step = read.last if ahead or not read.last.tolerance else self._again(read, begin).last
         while begin + len(ids) < end:
+            if step.tolerance and self._rules.gap(step.logits, ids) < step.tolerance:
+                step = self._session.step(ids[-1] if ids else read.token, begin + len(ids) - 1)
             token, logprob = self._choose(self._rules.apply(step.logits, ids), temperature)
             ids.append(token)
             logprobs.append(logprob)
+            tolerance = max(tolerance, step.tolerance)
             if step.alignment is not None:
                 rows.append(step.alignment)
             if token == self._special.end_of_text or begin + len(ids) >= end:
                 break
-            step = self._session.step(token, begin + len(ids) - 1)
+            step = self._next(ids, begin + len(ids) - 1, ahead)
         ended = bool(ids) and ids[-1] == self._special.end_of_text
-        return _Attempt(temperature, tuple(ids), tuple(logprobs), tuple(rows), ended)
+        return _Attempt(temperature, tuple(ids), tuple(logprobs), tuple(rows), ended, tolerance)
+
+    def _next(self, ids: Sequence[int], position: int, ahead: bool) -> DecoderStep:
+        """Decode the last of the generated ids."""
+        if ahead:
+            return self._session.step_ahead(ids[-1], position, ids, self._expected)
+        return self._session.step(ids[-1], position)
+
+    def _expected(self, logits: Tensor, ids: Sequence[int]) -> int | None:
+        """Return the likeliest id under the rules. None for the end of the text."""
+        token = int(self._rules.apply(logits, ids).argmax())
+        return None if token == self._special.end_of_text else token
 
     def _choose(self, scores: Tensor, temperature: float) -> tuple[int, float]:
         """Return an id and its log probability at temperature 1, under what the rules allow."""

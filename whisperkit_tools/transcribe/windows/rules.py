@@ -40,6 +40,29 @@ class LogitRules:
         Returns:
             `[V]`, a copy.
         """
+        scores = self._allowed(logits, generated)
+        if self.timestamps and self._timestamp_lead(scores) > 0:
+            self._keep_timestamps(scores)
+        return scores
+
+    def gap(self, logits: Tensor, generated: Sequence[int]) -> float:
+        """Return how far the likeliest token is from not being it: the least change of two logits' difference.
+
+        Args:
+            logits: `[V]` float32, not changed.
+            generated: As for `apply`.
+        """
+        scores = self._allowed(logits, generated)
+        lead = math.inf
+        if self.timestamps:
+            lead = float(self._timestamp_lead(scores))
+            if lead > 0:
+                self._keep_timestamps(scores)
+        first, second = torch.topk(scores, 2).values.tolist()
+        return min(abs(lead), float(first - second))
+
+    def _allowed(self, logits: Tensor, generated: Sequence[int]) -> Tensor:
+        """Return a copy of the logits in which no token is left that may not come next in any case."""
         scores = logits.clone()
         if not generated:
             scores.index_fill_(0, self._suppressed_at_begin, NEVER)
@@ -49,7 +72,6 @@ class LogitRules:
             self._keep_order(scores, generated)
             if not generated:
                 self._begin_with_timestamp(scores)
-            self._prefer_timestamp(scores)
         return scores
 
     def _keep_pairs(self, scores: Tensor, generated: Sequence[int]) -> None:
@@ -83,13 +105,18 @@ class LogitRules:
             last = special.timestamp_begin + special.max_initial_timestamp_index
             scores[last + 1 :] = NEVER
 
-    def _prefer_timestamp(self, scores: Tensor) -> None:
-        """One of the timestamps comes next when together they are likelier than the likeliest other token."""
+    def _timestamp_lead(self, scores: Tensor) -> Tensor:
+        """Return how much likelier the timestamps together are than the likeliest other token, in log probability.
+
+        One of the timestamps comes next where that is above 0.
+        """
         begin, end = self.special.timestamp_begin, self.special.timestamp_end
         timestamp = torch.logsumexp(scores[begin:end], dim=0)
         text = scores[:begin].max()
         if end < scores.shape[0]:
             text = torch.maximum(text, scores[end:].max())
-        if timestamp > text:
-            scores[:begin] = NEVER
-            scores[end:] = NEVER
+        return timestamp - text
+
+    def _keep_timestamps(self, scores: Tensor) -> None:
+        scores[: self.special.timestamp_begin] = NEVER
+        scores[self.special.timestamp_end :] = NEVER
