@@ -1,7 +1,7 @@
 """Transcribing files, folders and standard input with one bundle."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle
@@ -56,14 +56,16 @@ class TranscriptionJob:
         transcriber.check(self.options)
         failed = []
         for index, item in enumerate(self.inputs):
+            notes: list[str] = []
             try:
-                samples = load_audio(item)
+                samples = load_audio(item, note=notes.append)
             except AudioError as error:
                 if len(self.inputs) == 1:
                     raise
                 failed.append(error.message)
                 continue
-            yield index, transcriber.transcribe(samples, self.options, progress=progress, label=self._label(index))
+            heard = transcriber.transcribe(samples, self.options, progress=progress, label=self._label(index))
+            yield index, replace(heard, notices=(*notes, *heard.notices))
         if failed:
             lines = "\n".join(f"  {line}" for line in failed)
             raise AudioError(f"{len(failed)} of {len(self.inputs)} inputs failed:\n{lines}")

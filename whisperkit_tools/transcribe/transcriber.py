@@ -1,5 +1,6 @@
 """Transcribing audio with one bundle: its models, its tokenizer, and the strategies for audio of any length."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,16 +148,18 @@ class Transcriber:
         """
         options = options or TranscribeOptions()
         self.check(options)
+        notes: list[str] = []
         if isinstance(audio, str | Path):
             label = label or Path(audio).name
-            audio = load_audio(audio)
+            audio = load_audio(audio, note=notes.append)
         _check_samples(audio)
         samples = np.ascontiguousarray(audio, dtype=np.float32)
         run = TranscriptionRun(
             self._engine, options, len(samples) / SAMPLE_RATE_HZ, progress or SilentProgress(), label or "audio"
         )
         run.decode(samples)
-        return run.result()
+        result = run.result()
+        return replace(result, notices=(*notes, *result.notices)) if notes else result
 
     def transcribe_features(
         self, features: Tensor | Samples, options: TranscribeOptions | None = None

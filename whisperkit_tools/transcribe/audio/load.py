@@ -5,21 +5,25 @@ Files are read in blocks, so an hour of 48 kHz stereo takes the memory of an hou
 
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whisperkit_tools.errors import AudioError
 from whisperkit_tools.speech import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ, Recording, Samples
+from whisperkit_tools.transcribe.audio.mixing import Mixer
+from whisperkit_tools.transcribe.audio.wav_repair import repaired
 
 STDIN = "-"
 _BLOCK_S = 30
 _QUALITY = "HQ"
 # A file that ends this much before its own header says was cut off.
 _MISSING_TOLERANCE_S = 0.5
+_MOST_FRAMES = 1 << 36  # what the header of a FLAC file can declare
 
 Readable: TypeAlias = Path | io.BytesIO
 
@@ -122,15 +126,18 @@ def recordings_in(folder: str | Path) -> list[Recording]:
     return recordings
 
 
-def load_audio(source: AudioInput | str | Path, stdin: IO[bytes] | None = None) -> Samples:
+def load_audio(
+    source: AudioInput | str | Path, stdin: IO[bytes] | None = None, *, note: Callable[[str], None] | None = None
+) -> Samples:
     """Decode one audio.
 
     Args:
         source: An input of `find_inputs`, or the path of an audio file.
         stdin: Read instead of the process's standard input.
+        note: Told what was done about a header without a length, or about channels that cancel each other out.
 
     Returns:
-        `[samples]`, float32, mono, 16 kHz: the mean of all channels.
+        `[samples]`, float32, mono, 16 kHz: the mean of all channels, or the strongest one where they cancel out.
 
     Raises:
         AudioError: Missing, empty, broken, cut off, or with samples that are not finite.
@@ -146,6 +153,8 @@ def load_audio(source: AudioInput | str | Path, stdin: IO[bytes] | None = None) 
         readable = io.BytesIO(data)
     with _open(readable, item.name) as reader:
         audio = _resampled(reader)
+        for line in reader.notes if note is not None else ():
+            note(line)
     if audio.size == 0:
         raise AudioError(f"{item.name}: the file holds no audio samples")
     bad = int(np.count_nonzero(~np.isfinite(audio)))
@@ -171,20 +180,31 @@ def _resampled(reader: "_Reader") -> Samples:
     """Mix each block to mono and resample the stream of them."""
     import soxr
 
+    mixer = Mixer(reader.rate_hz)
+    mono = mixer.mono(reader.blocks())
     if reader.rate_hz == SAMPLE_RATE_HZ:
-        blocks = list(reader.blocks())
+        blocks = list(mono)
     else:
         stream = soxr.ResampleStream(reader.rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality=_QUALITY)
-        blocks = [stream.resample_chunk(block) for block in reader.blocks()]
+        blocks = [stream.resample_chunk(block) for block in mono]
         blocks.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+    if mixer.note:
+        reader.notes.append(mixer.note)
     return np.concatenate([np.zeros(0, dtype=np.float32), *blocks])
 
 
 class _Reader:
-    """An open audio file that is read in mono blocks. A context manager."""
+    """An open audio file that is read in blocks. A context manager.
+
+    Attributes:
+        rate_hz: The file's own rate.
+        name: As the user knows it.
+        notes: What the user should know about how it was read.
+    """
 
     rate_hz: int
     name: str
+    notes: list[str]
 
     def __enter__(self) -> "_Reader":
         return self
@@ -195,8 +215,8 @@ class _Reader:
     def check(self) -> None:
         """Raise `AudioError` when the header alone tells that the file cannot be used."""
 
-    def blocks(self) -> Iterator[Samples]:
-        """Return mono float32 blocks `[n]` at the file's own rate."""
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Return float32 blocks `[n, channels]` at the file's own rate."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -210,14 +230,20 @@ class _SoundFileReader(_Reader):
         import soundfile
 
         self.name = name
-        self._file = soundfile.SoundFile(source)
+        repair = repaired(source)
+        self.notes = [] if repair is None else [repair[1]]
+        self._view = None if repair is None else repair[0]
+        self._file = soundfile.SoundFile(source if self._view is None else self._view)
+        if self._file.format == "FLAC" and not 0 < self._file.frames < _MOST_FRAMES:
+            self._file.close()  # a stream of unknown length, which libsndfile does not read
+            raise ValueError("the header declares no length")
         self.rate_hz = int(self._file.samplerate)
 
     def check(self) -> None:
         if self._file.frames == 0:
             raise AudioError(f"{self.name}: the file holds no audio samples")
 
-    def blocks(self) -> Iterator[Samples]:
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
         import soundfile
 
         read, declared = 0, int(self._file.frames)
@@ -227,7 +253,7 @@ class _SoundFileReader(_Reader):
                 if not len(block):
                     break
                 read += len(block)
-                yield block.mean(axis=1)
+                yield block
         except soundfile.SoundFileError as error:
             raise AudioError(
                 f"{self.name}: broken after {read / self.rate_hz:.1f} s ({error}); get the file again"
@@ -240,6 +266,8 @@ class _SoundFileReader(_Reader):
 
     def close(self) -> None:
         self._file.close()
+        if self._view is not None:
+            self._view.close()
 
 
 class _AvReader(_Reader):
@@ -249,6 +277,7 @@ class _AvReader(_Reader):
         import av
 
         self.name = name
+        self.notes = []
         self._container = av.open(str(source) if isinstance(source, Path) else source, mode="r")
         if not self._container.streams.audio:
             self._container.close()
@@ -256,7 +285,7 @@ class _AvReader(_Reader):
         self._stream = self._container.streams.audio[0]
         self.rate_hz = int(self._stream.rate)
 
-    def blocks(self) -> Iterator[Samples]:
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
         import av
 
         resampler = av.AudioResampler(format="fltp")  # float planes, the rate and the channels stay
@@ -264,9 +293,9 @@ class _AvReader(_Reader):
         try:
             for frame in self._container.decode(self._stream):
                 for converted in resampler.resample(frame):
-                    block = converted.to_ndarray()
-                    read += block.shape[1]
-                    yield block.mean(axis=0).astype(np.float32)
+                    planes = converted.to_ndarray()
+                    read += planes.shape[1]
+                    yield planes.T.astype(np.float32)
         except av.FFmpegError as error:
             raise AudioError(
                 f"{self.name}: broken after {read / self.rate_hz:.1f} s ({error.strerror}); get the file again"
