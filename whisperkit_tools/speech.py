@@ -156,6 +156,8 @@ class Segment:
         no_speech_prob: Probability that its window holds no speech. None where a prefill spared the pass that
             computes it and no threshold needed it, or where a backend does not report it.
         words: Words with times. Empty unless word timestamps were requested.
+        flags: Reasons to doubt it: `repetition` (the same words too often in a row), `low_confidence` (its window's
+            log probability is below the threshold), `no_speech` (its window probably holds no speech).
     """
 
     start_s: float
@@ -167,6 +169,7 @@ class Segment:
     compression_ratio: float | None = None
     no_speech_prob: float | None = None
     words: tuple[Word, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Speculation, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_features
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
+from whisperkit_tools.transcribe.flags import flag_notice, flagged
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer
 from whisperkit_tools.transcribe.windows.chunked import DecodedChunk, overlapping_chunks, stitched_segments
@@ -240,12 +241,14 @@ class TranscriptionRun:
         """
         if self._start is None:
             raise AudioError("the audio holds no frames; there is nothing to transcribe")
+        segments = flagged(self._segments, self._options)
+        notices = (*self._notices, *((notice,) if (notice := flag_notice(segments)) else ()))
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
             language=self._start.language,
             language_probability=self._start.language_probability,
             task=self._options.task,
-            segments=tuple(self._segments),
+            segments=tuple(segments),
             tokens=tuple(self._tokens),
             audio_duration_s=round(self._duration_s, 6),
             timings=self._work.timings(
@@ -253,7 +256,7 @@ class TranscriptionRun:
                 decoder_steps=self._engine.session.steps - self._steps_before,
                 tokens=len(self._tokens),
             ),
-            notices=tuple(self._notices),
+            notices=notices,
             long_form=self._options.long_form,
             speculation=self._speculation(),
         )

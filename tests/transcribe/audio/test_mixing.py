@@ -39,7 +39,7 @@ def test_nearly_inverted_channels(second):
 
 @pytest.mark.parametrize(
     "channels",
-    [(SPEECH,), (SPEECH, SPEECH), (SPEECH, OTHER), (0 * SPEECH, SPEECH), (SPEECH, *[0 * SPEECH] * 15), (0 * SPEECH,) * 2],
+    [(SPEECH,), (SPEECH,) * 2, (SPEECH, OTHER), (0 * SPEECH, SPEECH), (SPEECH, *[0 * SPEECH] * 15), (0 * SPEECH,) * 2],
     ids=["mono", "equal", "independent", "a dead channel", "one of sixteen", "silence"],
 )  # fmt: skip
 def test_all_other_channels_are_averaged(channels):

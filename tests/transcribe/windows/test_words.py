@@ -1,5 +1,6 @@
 """Word timestamps: warping and filtering against transformers and SciPy, words against transformers."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.models.whisper.generation_whisper import (
 )
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
+from whisperkit_tools.transcribe.tokenizer import WhisperTokenizer
 from whisperkit_tools.transcribe.windows.sequential import Phrase
 from whisperkit_tools.transcribe.windows.words import (
     WordAligner,
@@ -148,3 +150,21 @@ def test_words_follow_the_attention_and_stay_in_their_phrase():
 def test_words_are_counted_from_the_start_of_the_audio_and_end_with_it():
     (word,) = shifted([(" yes", 1.0, 2.5)], 30.0, 32.0)
     assert (word.start_s, word.end_s) == (31.0, 32.0)
+
+
+def test_words_from_the_field_are_whole(shared):
+    """No replacement characters, words of Danish and Korean whole, no sentence of an unspaced script as one word."""
+    folder = shared / "checkpoints" / "whisper-tiny"
+    generation = json.loads((folder / "generation_config.json").read_text())
+    tokenizer = WhisperTokenizer.load(folder / "tokenizer.json", generation, vocab_size=51865, n_audio_ctx=1500)
+    lines = (shared / "cases" / "24-word-times-across-bytes" / "words.jsonl").read_text(encoding="utf-8").splitlines()
+    more = [{"language": code, "text": text, "words_at_least": 3} for code, text in (("km", "ខ្ញុំទៅ"), ("bo", "བཀྲ་ཤིས"))]
+    for row in (*map(json.loads, lines), *more):
+        ids = tokenizer.encode(" " + row["text"])
+        words = split_words(ids, tokenizer.decode, row["language"])
+        assert "".join(text for text, _ in words).strip() == row["text"]
+        assert [index for _, of in words for index in of] == list(range(len(ids)))
+        assert not any("\ufffd" in text for text, _ in words)
+        assert len(words) >= row.get("words_at_least", 0)
+        if "words" in row:
+            assert [text.strip() for text, _ in words] == row["words"]

@@ -105,9 +105,7 @@ def _chunk(stream: BinaryIO, at: int) -> tuple[bytes, int]:
 def _end_of_audio(stream: BinaryIO, start: int, declared: int, total: int) -> tuple[int, str]:
     """Return where the audio ends, and a note where that is not what the header says."""
     there = total - start
-    if 0 < declared <= there and (
-        there - declared < _SMALLEST_REST or _is_chunk(stream, start + declared, total)
-    ):
+    if 0 < declared <= there and (there - declared < _SMALLEST_REST or _is_chunk(stream, start + declared, total)):
         return start + declared, ""
     if declared == 0 and (not there or _is_chunk(stream, start, total)):
         return start, ""  # a finished file without audio

@@ -27,7 +27,7 @@ Matrix: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Indices: TypeAlias = np.ndarray[Any, np.dtype[np.intp]]
 Decode: TypeAlias = Callable[[Sequence[int]], str]
 
-WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+WITHOUT_SPACES = frozenset({"zh", "ja", "th", "lo", "my", "yue", "km", "bo"})
 PREPENDED = "\"'“¡¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"
 _REPLACEMENT = "\ufffd"
