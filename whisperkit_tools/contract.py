@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from whisperkit_tools.dimensions import ModelDimensions
-from whisperkit_tools.speech import WINDOW_SAMPLES
 
 # Components, each an `.mlpackage` of a bundle, in the order of the data's way.
 MEL = "MelSpectrogram"
@@ -139,7 +138,7 @@ def package_interfaces(dims: ModelDimensions, kv_length: int, *, word_timestamps
     features = {FEATURES: TensorInterface((1, dims.n_mels, 1, dims.n_frames))}
     embeds = {EMBEDS: TensorInterface((1, dims.d_model, 1, dims.n_audio_ctx))}
     # Float32 comes first for audio: rounded to float16, its noise floor rises above the 80 dB that Whisper looks at.
-    audio = {AUDIO: TensorInterface((WINDOW_SAMPLES,), "float32", ("float32", "float16"))}
+    audio = {AUDIO: TensorInterface((dims.n_samples,), "float32", ("float32", "float16"))}
     return {
         MEL: PackageInterface(audio, features),
         ENCODER: PackageInterface(features, embeds),

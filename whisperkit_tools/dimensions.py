@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+SAMPLES_PER_FRAME = 160  # 10 ms at 16 kHz
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDimensions:
@@ -60,3 +62,8 @@ class ModelDimensions:
     def n_frames(self) -> int:
         """Mel frames of one window (3000 for 30 seconds)."""
         return 2 * self.n_audio_ctx
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of one window at 16 kHz (480000 for 30 seconds)."""
+        return self.n_frames * SAMPLES_PER_FRAME

@@ -39,6 +39,8 @@ class SourceRecord(Record):
         revision: Commit on the Hub, or None for a local checkpoint.
         license: As the checkpoint states it.
         sha256: Digest of each weight file by its name.
+        format: Form in which the checkpoint was stored, such as `Hugging Face` or `ggml (q5_0)`; empty where an earlier
+            version did not record it.
     """
 
     name: str = ""
@@ -47,6 +49,7 @@ class SourceRecord(Record):
     revision: str | None = None
     license: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    format: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,18 @@ from typing import Any
 from whisperkit_tools.checkpoint.tensors import read_json
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.dimensions import ModelDimensions
-from whisperkit_tools.errors import CheckpointError
+from whisperkit_tools.errors import CheckpointError, option
 from whisperkit_tools.files import write_whole
 
-OPTIONAL_ASSETS = ("preprocessor_config.json", "normalizer.json")
+OPTIONAL_ASSETS = ("normalizer.json",)
+# The feature extractor of every Whisper. Its sizes depend on the model.
+_FEATURES: dict[str, Any] = {
+    "sampling_rate": 16_000,
+    "n_fft": 400,
+    "hop_length": 160,
+    "do_normalize": False,
+    "feature_extractor_type": "WhisperFeatureExtractor",
+}
 _ENGLISH_VOCABULARY = 51864  # OpenAI's English models; their tokenizer holds the other languages' tokens all the same
 _START = "<|startoftranscript|>"
 _END = "<|endoftext|>"
@@ -65,7 +73,13 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def gather(
-    folders: tuple[Path, ...], dims: ModelDimensions, config: dict[str, Any], *, config_is_changed: bool
+    folders: tuple[Path, ...],
+    dims: ModelDimensions,
+    config: dict[str, Any],
+    *,
+    config_is_changed: bool,
+    tokenizer_home: Path | None = None,
+    generation: dict[str, Any] | None = None,
 ) -> Assets:
     """Collect the files to ship.
 
@@ -74,29 +88,111 @@ def gather(
         dims: The architecture, which the tokenizer and the alignment heads must fit.
         config: The checkpoint's config.
         config_is_changed: Whether `config` differs from the file.
+        tokenizer_home: Folder with the tokenizer, instead of one of `folders`.
+        generation: What the weights' own format says about decoding, where there is no generation config.
 
     Raises:
-        CheckpointError: There is no tokenizer, or one of another model.
+        CheckpointError: There is no tokenizer, or one of another model, or the model hears other features than
+            Whisper's.
     """
     scratch = Scratch()
-    home = next((folder for folder in folders if has_tokenizer(folder)), None)
+    home = tokenizer_home or next((folder for folder in folders if has_tokenizer(folder)), None)
     if home is None:
         raise CheckpointError(
-            f"no tokenizer in {', '.join(map(str, folders))}: copy tokenizer.json and tokenizer_config.json of the "
-            f"model that this one was trained from beside the weights"
+            f"no tokenizer in {', '.join(map(str, folders))}: name the model that this one was trained from with "
+            f"{option('tokenizer', 'FOLDER_OR_ID')}, or copy its tokenizer.json and tokenizer_config.json beside the "
+            "weights"
         )
     tokenizer, notes = _tokenizer(home, scratch)
     tokens = _tokens(tokenizer, dims)
-    generation, changes = _generation(folders, config, tokens, dims)
+    if tokenizer_home is not None:
+        _check_start(tokenizer, tokens, config, folders)
+    # A model with the same tokenizer knows what is not to be generated, and has the same tasks.
+    searched = folders if tokenizer_home is None else (*folders, tokenizer_home)
+    generation, changes = _generation(searched, {**config, **(generation or {})}, tokens, dims)
     heads, more = _alignment_heads(generation, dims)
     files = [tokenizer, _tokenizer_config(home, scratch)]
     config_file = _find(folders, "config.json")
     files.append(scratch.write("config.json", config) if config_is_changed or config_file is None else config_file)
-    given = _find(folders, "generation_config.json")
+    given = _find(searched, "generation_config.json")
     changed = given is None or bool(changes or more)
     files.append(scratch.write("generation_config.json", generation) if changed or given is None else given)
     files += [path for name in OPTIONAL_ASSETS if (path := _find((home, *folders), name))]
-    return Assets(tuple(files), generation, heads, (*notes, *changes, *more), scratch)
+    features, corrected = _preprocessor(folders, dims, scratch)
+    files += [features] if features is not None else []
+    return Assets(tuple(files), generation, heads, (*notes, *changes, *more, *corrected), scratch)
+
+
+def _preprocessor(
+    folders: tuple[Path, ...], dims: ModelDimensions, scratch: Scratch
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Return `preprocessor_config.json`, made to agree with the mel that is built.
+
+    Lengths and bins follow from the weights. A wrong one in the file is corrected, because transformers would read it.
+
+    Raises:
+        CheckpointError: The features that the model was trained on are others than Whisper's.
+    """
+    for folder in folders:
+        for name, inner in (("preprocessor_config.json", None), ("processor_config.json", "feature_extractor")):
+            if not (folder / name).is_file():
+                continue
+            content = read_json(folder / name)
+            content = content.get(inner, {}) if inner else content
+            if not isinstance(content, dict) or not content:
+                continue
+            _check_features(folder / name, content)
+            wrong = {
+                key: value
+                for key, value in _feature_sizes(dims).items()
+                if content.get(key) is not None and content[key] != value
+            }
+            if not wrong:
+                return (None, ()) if inner else (folder / name, ())
+            told = ", ".join(f"{key} {content[key]} is {value}" for key, value in wrong.items())
+            note = f"{name} contradicts the weights and is corrected: {told}"
+            return scratch.write("preprocessor_config.json", {**content, **wrong}), (note,)
+    return None, ()
+
+
+def _feature_sizes(dims: ModelDimensions) -> dict[str, int]:
+    """Return the values of a feature extractor's config that follow from the weights."""
+    sizes = {"feature_size": dims.n_mels, "n_samples": dims.n_samples, "nb_max_frames": dims.n_frames}
+    seconds, rest = divmod(dims.n_samples, _FEATURES["sampling_rate"])
+    return sizes if rest else {**sizes, "chunk_length": seconds}
+
+
+def _check_features(file: Path, content: dict[str, Any]) -> None:
+    """Refuse features that the mel which is built is not.
+
+    Raises:
+        CheckpointError: Naming all that differ.
+    """
+    wrong = [
+        f"{name} is {content[name]!r}, not {value!r}"
+        for name, value in _FEATURES.items()
+        if content.get(name) is not None and content[name] != value
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{file}: the model was trained on other features than Whisper's ({'; '.join(wrong)}), and the bundle's "
+            "mel would not fit it; fine-tune with Whisper's own feature extractor, or correct the file if it is wrong"
+        )
+
+
+def _check_start(tokenizer: Path, tokens: Mapping[str, int], config: dict[str, Any], folders: tuple[Path, ...]) -> None:
+    """Refuse a given tokenizer that numbers the special tokens in another way than the checkpoint does.
+
+    Raises:
+        CheckpointError: The first token of an answer differs.
+    """
+    path = _find(folders, "generation_config.json")
+    stated = (read_json(path) if path else {}).get("decoder_start_token_id", config.get("decoder_start_token_id"))
+    if isinstance(stated, int) and stated != tokens[_START]:
+        raise CheckpointError(
+            f"{tokenizer} belongs to another model: its {_START} is {tokens[_START]}, but the checkpoint starts "
+            f"answers with {stated}; give the tokenizer of the model that it was trained from"
+        )
 
 
 def _find(folders: tuple[Path, ...], name: str) -> Path | None:
@@ -158,7 +254,7 @@ def _generation(
     if path is None:  # models from before generation configs carry these in their config
         blank = [tokens["Ġ"]] if "Ġ" in tokens else []
         derived["begin_suppress_tokens"] = [*blank, tokens[_END]]
-        names = ("suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id")
+        names = ("suppress_tokens", "begin_suppress_tokens", "bos_token_id", "pad_token_id", "alignment_heads")
         derived.update({name: config[name] for name in names if config.get(name) is not None})
     if given.get("is_multilingual", derived["is_multilingual"]):
         derived.update(_languages_and_tasks(tokens))

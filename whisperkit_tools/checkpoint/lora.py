@@ -40,14 +40,21 @@ class Adapter:
         return str(self.config["base_model_name_or_path"])
 
 
-def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
+def read_adapter(folder: Path, allow_pickle: bool, base: str | None = None) -> Adapter:
     """Read an adapter folder without its values.
+
+    Args:
+        folder: The folder.
+        allow_pickle: Whether pickled weights are read.
+        base: The checkpoint that it was trained on, instead of the one that it names.
 
     Raises:
         CheckpointError: It is malformed, lacks its weights, or cannot be merged.
     """
     file = folder / "adapter_config.json"
     config = read_json(file)
+    if base is not None:
+        config = {**config, "base_model_name_or_path": base}
     _check_config(file, config)
     if (stored := folder / "adapter_model.safetensors").is_file():
         table = read_safetensors((stored,))
@@ -66,7 +73,9 @@ def read_adapter(folder: Path, allow_pickle: bool) -> Adapter:
 def _check_config(file: Path, config: dict[str, Any]) -> None:
     """Refuse the kinds of adapters that are not a plain sum of a low-rank product and the base."""
     if not config.get("base_model_name_or_path"):
-        raise CheckpointError(f"{file} does not name its base ('base_model_name_or_path')")
+        raise CheckpointError(
+            f"{file} does not name its base ('base_model_name_or_path'); name it with {option('base', 'FOLDER_OR_ID')}"
+        )
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{file} is a {config.get('peft_type')} adapter; only LORA can be merged here")
     unsupported = [name for name in ("use_dora", "lora_bias", "use_qalora", "layer_replication") if config.get(name)]

@@ -52,6 +52,7 @@ class Checkpoint:
         weight_files: The files that hold its tensors.
         tensors: Its tensors under Hugging Face names without `model.`.
         notes: Values that were derived or omitted while opening it, for the user.
+        format: Form in which it is stored, such as `Hugging Face` or `ggml (q5_0)`.
     """
 
     source: str
@@ -67,6 +68,7 @@ class Checkpoint:
     weight_files: tuple[Path, ...]
     tensors: TensorTable
     notes: tuple[str, ...] = ()
+    format: str = "Hugging Face"
     scratch: Scratch | None = field(default=None, repr=False)
 
     @property

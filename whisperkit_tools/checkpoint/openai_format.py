@@ -3,10 +3,12 @@
 Source: openai/whisper, `load_model` and `ModelDimensions`; tensor names as its modules give them.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from whisperkit_tools.checkpoint.tensors import StoredTensor, in_memory, load_pickle
@@ -62,13 +64,21 @@ def read_openai(file: Path) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     if not (isinstance(content, dict) and isinstance(content.get("model_state_dict"), dict)):
         found = f"keys {sorted(map(str, content))[:5]}" if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{file} is not an OpenAI Whisper: found {found}, expected 'dims' and 'model_state_dict'")
-    config = _config(file, content.get("dims"))
+    config = config_of_dims(str(file), content.get("dims"))
     state = content["model_state_dict"]
     return config, {hugging_face_name(k): in_memory(v) for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _config(file: Path, dims: object) -> dict[str, Any]:
-    """Translate OpenAI's dimensions to a Hugging Face config."""
+def config_of_dims(file: str, dims: object) -> dict[str, Any]:
+    """Translate OpenAI's dimensions to a Hugging Face config.
+
+    Args:
+        file: Where they stand, for messages.
+        dims: The parsed dimensions.
+
+    Raises:
+        CheckpointError: Some are missing, or encoder and decoder differ in width.
+    """
     given = dims if isinstance(dims, dict) else {}
     missing = [name for name in (*_CONFIG_OF_DIMS, "n_text_state") if not isinstance(given.get(name), int)]
     if missing:
@@ -89,6 +99,17 @@ def _config(file: Path, dims: object) -> dict[str, Any]:
         "encoder_ffn_dim": width,
         "decoder_ffn_dim": width,
     }
+
+
+def sinusoids(n_positions: int, width: int) -> Tensor:
+    """Return the encoder's position embeddings `[n_positions, width]`, which some formats do not store.
+
+    Source: openai/whisper, `sinusoids`: sines, then cosines, of wavelengths from 2 pi to 10000 times 2 pi.
+    """
+    half = width // 2
+    rates = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32))
+    angles = torch.arange(n_positions, dtype=torch.float32)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def matching_hub_id(config: dict[str, Any]) -> str | None:

@@ -105,6 +105,16 @@ _prefill = options.options(
 @click.argument("source")
 @options.output_bundles
 @click.option("--revision", help="Branch, tag or commit of a Hub checkpoint. Its commit is recorded.")
+@click.option(
+    "--tokenizer",
+    metavar="FOLDER_OR_ID",
+    help="Model whose tokenizer the checkpoint has, where it carries none: a folder, an alias or a Hub id.",
+)
+@click.option(
+    "--base",
+    metavar="FOLDER_OR_ID",
+    help="Base of a LoRA adapter, instead of the one that it names: a folder, an alias or a Hub id.",
+)
 @_layout
 @_prefill
 @_draft
@@ -117,7 +127,8 @@ def command(source: str, as_json: bool, **chosen: Any) -> None:
     """Convert a Whisper checkpoint to a verified bundle of Core ML packages.
 
     SOURCE is an alias (tiny, base.en, large-v3, distil-large-v3, ...), a Hub id (ORG/NAME), a folder with a
-    Hugging Face checkpoint or a LoRA adapter, an OpenAI .pt file, or `demo`, the embedded model.
+    Hugging Face, CTranslate2 (faster-whisper), MLX or LiteASR checkpoint or a LoRA adapter, an OpenAI .pt file, a
+    whisper.cpp ggml-*.bin file, or `demo`, the embedded model. The format is recognised by looking.
 
     Each package is loaded and run on speech. It must reach 70 dB against PyTorch in float32 and 40 dB in float16.
     Otherwise the command exits 3 and keeps nothing.

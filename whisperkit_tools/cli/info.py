@@ -36,6 +36,8 @@ def _print(facts: dict[str, Any], manifest: "Manifest") -> None:
     show(f"{facts['name']}  ({facts['bytes'] / 1e6:.1f} MB)")
     if not facts["loads_in_runtime"]:
         show(f"  {'form':<12} {STATEFUL_NOTE}")
+    for title, value in facts["defaults"].items():
+        show(f"  {title:<12} {value}, unless another one is asked for")
     for title, value in _summary(manifest):
         show(f"  {title:<12} {value}")
     for name, component in facts["components"].items():

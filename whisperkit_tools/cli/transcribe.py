@@ -35,13 +35,16 @@ def _check(flag: str, default: str, help: str) -> options.Decorator:
 
 
 _decoding = options.options(
-    click.option("--language", help="Spoken language, as a code, a name or a tag such as pt-BR.  [default: detected]"),
+    click.option(
+        "--language",
+        help="Spoken language, as a code, a name or a tag such as pt-BR. auto detects it.  [default: the one that the "
+        "model was tuned for, else detected]",
+    ),
     click.option(
         "--task",
         type=click.Choice(["transcribe", "translate"]),
-        default="transcribe",
-        show_default=True,
-        help="Transcribe in the spoken language, or translate to English.",
+        help="Transcribe in the spoken language, or translate to English.  [default: the one that the model was tuned "
+        "for, else transcribe]",
     ),
     click.option("--prompt", help="Text that the audio continues. It sets names, spelling and style."),
     click.option("--timestamps/--no-timestamps", default=True, show_default=True, help="Predict the times of phrases."),

@@ -23,6 +23,7 @@ from torch import Tensor
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads, TextDecoder, TextDecoderLayer
+from whisperkit_tools.conversion.components import one_window
 
 SAMPLES_PER_POSITION = 320  # an encoder position is two mel frames, 20 ms
 _REACH = 5  # positions on each side of the path that count as on it
@@ -218,4 +219,5 @@ class _WatchedDecoder:
 def _encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> list[Tensor]:
     """Return the audio embeddings of each window. The encoder is released afterwards."""
     mel, encoder = MelSpectrogram(checkpoint.dims.n_mels), checkpoint.load_encoder()
-    return [encoder(mel(torch.from_numpy(window))) for window in windows]
+    cut = [one_window(window, checkpoint.dims.n_samples) for window in windows]
+    return [encoder(mel(torch.from_numpy(window))) for window in cut]

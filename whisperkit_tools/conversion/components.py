@@ -46,7 +46,7 @@ class Components:
             checkpoint.dims, kv_length, word_timestamps=heads is not None
         )
         start = np.array([checkpoint.generation_config["decoder_start_token_id"]], np.int32)
-        self._known: Arrays = {contract.AUDIO: one_window(audio), contract.INPUT_IDS: start}
+        self._known: Arrays = {contract.AUDIO: one_window(audio, checkpoint.dims.n_samples), contract.INPUT_IDS: start}
 
     def load(self, name: str) -> torch.nn.Module:
         """Return the component's module, with the weights in float16 as they are stored in the package."""
@@ -100,8 +100,8 @@ def to_reference_form(module: torch.nn.Module) -> torch.nn.Module:
     return module.float()
 
 
-def one_window(audio: Samples) -> Samples:
-    """Cut audio, or fill it with silence, to the `[480000]` samples of a window."""
-    window = np.zeros(WINDOW_SAMPLES, np.float32)
-    window[: min(audio.size, WINDOW_SAMPLES)] = audio[:WINDOW_SAMPLES]
+def one_window(audio: Samples, n_samples: int = WINDOW_SAMPLES) -> Samples:
+    """Cut audio, or fill it with silence, to the samples of a window: 30 s unless given."""
+    window = np.zeros(n_samples, np.float32)
+    window[: min(audio.size, n_samples)] = audio[:n_samples]
     return window

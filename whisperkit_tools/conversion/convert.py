@@ -46,7 +46,7 @@ from whisperkit_tools.mil.package import Package
 from whisperkit_tools.progress import Progress, SilentProgress
 
 _DESCRIPTIONS = {
-    contract.MEL: "Log-mel features of a 30-second window of 16 kHz audio",
+    contract.MEL: "Log-mel features of a window of 16 kHz audio",
     contract.ENCODER: "Whisper's audio encoder: log-mel features to audio embeddings",
     contract.DECODER: "Whisper's text decoder: one token a call, key and value caches in, their updates out",
     contract.VERIFIER: "Whisper's text decoder on several tokens a call, to read what a draft has written",
@@ -260,6 +260,7 @@ def _manifest(work: _Conversion, variant: str) -> Manifest:
             revision=checkpoint.revision,
             license=checkpoint.license,
             sha256=work.sha256,
+            format=checkpoint.format,
         ),
         dimensions=checkpoint.dims,
         conversion=_conversion_record(work),

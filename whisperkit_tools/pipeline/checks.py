@@ -15,6 +15,7 @@ from whisperkit_tools.compile_hints.lint.rules import Residency, lint_program, r
 from whisperkit_tools.conversion.verify import Verification, bundle_is_stateful, source_of, verify_bundle
 from whisperkit_tools.errors import CheckpointError, OptionsError, QualityGateError, option
 from whisperkit_tools.files import folder_bytes
+from whisperkit_tools.languages import base_language
 from whisperkit_tools.mil.coreml import planned_devices, require_compute_plan
 from whisperkit_tools.mil.graph import Graph
 from whisperkit_tools.mil.package import Package
@@ -280,9 +281,23 @@ def describe(bundle: Bundle | str | Path) -> dict[str, Any]:
         "name": opened.name,
         "bytes": folder_bytes(opened.path),
         "loads_in_runtime": not any(component["states"] for component in components.values()),
+        "defaults": _defaults(opened),
         "components": components,
         "manifest": {key: value for key, value in opened.manifest.to_json().items() if key != "files"},
     }
+
+
+def _defaults(bundle: Bundle) -> dict[str, str]:
+    """Return the language and task that a fine-tune states, which transcription takes where none are given."""
+    if not (bundle.path / "generation_config.json").is_file():
+        return {}
+    given = bundle.read_json("generation_config.json")
+    language, task = given.get("language"), given.get("task")
+    found = {
+        "language": base_language(language) if isinstance(language, str) else None,
+        "task": task if isinstance(task, str) else None,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:

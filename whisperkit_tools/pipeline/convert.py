@@ -57,14 +57,17 @@ def convert(
     verify: bool = True,
     compile: bool = False,
     allow_pickle: bool = False,
+    tokenizer: str | Path | None = None,
+    base: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertedBundle:
     """Convert a Whisper checkpoint to a bundle of Core ML packages, and verify it.
 
     Args:
-        source: An alias (`tiny`, `large-v3`), a Hub id, a folder (Hugging Face checkpoint or LoRA adapter), an OpenAI
-            `.pt` file, `demo` for the embedded model, or an opened checkpoint.
+        source: An alias (`tiny`, `large-v3`), a Hub id, a folder (Hugging Face, CTranslate2, MLX, LiteASR or LoRA
+            adapter), an OpenAI `.pt` or whisper.cpp `ggml-*.bin` file, `demo` for the embedded model, or an opened
+            checkpoint.
         output_dir: The folder that holds bundles.
         revision: Branch, tag or commit of a Hub checkpoint.
         deployment_target: The oldest system that must load the bundle, a key of `contract.DEPLOYMENT_TARGETS`.
@@ -87,6 +90,8 @@ def convert(
         verify: Run the packages and compare them with the checkpoint.
         compile: Add `.mlmodelc` folders (macOS with Xcode).
         allow_pickle: Read pickled weights, without running code in them.
+        tokenizer: Folder, alias or Hub id of the model whose tokenizer the checkpoint has, where it carries none.
+        base: Folder, alias or Hub id of an adapter's base, instead of the one that it names.
         force: Replace an existing bundle.
         progress: Receives stages and notes.
 
@@ -132,7 +137,13 @@ def convert(
     )
     if not isinstance(source, Checkpoint):
         with progress.stage("checkpoint", "open"):
-            source = open_checkpoint(str(source), revision=revision, allow_pickle=allow_pickle)
+            source = open_checkpoint(
+                str(source),
+                revision=revision,
+                allow_pickle=allow_pickle,
+                tokenizer=None if tokenizer is None else str(tokenizer),
+                base=None if base is None else str(base),
+            )
     result = conversion.convert(source, config, progress)
     bundle = Bundle.open(result.path)
     return ConvertedBundle(bundle.path, bundle.manifest, result)

@@ -93,7 +93,7 @@ def transcription_job(
     bundles_dir: str | Path = DEFAULT_BUNDLES_DIR,
     draft: Bundle | str | Path | None = None,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     prompt: str | None = None,
     timestamps: bool = True,
     word_timestamps: bool = False,
@@ -123,7 +123,7 @@ def transcription_job(
         bundles_dir: The folder in which to look for that one.
         draft: The bundle of a smaller model, opened or by folder, that writes ahead. None for none.
         language: See `TranscribeOptions`, as for all keywords down to `seed`.
-        task: `transcribe`, or `translate` to English.
+        task: `transcribe`, or `translate` to English. None for the one that the model was tuned for.
         prompt: Text that the audio continues.
         timestamps: Predict the times of phrases.
         word_timestamps: Compute the times of words.

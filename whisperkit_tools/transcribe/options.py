@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from whisperkit_tools.errors import OptionsError, option
 
 TASKS = ("transcribe", "translate")
+AUTO = "auto"
 FEATURES = ("window", "file")
 LONG_FORMS = ("sequential", "chunked", "vad")
 DETECTORS = ("energy", "silero")
@@ -18,9 +19,9 @@ class TranscribeOptions:
     """All settings that decide on the tokens, given the bundle and the audio.
 
     Attributes:
-        language: Spoken language, as a code (`es`), an English name (`Spanish`) or a tag (`es-419`, `zh-Hans`). None
-            detects it in the first window.
-        task: `transcribe`, or `translate` to English.
+        language: Spoken language, as a code (`es`), an English name (`Spanish`) or a tag (`es-419`, `zh-Hans`). `auto`
+            detects it in the first window. None for the one that the model was tuned for, or else to detect it.
+        task: `transcribe`, or `translate` to English. None for the one that the model was tuned for.
         prompt: Text that the audio seems to continue, which sets the spelling of names and the style.
         timestamps: Predict timestamps. Long audio is then cut between phrases, not at every 30 s.
         word_timestamps: Also align every word to the audio.
@@ -53,7 +54,7 @@ class TranscribeOptions:
     """
 
     language: str | None = None
-    task: str = "transcribe"
+    task: str | None = None
     prompt: str | None = None
     timestamps: bool = True
     word_timestamps: bool = False
@@ -80,7 +81,7 @@ class TranscribeOptions:
 
     def _choice_problems(self) -> list[str]:
         choices = (
-            ("task", self.task, TASKS),
+            ("task", self.task or TASKS[0], TASKS),
             ("features", self.features, FEATURES),
             ("long_form", self.long_form, LONG_FORMS),
             ("vad", self.vad, DETECTORS),
@@ -90,6 +91,11 @@ class TranscribeOptions:
             for name, value, allowed in choices
             if value not in allowed
         ]
+
+    @property
+    def detects_language(self) -> bool:
+        """Whether the language is to be detected whatever the model was tuned for."""
+        return self.language is not None and self.language.strip().lower() == AUTO
 
     @property
     def chunk_s(self) -> float:

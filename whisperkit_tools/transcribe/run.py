@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from whisperkit_tools.decoder.models import Models
 from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
 from whisperkit_tools.decoder.speculative import SpeculativeSession
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import AudioError, option
 from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Speculation, Timings, Transcription
@@ -24,6 +24,8 @@ from whisperkit_tools.transcribe.windows.sequential import Phrase, PromptContext
 from whisperkit_tools.transcribe.windows.words import WordAligner, shifted
 
 ENGLISH = "en"
+_CHUNK_IN_STRIDES = 2.5
+_WINDOWS_TO_JUDGE = 2  # a single window may be all in one phrase
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,21 @@ class TranscriptionEngine:
     def position_s(self) -> float:
         """Seconds of an encoder position, which is also one step between timestamps."""
         return self.frame_s * self.models.sizes.frames_per_position
+
+    @property
+    def window_s(self) -> float:
+        """Seconds of a window."""
+        return self.models.sizes.n_samples / SAMPLE_RATE_HZ
+
+    def resolved(self, options: TranscribeOptions) -> TranscribeOptions:
+        """Return the options with the language and task that the model was tuned for where none are given."""
+        special = self.special
+        language = options.language or special.default_language
+        return replace(
+            options,
+            language=None if options.detects_language else language,
+            task=options.task or special.default_task,
+        )
 
     def prompt(self, options: TranscribeOptions) -> tuple[tuple[int, ...], str | None]:
         """Return the ids of the prompt, and a notice if some were cut.
@@ -144,35 +161,62 @@ class TranscriptionRun:
             label: Name of the audio in progress.
         """
         self._work = _Work()
+        given, options = options, self._suited(engine, engine.resolved(options), duration_s)
         self._engine, self._options = engine, options
         self._duration_s = duration_s
         self._progress, self._label = progress, label
         self._steps_before = engine.session.steps
         self._speculation_before = _speculation(engine.session)
         prompt, notice = engine.prompt(options)
-        self._notices = [line for line in (notice, self._prefill_notice(), self._language_notice()) if line]
+        notices = (notice, self._prefill_notice(), self._language_notice(given), self._timestamps_notice(given))
+        self._notices = [line for line in notices if line]
         self._context = PromptContext(
             engine.special, prompt, condition=options.condition_on_previous_text, limit=engine.prompt_limit
         )
-        self._decoder = WindowDecoder(
+        self._decoder = self._new_decoder()
+        self._start: _Start | None = None
+        self._closes: list[bool] = []  # of each window with text, whether a timestamp closes a phrase
+        self._segments: list[Segment] = []
+        self._tokens: list[int] = []
+
+    def _new_decoder(self) -> WindowDecoder:
+        engine = self._engine
+        return WindowDecoder(
             engine.session,
             engine.special,
-            options,
+            self._options,
             max_length=engine.max_length,
             vocab_size=engine.models.sizes.vocab_size,
         )
-        self._start: _Start | None = None
-        self._segments: list[Segment] = []
-        self._tokens: list[int] = []
+
+    @staticmethod
+    def _suited(engine: TranscriptionEngine, options: TranscribeOptions, duration_s: float) -> TranscribeOptions:
+        """Return the options without timestamps where the vocabulary has none.
+
+        Windows that follow each other need timestamps to begin between phrases, so long audio goes by chunks then.
+        """
+        if not options.timestamps or engine.special.has_timestamps:
+            return options
+        is_long = duration_s > engine.window_s
+        can_be_cut = options.features == "window" and not options.condition_on_previous_text
+        by_chunks = is_long and can_be_cut and options.long_form == "sequential"
+        return replace(options, timestamps=False, long_form="chunked" if by_chunks else options.long_form)
+
+    def _timestamps_notice(self, given: TranscribeOptions) -> str | None:
+        if given.timestamps == self._options.timestamps:
+            return None
+        by_chunks = "" if given.long_form == self._options.long_form else ", and in overlapping chunks"
+        return f"the model's vocabulary has no timestamps; it is transcribed without them{by_chunks}"
 
     # --- strategies --------------------------------------------------------------------------------------------------
 
     def decode(self, samples: Samples) -> None:
         """Decode audio samples `[n]` by the strategy of the options."""
         # A chunk may be shorter than a window. What fits into one chunk needs no cutting.
-        if self._options.long_form == "chunked" and self._duration_s > self._options.chunk_s:
+        is_longer = self._duration_s > min(self._options.chunk_s, self._engine.window_s)
+        if self._options.long_form == "chunked" and is_longer:
             self.by_chunks(samples)
-        elif self._options.long_form == "vad" and self._duration_s > self._options.chunk_s:
+        elif self._options.long_form == "vad" and is_longer:
             self.by_pauses(samples)
         else:
             self.sequential(self._features(samples), 0.0, self._duration_s)
@@ -189,6 +233,9 @@ class TranscriptionRun:
         while frame < source.n_frames:
             count = min(sizes.n_frames, source.n_frames - frame)
             window = self._decode_window(source, frame, count)
+            if window.guesses_times and self._options.timestamps:
+                self._stop_timestamps()
+                window = self._decode_window(source, frame, count)
             split = split_window(
                 window.tokens,
                 self._engine.special,
@@ -197,6 +244,7 @@ class TranscriptionRun:
             )
             phrases, advance = ((), count) if window.has_no_speech else (split.phrases, split.advance_frames)
             self._context.add(window, phrases)
+            self._closes += [window.surest_timestamp is not None] if phrases and self._options.timestamps else []
             for phrase in phrases:
                 self._tokens += phrase.tokens
             self._segments += self._phrase_segments(
@@ -208,7 +256,7 @@ class TranscriptionRun:
     def by_pauses(self, samples: Samples) -> None:
         """Decode the pieces between pauses. Where no speech is found the model itself judges all of the audio."""
         speech = detector(self._options.vad).speech(samples)
-        max_samples = round(self._options.chunk_s * SAMPLE_RATE_HZ)
+        max_samples = round(min(self._options.chunk_s, self._engine.window_s) * SAMPLE_RATE_HZ)
         for start, stop in cut_in_pauses(samples, speech, max_samples) or [(0, len(samples))]:
             self.sequential(self._features(samples[start:stop]), start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
         self._advance(self._duration_s)
@@ -216,7 +264,12 @@ class TranscriptionRun:
     def by_chunks(self, samples: Samples) -> None:
         """Decode overlapping chunks, and stitch them at the end."""
         options, engine = self._options, self._engine
-        length, stride = (round(seconds * SAMPLE_RATE_HZ) for seconds in (options.chunk_s, options.stride_s))
+        seconds = min(options.chunk_s, engine.window_s)
+        length = round(seconds * SAMPLE_RATE_HZ)
+        stride_s = options.stride_s
+        if seconds < options.chunk_s:  # the model's windows are shorter, which leaves less room for the overlap
+            stride_s = min(stride_s, seconds / _CHUNK_IN_STRIDES)
+        stride = round(stride_s * SAMPLE_RATE_HZ)
         decoded = []
         for chunk in overlapping_chunks(len(samples), length, stride):
             source = self._features(samples[chunk.start : chunk.stop])
@@ -242,12 +295,12 @@ class TranscriptionRun:
         if self._start is None:
             raise AudioError("the audio holds no frames; there is nothing to transcribe")
         segments = flagged(self._segments, self._options)
-        notices = (*self._notices, *((notice,) if (notice := flag_notice(segments)) else ()))
+        notices = (*self._notices, *(line for line in (self._closing_notice(), flag_notice(segments)) if line))
         return Transcription(
             text="".join(segment.text for segment in self._segments).strip(),
             language=self._start.language,
             language_probability=self._start.language_probability,
-            task=self._options.task,
+            task=self._task,
             segments=tuple(segments),
             tokens=tuple(self._tokens),
             audio_duration_s=round(self._duration_s, 6),
@@ -331,9 +384,14 @@ class TranscriptionRun:
     # --- language, task and prefill ----------------------------------------------------------------------------------
 
     @property
+    def _task(self) -> str:
+        """The task, once the model's own stands in for none."""
+        return self._options.task or TASKS[0]
+
+    @property
     def _written_language(self) -> str:
         """Code of the language that is written, once the first window was decoded."""
-        return ENGLISH if self._options.task == "translate" or self._start is None else self._start.language
+        return ENGLISH if self._task == "translate" or self._start is None else self._start.language
 
     def _choose_start(self, embeds: Tensor) -> _Start:
         """Choose the ids that every answer starts with. The language is detected in the first window."""
@@ -345,7 +403,7 @@ class TranscriptionRun:
                 language, probability = self._detect_language(embeds)
             else:
                 language = special.language_of(special.language_id(self._options.language))
-            ids += [special.languages[language], special.tasks[self._options.task]]
+            ids += [special.languages[language], special.tasks[self._task]]
         if not self._options.timestamps:
             ids.append(special.no_timestamps)
         return _Start(tuple(ids), language, probability)
@@ -365,12 +423,34 @@ class TranscriptionRun:
         lookup, special = self._engine.models.prefill_lookup, self._engine.special
         if lookup is None or not self._options.prefill or lookup.length != special.forced:
             return None
-        return lookup.columns(special.languages.get(start.language, 0), TASKS.index(self._options.task))
+        return lookup.columns(special.languages.get(start.language, 0), TASKS.index(self._task))
 
-    def _language_notice(self) -> str | None:
+    def _stop_timestamps(self) -> None:
+        """Go on without timestamps, because those of this model are guesses that cut phrases in the wrong places."""
+        engine = self._engine
+        self._options = replace(self._options, timestamps=False)
+        self._decoder = self._new_decoder()
+        if self._start is not None:
+            self._start = replace(self._start, ids=(*self._start.ids, engine.special.no_timestamps))
+        self._notices.append(
+            "the model's timestamps are guesses, as after training without them; it is transcribed without timestamps, "
+            f"in windows of {engine.window_s:g} s, which may cut words: use {option('long_form', 'chunked')} for long "
+            "audio"
+        )
+
+    def _closing_notice(self) -> str | None:
+        """Return why long audio may lose words at its seams, where no window closed a phrase."""
+        if len(self._closes) < _WINDOWS_TO_JUDGE or any(self._closes):
+            return None
+        return (
+            "the model predicts no closing timestamps, as after training without them; its windows follow each other "
+            f"every {self._engine.window_s:g} s, which may cut words: use {option('long_form', 'chunked')}"
+        )
+
+    def _language_notice(self, given: TranscribeOptions) -> str | None:
         """Return which of the model's languages a tag such as `pt-BR` stands for."""
-        special, written = self._engine.special, self._options.language
-        if written is None or not special.is_multilingual:
+        special, written = self._engine.special, given.language
+        if written is None or given.detects_language or not special.is_multilingual:
             return None
         code = special.language_of(special.language_id(written))
         plain = written.strip().lower().removeprefix("<|").removesuffix("|>")

@@ -39,6 +39,9 @@ class SpecialTokens:
         suppressed: Never generated.
         suppressed_at_begin: Never generated first.
         max_initial_timestamp_index: The first timestamp is at most this many steps after 0. None for no limit.
+        has_timestamps: Whether the vocabulary holds a timestamp for each step of a window.
+        default_language: Code of the language that the checkpoint was tuned for. None to detect it.
+        default_task: The task that it was tuned for.
     """
 
     end_of_text: int
@@ -53,6 +56,9 @@ class SpecialTokens:
     suppressed: tuple[int, ...]
     suppressed_at_begin: tuple[int, ...]
     max_initial_timestamp_index: int | None
+    has_timestamps: bool = True
+    default_language: str | None = None
+    default_task: str = TASKS[0]
 
     @property
     def is_multilingual(self) -> bool:
@@ -206,6 +212,8 @@ def special_tokens(
         )
     no_timestamps = ids["<|notimestamps|>"]
     multilingual = _is_multilingual(generation_config, vocab_size)
+    languages = _languages(vocabulary, generation_config, no_timestamps) if multilingual else {}
+    tasks = _tasks(vocabulary, generation_config) if multilingual else {}
     return SpecialTokens(
         end_of_text=ids["<|endoftext|>"],
         start_of_transcript=ids["<|startoftranscript|>"],
@@ -214,12 +222,40 @@ def special_tokens(
         no_timestamps=no_timestamps,
         timestamp_begin=no_timestamps + 1,
         timestamp_end=min(no_timestamps + 1 + n_audio_ctx + 1, vocab_size),
-        languages=_languages(vocabulary, generation_config, no_timestamps) if multilingual else {},
-        tasks=_tasks(vocabulary, generation_config) if multilingual else {},
+        languages=languages,
+        tasks=tasks,
         suppressed=_inside(generation_config.get("suppress_tokens"), vocab_size),
         suppressed_at_begin=_inside(generation_config.get("begin_suppress_tokens"), vocab_size),
         max_initial_timestamp_index=generation_config.get("max_initial_timestamp_index"),
+        has_timestamps=vocab_size > no_timestamps + 1 + n_audio_ctx,
+        default_language=_default_language(generation_config, languages),
+        default_task=_default_task(generation_config, tasks),
     )
+
+
+def _forced(generation_config: Mapping[str, Any], position: int) -> int | None:
+    """Return the id that older generation configs force at a position of the answer."""
+    for pair in generation_config.get("forced_decoder_ids") or ():
+        if isinstance(pair, Sequence) and len(pair) == 2 and pair[0] == position:
+            return pair[1] if isinstance(pair[1], int) else None
+    return None
+
+
+def _default_language(generation_config: Mapping[str, Any], languages: Mapping[str, int]) -> str | None:
+    """Return the language that a fine-tune states, by code or name. One that the model does not know counts as none."""
+    given = generation_config.get("language")
+    if isinstance(given, str):
+        return next((code for code in language_candidates(given) if code in languages), None)
+    forced = _forced(generation_config, 1)
+    return next((code for code, token in languages.items() if token == forced), None)
+
+
+def _default_task(generation_config: Mapping[str, Any], tasks: Mapping[str, int]) -> str:
+    given = generation_config.get("task")
+    if given in tasks:
+        return str(given)
+    forced = _forced(generation_config, 2)
+    return next((task for task, token in tasks.items() if token == forced), TASKS[0])
 
 
 def _first(*values: int | Sequence[int] | None) -> int | None:

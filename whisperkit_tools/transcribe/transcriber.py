@@ -193,7 +193,7 @@ class Transcriber:
         Raises:
             OptionsError: They do not.
         """
-        special = self.special
+        special, options = self.special, self._engine.resolved(options)
         if options.language is not None:
             special.language_id(options.language)
         if not special.is_multilingual and options.task != "transcribe":

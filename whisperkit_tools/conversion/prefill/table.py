@@ -18,6 +18,7 @@ from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.compile_hints.context_prefill import ContextPrefill, ForcedTokens
 from whisperkit_tools.compile_hints.mel_spectrogram import MelSpectrogram
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer
+from whisperkit_tools.conversion.components import one_window
 from whisperkit_tools.errors import ConversionError
 
 TASKS = ("transcribe", "translate")  # in the order of the package's input `task`
@@ -93,11 +94,12 @@ def encode(checkpoint: Checkpoint, windows: Sequence[NDArray[np.float32]]) -> li
 
     Args:
         checkpoint: The checkpoint. Its encoder is loaded and released.
-        windows: Each `[480000]` samples at 16 kHz.
+        windows: Samples at 16 kHz, each cut to the encoder's length.
     """
     mel, encoder = MelSpectrogram(checkpoint.dims.n_mels), checkpoint.load_encoder(torch.float16).float()
     with torch.inference_mode():
-        return [encoder(mel(torch.from_numpy(window)).half().float()).half() for window in windows]
+        cut = [one_window(window, checkpoint.dims.n_samples) for window in windows]
+        return [encoder(mel(torch.from_numpy(window)).half().float()).half() for window in cut]
 
 
 def estimate(checkpoint: Checkpoint, forced: ForcedTokens, embeds: Sequence[Tensor]) -> PrefillTable:

@@ -18,6 +18,9 @@ from whisperkit_tools.transcribe.tokenizer import SpecialTokens
 from whisperkit_tools.transcribe.windows.rules import NEVER, LogitRules
 
 CERTAIN_NO_SPEECH = 0.99
+# Log probability of a timestamp among 1501 that are about equally likely is -7.3. Of a model that predicts times, even
+# an unsure one spreads over a few neighbours.
+GUESSED_TIME = -5.0
 SAMPLED_FROM = 50  # transformers samples from the 50 likeliest tokens unless told otherwise
 
 
@@ -38,6 +41,8 @@ class DecodedWindow:
         alignment: `[len(tokens) + 1, n_audio_ctx]`: row `i` is the decoder's attention while it predicted token `i`,
             and the last row its attention while it ended. None when the decoder does not return it.
         first_token_at: `time.perf_counter()` at the first generated id.
+        surest_timestamp: Highest log probability of a timestamp after text. None where no timestamp follows text, so
+            that nothing closes.
     """
 
     tokens: tuple[int, ...]
@@ -50,6 +55,12 @@ class DecodedWindow:
     generated: int
     alignment: Tensor | None
     first_token_at: float
+    surest_timestamp: float | None = None
+
+    @property
+    def guesses_times(self) -> bool:
+        """Whether no timestamp after text is more than a guess among all of them."""
+        return self.surest_timestamp is not None and self.surest_timestamp < GUESSED_TIME
 
     def segment(
         self, start_s: float, end_s: float, text: str, tokens: tuple[int, ...], words: tuple[Word, ...]
@@ -194,7 +205,15 @@ class WindowDecoder:
             generated=sum(len(attempt.ids) for attempt in attempts),
             alignment=kept.stacked_alignment(),
             first_token_at=first_token_at,
+            surest_timestamp=self._surest_timestamp(kept),
         )
+
+    def _surest_timestamp(self, attempt: _Attempt) -> float | None:
+        """Return the highest log probability of a timestamp that follows text."""
+        special = self._special
+        first = next((at for at, token in enumerate(attempt.ids) if special.is_text(token)), len(attempt.ids))
+        later = zip(attempt.ids[first:], attempt.logprobs[first:], strict=True)
+        return max((logprob for token, logprob in later if special.is_timestamp(token)), default=None)
 
     def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int, looked_up: int) -> _Prefix:
         """Decode the given ids from position `looked_up` on."""
