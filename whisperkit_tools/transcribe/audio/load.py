@@ -153,8 +153,9 @@ def load_audio(
         readable = io.BytesIO(data)
     with _open(readable, item.name) as reader:
         audio = _resampled(reader)
-        for line in reader.notes if note is not None else ():
-            note(line)
+        if note is not None:
+            for line in reader.notes:
+                note(line)
     if audio.size == 0:
         raise AudioError(f"{item.name}: the file holds no audio samples")
     bad = int(np.count_nonzero(~np.isfinite(audio)))

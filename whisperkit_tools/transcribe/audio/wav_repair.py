@@ -55,7 +55,7 @@ def repaired(source: Path | io.BytesIO) -> tuple[BinaryIO, str] | None:
         return None
     stream = source.open("rb") if isinstance(source, Path) else io.BytesIO(source.getvalue())
     view = io.BufferedReader(_Spliced(stream, _header(layout), layout.extents))
-    return view, layout.note  # type: ignore[return-value]
+    return view, layout.note
 
 
 def _layout(stream: BinaryIO) -> _Layout | None:
