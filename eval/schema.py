@@ -5,7 +5,6 @@ Readers ignore unknown fields, so that fields can be added. Rates are fractions 
 are bytes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from whisperkit_tools.eval.backends.base import BackendInfo, BundleInfo
 from whisperkit_tools.eval.metrics.alignment import PIECE_TYPES, AlignmentPiece, WordTimestampError
 from whisperkit_tools.eval.metrics.wer import Counts
 from whisperkit_tools.eval.typed_json import from_json
+from whisperkit_tools.files import read_json_value
 from whisperkit_tools.speech import Transcription, Word
 
 SCHEMA_VERSION = 1
@@ -473,11 +473,9 @@ def read_report(path: Path) -> Report:
         DatasetError: Not readable, not a report, or of a newer schema.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_value(path, DatasetError, "run `wkt evaluate` again")
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}; pass the folder of a run that `wkt evaluate` made") from error
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}); run `wkt evaluate` again") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise DatasetError(

@@ -16,6 +16,7 @@ Source: QoI as published with whisperkittools; the percentile bootstrap, Efron a
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -208,7 +209,8 @@ class Gate:
             missed.append("qoi")
         if not self._found(figures, "wer_delta") <= self.wer_delta_max:
             missed.append("wer_delta")
-        if self.max_kl is not None and not self._found(figures, "kl_divergence") <= self.max_kl:
+        limit = sys.float_info.max if self.max_kl is None else self.max_kl
+        if not self._found(figures, "kl_divergence") <= limit:
             missed.append("kl_divergence")
         return missed
 
@@ -225,6 +227,8 @@ class Gate:
 
     def _kl_shortfall(self, figures: dict[str, IntervalFigure]) -> str:
         divergence = figures["kl_divergence"]
+        if not math.isfinite(self._found(figures, "kl_divergence")):
+            return "KL divergence is not a number: a bundle gave logits that are not finite"
         return (
             f"KL divergence {self._found(figures, 'kl_divergence'):.4g} (95 %: {divergence.low:.4g} to "
             f"{divergence.high:.4g}) nats a token, at most {self.max_kl or 0:g} is allowed"

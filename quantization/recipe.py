@@ -1,6 +1,5 @@
 """The recipe: the compression of each weight, as a file that can be read, edited and passed back."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from whisperkit_tools.errors import OptionsError, RecipeError, option
 from whisperkit_tools.files import write_whole
 from whisperkit_tools.quantization.allocation import StorageOption
 from whisperkit_tools.quantization.compression import NBITS, SPEC_VERSIONS, Compression
+from whisperkit_tools.strict_json import json_text, parse_json
 
 FORMAT = 1
 WeightKey: TypeAlias = tuple[str, str]
@@ -82,7 +82,7 @@ class Recipe:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as a whole file or nothing."""
-    write_whole(path, json.dumps(recipe.to_json(), indent=1) + "\n")
+    write_whole(path, json_text(recipe.to_json(), indent=1) + "\n")
 
 
 def read_recipe(path: Path) -> dict[WeightKey, Compression | None]:
@@ -92,7 +92,7 @@ def read_recipe(path: Path) -> dict[WeightKey, Compression | None]:
         RecipeError: The file is missing, not JSON, or not a recipe. The message names all faulty compressions.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise RecipeError(
             f"{path}: cannot be read ({error.strerror}); name a file that {option('recipe_out')} wrote"

@@ -7,7 +7,9 @@ Another model or other speech therefore has another cache.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from whisperkit_tools.quantization.input_moments import InputMoments
 from whisperkit_tools.quantization.palette import Palettized
 from whisperkit_tools.quantization.recipe import WeightKey
 from whisperkit_tools.quantization.sensitivity import Curvature
+from whisperkit_tools.strict_json import json_text, parse_json
 
 _CODES_PER_OCTAVE = 8
 _FORMAT = 3
@@ -61,20 +64,41 @@ class SensitivityKey:
         return sha256_of_json(self.to_json())[:16]
 
 
+# What NumPy and its archives raise for a damaged file.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
 class SensitivityCache:
     """The cache. It is also the `CheckpointStore` of work in progress."""
 
-    def __init__(self, root: Path, key: SensitivityKey) -> None:
-        """Open or create the cache of `key` below `root`."""
+    def __init__(self, root: Path, key: SensitivityKey, note: Callable[[str], None] = lambda line: None) -> None:
+        """Open or create the cache of `key` below `root`.
+
+        Args:
+            root: The folder of caches.
+            key: What the sensitivities were measured on.
+            note: Told of a damaged file, which is set aside and made anew.
+        """
+        self._note = note
         self.path = root / key.digest
-        write_whole(self.path / "profile.json", json.dumps(key.to_json(), indent=1) + "\n")
+        write_whole(self.path / "profile.json", json_text(key.to_json(), indent=1) + "\n")
         self._rows = self._read_rows()
 
     # --- curvature ---------------------------------------------------------------------------------------------------
 
     def has_curvature(self, component: str) -> bool:
         """Whether the component's curvature is stored."""
-        return self._curvature_file(component).is_file()
+        return self._is_whole(self._curvature_file(component))
 
     def _curvature_file(self, component: str) -> Path:
         return self.path / f"{component}.curvature.npz"
@@ -93,11 +117,29 @@ class SensitivityCache:
         """Open the component's curvature, which is decoded weight by weight."""
         return StoredCurvature(self._curvature_file(component))
 
+    def _is_whole(self, path: Path) -> bool:
+        """Return whether a file of arrays is there and undamaged. A damaged one is set aside."""
+        if not path.is_file():
+            return False
+        try:
+            with zipfile.ZipFile(path) as stored:
+                damaged = stored.testzip()
+        except _DAMAGE:
+            damaged = path.name
+        if damaged is not None:
+            self._set_aside(path)
+        return damaged is None
+
+    def _set_aside(self, path: Path) -> None:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        self._note(f"{path} is damaged; it is kept as {aside.name} and made anew")
+
     # --- moments of inputs -------------------------------------------------------------------------------------------
 
     def has_moments(self, component: str) -> bool:
         """Whether the moments of the component's inputs are stored."""
-        return self._moments_file(component).is_file()
+        return self._is_whole(self._moments_file(component))
 
     def _moments_file(self, component: str) -> Path:
         return self.path / f"{component}.moments.npz"
@@ -151,9 +193,9 @@ class SensitivityCache:
         path = self.path / "candidates.jsonl"
         if not path.is_file():
             return rows
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 compression = Compression.from_json(row["compression"])
                 found = StorageOption(compression, int(row["nbytes"]), float(row["divergence"]))
                 rows.setdefault((row["component"], row["name"]), {})[_text(compression)] = found
@@ -173,7 +215,7 @@ class SensitivityCache:
                 continue
             self._rows.setdefault(key, {})[_text(option.compression)] = option
             row = {"component": key[0], "name": key[1], "compression": option.compression.to_json()}
-            lines.append(json.dumps({**row, "nbytes": option.nbytes, "divergence": option.divergence}))
+            lines.append(json_text({**row, "nbytes": option.nbytes, "divergence": option.divergence}, indent=None))
         path = self.path / "candidates.jsonl"
         torn = path.is_file() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
         with path.open("a", encoding="utf-8") as file:
@@ -189,10 +231,14 @@ class SensitivityCache:
         path = self._palette_file(key, compression)
         if not path.is_file():
             return None
-        with np.load(path) as stored:
-            optional = {name: stored[name] for name in _OPTIONAL_ARRAYS if name in stored}
-            shape = tuple(int(size) for size in stored["shape"])
-            return Palettized(key[1], shape, compression, stored["lut"], stored["indices"], **optional)
+        try:
+            with np.load(path) as stored:
+                optional = {name: stored[name] for name in _OPTIONAL_ARRAYS if name in stored}
+                shape = tuple(int(size) for size in stored["shape"])
+                return Palettized(key[1], shape, compression, stored["lut"], stored["indices"], **optional)
+        except _DAMAGE:
+            self._set_aside(path)
+            return None
 
     def save_palette(self, key: WeightKey, palettized: Palettized) -> None:
         """Store a palettized weight."""

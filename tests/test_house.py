@@ -20,8 +20,9 @@ PACKAGE = ROOT / "whisperkit_tools"
 
 # What every room may import.
 GROUND_FLOOR = {
-    "compression_records", "contract", "dimensions", "errors", "files", "intervals", "languages", "manifest",
-    "progress", "records", "signals", "speech",
+    "compression_records", "contract", "dimensions", "errors", "files", "folders", "front_matter",
+    "generation_config", "intervals", "languages", "limits", "manifest", "media", "paths", "progress", "records",
+    "signals", "speech", "strict_json", "terminal_text",
 }  # fmt: skip
 # Room: what it may import of the house, besides itself and the ground floor.
 ROOMS = {

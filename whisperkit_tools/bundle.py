@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
 from whisperkit_tools.errors import BundleError, option
 from whisperkit_tools.files import content_files, content_sha256, put_in_place, read_json_object, sha256
+from whisperkit_tools.folders import recognised
 from whisperkit_tools.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from whisperkit_tools.mil.package import Package
 
@@ -60,6 +61,8 @@ class Bundle:
             raise BundleError(f"no bundle at {folder}: found {found}; pass the folder that `wkt convert` printed")
         bundle = cls(folder, read_manifest(folder))
         missing = [f"{name}.mlpackage" for name in COMPONENTS if not bundle.has(name)]
+        if len(missing) == len(COMPONENTS) and (what := recognised(folder)) and bundle.manifest.is_empty:
+            raise BundleError(f"{folder} is not a bundle but {what}")
         if missing:
             raise BundleError(
                 f"{folder} is not a complete bundle: missing {', '.join(missing)}; convert or download it again"

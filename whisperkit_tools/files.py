@@ -6,13 +6,16 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import BundleError, WktError
+from whisperkit_tools.strict_json import JsonError, json_text, parse_json
 
 
 def sha256(path: Path) -> str:
@@ -68,13 +71,47 @@ def read_json_object(
     Raises:
         WktError: Of type `error`: the file is not UTF-8 JSON, or not an object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise error(f"{path} is not valid JSON ({problem}); {advice}") from problem
+    value = read_json_value(path, error, advice)
     if not isinstance(value, dict):
-        raise error(f"{path} holds a JSON {type(value).__name__}, expected an object")
+        raise error(f"{path} holds a JSON {type(value).__name__}, expected an object; {advice}")
     return value
+
+
+def read_json_value(path: Path, error: type[WktError], advice: str) -> Any:
+    """Return the value of a JSON file.
+
+    Args:
+        path: The file.
+        error: Raised for damaged content, and for a file that is too large.
+        advice: What the user can do, as the end of that error's message.
+
+    Raises:
+        WktError: Of type `error`: the file is not UTF-8 JSON.
+    """
+    try:
+        return parse_json(read_limited(path, limits.JSON_BYTES, error))
+    except JsonError as problem:
+        raise error(f"{path} is not valid JSON ({problem}); {advice}") from problem
+
+
+def read_limited(path: Path, limit: int, error: type[WktError]) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        WktError: Of type `error`: it is not a regular file (reading a pipe may never end), or larger than `limit`.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{path} is not a regular file")
+        if status.st_size > limit:
+            raise error(f"{path} has {status.st_size} bytes; the maximum for such a file is {limit}")
+        return file.read(limit + 1)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe without a writer is opened without waiting for one."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -85,6 +122,7 @@ def replace_whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)  # a link of that name would be written through
     try:
         yield partial
         partial.replace(path)
@@ -95,14 +133,14 @@ def replace_whole(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a whole file or nothing. Text becomes UTF-8 with the line ends that it has."""
     with replace_whole(path) as partial, partial.open("wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.write(content.encode("utf-8", "replace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON-ready value as a whole file or nothing, indented, with characters beyond ASCII kept."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(value) + "\n")
 
 
 def put_in_place(partial: Path, target: Path) -> None:

@@ -4,9 +4,11 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Self, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from whisperkit_tools.errors import BundleError
+from whisperkit_tools.errors import BundleError, WktError
+
+T = TypeVar("T")
 
 _ADVICE = "convert or download the bundle again"
 _SCALARS: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -45,7 +47,7 @@ class Record:
         Raises:
             BundleError: A value has another type than its field. The message names file, field, value and type.
         """
-        return cast("Self", _read_object(cls, value, where, ""))
+        return cast("Self", _Reader(where).object(cls, value, ""))
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object. Of a record that was read, keys that were absent stay absent, unless they are set."""
@@ -76,61 +78,110 @@ def _types(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _read_object(cls: type, value: Any, where: str, name: str) -> Any:
-    """Build a dataclass from a JSON object, checking the type of every field."""
-    if not isinstance(value, dict):
-        raise _mismatch(value, "an object", where, name)
-    known = _known(cls)
-    missing = [key for key, item in known.items() if key not in value and _is_required(item)]
-    if missing:
-        raise BundleError(f"{where}: {name} has no {' and '.join(missing)}; {_ADVICE}")
-    found = {
-        item.name: _read(_types(cls)[item.name], value[key], where, f"{name}.{key}" if name else key)
-        for key, item in known.items()
-        if key in value
-    }
-    unknown = {key: one for key, one in value.items() if key not in known}
-    if issubclass(cls, Record):
-        return cls(**found, extra=unknown, keys=tuple(value))
-    if unknown:
-        raise BundleError(f"{where}: {name} has {', '.join(unknown)}, which this version of wkt does not know")
-    try:
-        return cls(**found)
-    except ValueError as error:
-        raise BundleError(f"{where}: {name}: {error}; {_ADVICE}") from error
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Builds dataclasses from JSON values, checking the type of every field.
+
+    Attributes:
+        where: The file or object that the values come from, for messages.
+        error: Raised for a value of another type.
+        advice: End of its message; empty for none.
+        exact: Values stay as they are, so that they can be written again unchanged, and unknown fields are an error.
+            Otherwise integers become floats where those are expected, and unknown fields are ignored.
+    """
+
+    where: str
+    error: type[WktError] = BundleError
+    advice: str = _ADVICE
+    exact: bool = True
+
+    def object(self, cls: type, value: Any, name: str) -> Any:
+        """Return a dataclass from a JSON object."""
+        if not isinstance(value, dict):
+            raise self._mismatch(value, "an object", name)
+        known = _known(cls)
+        missing = [key for key, item in known.items() if key not in value and _is_required(item)]
+        if missing:
+            raise self._flaw(f"{self._subject(name)} has no {' and '.join(missing)}")
+        types_of = _types(cls)
+        found = {
+            item.name: self.read(types_of[item.name], value[key], f"{name}.{key}" if name else key)
+            for key, item in known.items()
+            if key in value
+        }
+        unknown = {key: one for key, one in value.items() if key not in known}
+        if issubclass(cls, Record):
+            return cls(**found, extra=unknown, keys=tuple(value))
+        if unknown and self.exact:
+            listed = ", ".join(unknown)
+            raise self.error(f"{self._subject(name)} has {listed}, which this version of wkt does not know")
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise self._flaw(f"{self._subject(name)}: {error}") from error
+
+    def read(self, kind: Any, value: Any, name: str) -> Any:
+        """Check a value against the type of its field. Lists become tuples, objects of a dataclass that class."""
+        if kind is Any:
+            return value
+        origin, inner = get_origin(kind), get_args(kind)
+        if origin in (Union, types.UnionType):
+            wanted = next(one for one in inner if one is not type(None))
+            return None if value is None and type(None) in inner else self.read(wanted, value, name)
+        if origin is tuple:
+            return self._tuple(inner, value, name)
+        if origin in (Mapping, dict):
+            if not isinstance(value, dict):
+                raise self._mismatch(value, "an object", name)
+            return {key: self.read(inner[1], one, f"{name}.{key}") for key, one in value.items()}
+        if is_dataclass(kind):
+            return self.object(cast("type", kind), value, name)
+        classes, expected = _SCALARS[kind]
+        if not isinstance(value, classes) or (isinstance(value, bool) and kind is not bool):
+            raise self._mismatch(value, expected, name)
+        return float(cast("float", value)) if kind is float and not self.exact else value
+
+    def _tuple(self, inner: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise self._mismatch(value, "a list", name)
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis or len(inner) == 1 else inner
+        if len(kinds) != len(value):
+            raise self._mismatch(value, f"a list of {len(kinds)}", name)
+        return tuple(
+            self.read(kind, one, f"{name}[{at}]") for at, (kind, one) in enumerate(zip(kinds, value, strict=True))
+        )
+
+    def _mismatch(self, value: Any, expected: str, name: str) -> WktError:
+        return self._flaw(f"{self._subject(name)} is {repr(value)[:80]}, expected {expected}")
+
+    def _flaw(self, message: str) -> WktError:
+        return self.error(f"{message}; {self.advice}" if self.advice else message)
+
+    def _subject(self, name: str) -> str:
+        return f"{self.where}: {name}" if name else self.where
+
+
+def read_typed(cls: type[T], value: Any, where: str, *, error: type[WktError], advice: str = "", name: str = "") -> T:
+    """Return a dataclass from a JSON value. Unknown fields are ignored.
+
+    Integers become floats where those are expected.
+
+    Args:
+        cls: The dataclass. Its hints say what is allowed, as for `Record`.
+        value: The value, expected to be an object.
+        where: The file or object that it comes from, for messages.
+        error: Raised for a value of another type.
+        advice: What the user can do, as the end of that error's message.
+        name: Path of the value in that file; empty for the whole.
+
+    Raises:
+        WktError: Of type `error`: a field is missing or has another type. The message names file, field and value.
+    """
+    return cast("T", _Reader(where, error, advice, exact=False).object(cls, value, name))
 
 
 def _is_required(item: Any) -> bool:
     return item.default is MISSING and item.default_factory is MISSING
-
-
-def _read(kind: Any, value: Any, where: str, name: str) -> Any:
-    """Check a JSON value against the type of its field. Lists become tuples, objects of a dataclass that class."""
-    if kind is Any:
-        return value
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        (wanted,) = (one for one in inner if one is not type(None))
-        return None if value is None else _read(wanted, value, where, name)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _mismatch(value, "a list", where, name)
-        return tuple(_read(inner[0], one, where, f"{name}[{index}]") for index, one in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise _mismatch(value, "an object", where, name)
-        return {key: _read(inner[1], one, where, f"{name}.{key}") for key, one in value.items()}
-    if is_dataclass(kind):
-        return _read_object(cast("type", kind), value, where, name)
-    classes, expected = _SCALARS[kind]
-    if not isinstance(value, classes) or (isinstance(value, bool) and kind is not bool):
-        raise _mismatch(value, expected, where, name)
-    return value
-
-
-def _mismatch(value: Any, expected: str, where: str, name: str) -> BundleError:
-    subject = f"{where}: {name}" if name else where
-    return BundleError(f"{subject} is {repr(value)[:80]}, expected {expected}; {_ADVICE}")
 
 
 def _plain(value: Any) -> Any:

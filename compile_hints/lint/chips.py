@@ -3,10 +3,11 @@
 They are read from `chips.json` beside this module.
 """
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
+
+from whisperkit_tools.strict_json import parse_json
 
 T = TypeVar("T")
 KINDS = ("published", "measured elsewhere", "derived")
@@ -109,7 +110,7 @@ class ChipTable:
 
 def load_chips() -> ChipTable:
     """Read the table that ships with the package."""
-    data = json.loads((files(__package__) / "chips.json").read_text(encoding="utf-8"))
+    data = parse_json((files(__package__) / "chips.json").read_bytes())
     operations, elsewhere = data["operations"], data["elsewhere"]
     ios_bytes: Figure[int] = _figure(data["max_ios_model_bytes"])
     return ChipTable(

@@ -3,7 +3,6 @@
 Reports are read from `compressed_forms.json` beside this module.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from importlib.resources import files
 
 from whisperkit_tools.mil.graph import Graph, Operation
 from whisperkit_tools.mil.tensor_spec import is_float
+from whisperkit_tools.strict_json import parse_json
 
 RULE_PREFIX = "form-"
 
@@ -54,7 +54,7 @@ class FormReport:
 @cache
 def form_reports() -> dict[str, FormReport]:
     """Return the report of each form, by its name."""
-    data = json.loads((files(__package__) / "compressed_forms.json").read_text(encoding="utf-8"))
+    data = parse_json((files(__package__) / "compressed_forms.json").read_bytes())
     return {entry["form"]: FormReport(**entry) for entry in data["forms"]}
 
 

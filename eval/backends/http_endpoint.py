@@ -5,7 +5,6 @@ Source: https://platform.openai.com/docs/api-reference/audio/createTranscription
 
 import bisect
 import io
-import json
 import os
 import time
 import urllib.error
@@ -20,17 +19,20 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import EvaluationError, OptionsError, option
 from whisperkit_tools.eval.backends.base import transcription
 from whisperkit_tools.eval.backends.options import Value, checked
 from whisperkit_tools.eval.backends.registry import BackendOptions
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription, Word
+from whisperkit_tools.strict_json import json_text, parse_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"  # OpenAI's own clients read it from there
 DEFAULT_ENDPOINT = "https://api.openai.com/v1"
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _LONGEST_WAIT_S = 60.0
+_PART_BYTES = 1 << 16
 _DEFAULTS: dict[str, Value] = {"response_format": "verbose_json", "timeout_s": 600.0, "retries": 4, "prompt": ""}
 
 
@@ -101,10 +103,13 @@ class EndpointTranscriber:
         total_s = time.perf_counter() - begun
         try:
             text = str(answer["text"]).strip()
+            _check_length(text, len(audio) / SAMPLE_RATE_HZ)
             segments = _segments(text, answer.get("segments"), answer.get("words"))
             language = _code(answer.get("language"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise EvaluationError(f"{self._url} answered without a usable text: {json.dumps(answer)[:200]}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise EvaluationError(
+                f"{self._url} answered without a usable text: {json_text(answer, indent=None)[:200]}"
+            ) from error
         return transcription(text, audio, Timings(round(total_s, 6)), segments, language)
 
     def _fields(self, language: str | None, words: bool) -> list[tuple[str, str]]:
@@ -129,8 +134,10 @@ class EndpointTranscriber:
         while True:
             is_last = attempt >= int(self._options["retries"])
             try:
-                with _OPENER.open(request, timeout=float(self._options["timeout_s"])) as response:
-                    return self._parsed(response.read())
+                timeout_s = float(self._options["timeout_s"])
+                deadline = time.monotonic() + timeout_s
+                with _OPENER.open(request, timeout=timeout_s) as response:
+                    return self._parsed(self._received(response, deadline))
             except urllib.error.HTTPError as error:
                 if is_last or error.code not in _TRY_AGAIN:
                     raise EvaluationError(self._refusal(error)) from error
@@ -145,9 +152,22 @@ class EndpointTranscriber:
             time.sleep(min(wait_s, _LONGEST_WAIT_S))
             attempt += 1
 
+    def _received(self, response: Any, deadline: float) -> bytes:
+        """Return the whole answer. The timeout of a socket ends with every byte that comes, this one does not."""
+        raw = bytearray()
+        while part := response.read1(_PART_BYTES):
+            raw += part
+            if len(raw) > limits.ANSWER_BYTES:
+                raise EvaluationError(f"{self._url} answered more than {limits.ANSWER_BYTES >> 20} MB")
+            if time.monotonic() > deadline:
+                raise EvaluationError(
+                    f"{self._url} was still answering after {self._options['timeout_s']} s, the backend's timeout_s"
+                )
+        return bytes(raw)
+
     def _parsed(self, raw: bytes) -> dict[str, Any]:
         try:
-            answer = json.loads(raw)
+            answer = parse_json(raw)
         except ValueError as error:
             raise EvaluationError(f"{self._url} answered no JSON: {raw[:100]!r}") from error
         if not isinstance(answer, dict):
@@ -159,14 +179,25 @@ class EndpointTranscriber:
         if error.code in _REDIRECTS:
             place = error.headers.get("Location")
             return f"{self._url} answered {error.code}, moved to {place}; give that {option('endpoint')}"
-        raw = error.read()[:2000].decode("utf-8", "replace")
+        raw = error.read(limits.REFUSAL_BYTES)[:2000].decode("utf-8", "replace")
         try:
-            said = json.loads(raw)["error"]
+            said = parse_json(raw)["error"]
             message = said["message"] if isinstance(said, dict) else str(said)
         except (ValueError, KeyError, TypeError):
             message = (raw.strip().splitlines() or ["no message"])[0]
         hint = f"; check {KEY_VARIABLE}" if error.code in (401, 403) else ""
         return f"{self._url} answered {error.code}: {message[:300]}{hint}"
+
+
+def _check_length(text: str, duration_s: float) -> None:
+    """Check that a text can have been spoken in a time.
+
+    Raises:
+        ValueError: It is far too long.
+    """
+    allowed = limits.TEXT_FREE + limits.TEXT_PER_S * duration_s
+    if len(text) > allowed:
+        raise ValueError(f"{len(text)} characters of text for {duration_s:.1f} s of audio")
 
 
 def _wav(audio: Samples) -> bytes:

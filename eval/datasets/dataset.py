@@ -1,13 +1,13 @@
 """A dataset: recordings with reference texts, the problems that were found in it, and the digest of its content."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from whisperkit_tools.errors import DatasetError
 from whisperkit_tools.files import sha256
 from whisperkit_tools.speech import Recording, samples_sha256
+from whisperkit_tools.strict_json import json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def fingerprint(examples: tuple[Recording, ...]) -> str:
     for example in examples:
         words = [[word.text, word.start_s, word.end_s] for word in example.words]
         row = [example.id, example.text or "", example.language, words, _audio_sha256(example)]
-        whole.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        whole.update(json_text(row, indent=None).encode() + b"\n")
     return whole.hexdigest()
 
 

@@ -4,10 +4,8 @@ A Hub dataset is fetched once, row by row, into a folder `metadata.jsonl` + `aud
 that folder, work without a connection, and can be resumed. Audio is kept in its published bytes.
 """
 
-import json
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -15,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from whisperkit_tools.errors import DatasetError, OptionsError, option
+from whisperkit_tools.eval.datasets.archive import unpack_zip
 from whisperkit_tools.eval.datasets.layouts import METADATA_FILES, LayoutOptions, read_folder
 from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.datasets.rows import (
@@ -28,8 +27,10 @@ from whisperkit_tools.eval.datasets.rows import (
     first,
 )
 from whisperkit_tools.files import first_line, put_in_place, safe_name, sha256_of_json
+from whisperkit_tools.paths import found_inside
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import AUDIO_EXTENSIONS
+from whisperkit_tools.strict_json import json_text, parse_json
 
 _INFO_FILE = "dataset.json"
 _AUDIO_COLUMNS = ("audio", "speech", "file")
@@ -65,9 +66,8 @@ def _unpacked(hub_id: str, folder: Path, archives: list[Path], options: DatasetO
     with progress.stage(hub_id, "unpacking"), _new_folder(target) as scratch:
         for archive in archives:
             try:
-                with zipfile.ZipFile(archive) as opened:
-                    opened.extractall(scratch)
-            except (zipfile.BadZipFile, OSError) as error:
+                unpack_zip(archive, scratch)
+            except OSError as error:
                 raise DatasetError(f"{archive} cannot be unpacked: {error}") from error
         for name in METADATA_FILES:
             if (folder / name).is_file():
@@ -112,7 +112,7 @@ def read_hub(hub_id: str, options: DatasetOptions, progress: Progress) -> list[R
             return read_folder(fetch_snapshot(hub_id, options, progress), layout) or []
         folder = _target(hub_id, options)
         with progress.stage(hub_id, "fetching"):
-            _materialise(folder, _hub_rows(hub_id, options), options, hub_id)
+            _materialise(folder, _hub_rows(hub_id, options), options, hub_id, _caches())
     return (read_folder(folder, LayoutOptions()) or [])[: options.rows_needed]
 
 
@@ -125,11 +125,12 @@ def _fetched(hub_id: str, options: DatasetOptions) -> Path | None:
     """Return the folder of an earlier fetch, if it has all needed rows."""
     folder = _target(hub_id, options)
     try:
-        info = json.loads((folder / _INFO_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        info = parse_json((folder / _INFO_FILE).read_bytes())
+        complete, rows = bool(info["complete"]), int(info["rows"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # never fetched, or damaged: fetched again
     needed = options.rows_needed
-    return folder if info["complete"] or (needed is not None and info["rows"] >= needed) else None
+    return folder if complete or (needed is not None and rows >= needed) else None
 
 
 def _has_plain_table(hub_id: str, options: DatasetOptions) -> bool:
@@ -173,7 +174,7 @@ def read_local_files(folder: Path, options: DatasetOptions) -> list[Row] | None:
         return None
     target = cache_folder(options) / f"{safe_name(folder.resolve().name)}-{_digest(found, options)}"
     if not target.is_dir():
-        _materialise(target, _local_rows(folder, options), options, str(folder))
+        _materialise(target, _local_rows(folder, options), options, str(folder), (folder,))
     return read_folder(target, LayoutOptions())
 
 
@@ -215,8 +216,23 @@ def _digest(paths: Iterable[Path], options: DatasetOptions) -> str:
     return sha256_of_json([state, chosen])[:12]
 
 
-def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str) -> None:
+def _caches() -> tuple[Path, ...]:
+    """Return the folders to which the libraries download the files of a dataset."""
+    import datasets
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE), Path(datasets.config.HF_DATASETS_CACHE)
+
+
+def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str, homes: tuple[Path, ...]) -> None:
     """Write rows as a folder of audio files with a table.
+
+    Args:
+        target: The folder to make.
+        rows: The rows.
+        options: Choice of rows and columns.
+        source: The dataset, for messages.
+        homes: Folders in which a row may name a file of audio.
 
     Raises:
         OptionsError: The columns are not recognised.
@@ -229,10 +245,10 @@ def _materialise(target: Path, rows: Any, options: DatasetOptions, source: str) 
         (scratch / "audio").mkdir()
         with (scratch / "metadata.jsonl").open("w", encoding="utf-8") as table:
             for count, row in enumerate(_taken(rows, audio, needed, source), start=1):
-                entry = _entry(row, count, text, audio, scratch)
-                table.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                entry = _entry(row, count, (text, audio), scratch, homes)
+                table.write(json_text(entry, indent=None) + "\n")
         info = {"source": source, "rows": count, "complete": needed is None or count < needed}
-        (scratch / _INFO_FILE).write_text(json.dumps(info) + "\n", encoding="utf-8")
+        (scratch / _INFO_FILE).write_text(json_text(info, indent=None) + "\n", encoding="utf-8")
 
 
 def _columns(rows: Any, options: DatasetOptions, source: str) -> tuple[str, str]:
@@ -266,13 +282,17 @@ def _taken(rows: Any, audio: str, needed: int | None, source: str) -> Iterator[M
         raise DatasetError(f"{source} broke off: {first_line(error)}; run the command again") from error
 
 
-def _entry(row: Mapping[str, Any], number: int, text: str, audio: str, folder: Path) -> dict[str, Any]:
+def _entry(
+    row: Mapping[str, Any], number: int, columns: tuple[str, str], folder: Path, homes: tuple[Path, ...]
+) -> dict[str, Any]:
     """Write the audio of one row and return its line of the table."""
+    text, audio = columns
     value = row[audio]
     content, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (value, None)
     path = str((value if isinstance(value, str) else path) or "")
-    if not isinstance(content, bytes) and path and Path(path).is_file():
-        content = Path(path).read_bytes()
+    if not isinstance(content, bytes) and path:
+        place = next((place for home in homes if (place := found_inside(home, path))), None)
+        content = place.read_bytes() if place is not None and place.suffix.lower() in AUDIO_EXTENSIONS else None
     suffix = PurePosixPath(path).suffix.lower()
     name = f"audio/{number:07d}{suffix if suffix in AUDIO_EXTENSIONS else '.wav'}"
     if isinstance(content, bytes):

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.datasets.rows import (
     AUDIO_FIELDS,
@@ -23,8 +23,11 @@ from whisperkit_tools.eval.datasets.rows import (
     first,
     words_of,
 )
+from whisperkit_tools.files import read_limited
 from whisperkit_tools.languages import base_language
+from whisperkit_tools.paths import found_inside
 from whisperkit_tools.speech import ReferenceWord
+from whisperkit_tools.strict_json import parse_json
 
 ALL = "all"
 _LONGEST_FIELD = 1 << 24  # the transcript of a day. The csv module's default refuses that of two hours
@@ -111,7 +114,7 @@ def _librispeech_chapter(path: Path) -> Iterator[Row]:
         if not id:
             continue
         names = [f"{id}{extension}" for extension in (".flac", ".wav", ".mp3")]
-        audio = next((file for name in names if (file := path.parent / name).is_file()), None)
+        audio = next((file for name in names if (file := found_inside(path.parent, name))), None)
         yield Row(id, text, audio, f"{path.parent / names[0]}", "en", speaker=id.split("-")[0])
 
 
@@ -211,7 +214,7 @@ def _common_voice_language(folder: Path, split: str, options: LayoutOptions) -> 
         yield Row(
             id=PurePosixPath(name).stem,
             reference=row[column],
-            audio=audio if audio.is_file() else None,
+            audio=found_inside(folder / "clips", name),
             audio_name=str(audio),
             language=first(row, ("locale",)) or folder.absolute().name,
             speaker=first(row, SPEAKER_FIELDS),
@@ -296,7 +299,7 @@ def _text_or_none(value: Any) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_limited(path, limits.JSON_LINES_BYTES, DatasetError).decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -327,7 +330,7 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str, path: Path) -> str:
 def _json(path: Path) -> Any:
     text = _text(path)
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         if text.lstrip().startswith("{"):
             return _json_lines(path)  # manifests of one object a line are often called .json
@@ -341,7 +344,7 @@ def _json_lines(path: Path) -> list[Any]:
     rows = []
     for number, line in enumerate(_text(path).split("\n"), start=1):  # a transcript may hold other line separators
         try:
-            rows += [json.loads(line)] if line.strip() else []
+            rows += [parse_json(line)] if line.strip() else []
         except ValueError as error:
             raise DatasetError(f"{path}, line {number} is not JSON: {error}") from error
     return rows

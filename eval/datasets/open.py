@@ -15,7 +15,9 @@ from whisperkit_tools.eval.datasets.layouts import LayoutOptions, describe_layou
 from whisperkit_tools.eval.datasets.options import DatasetOptions
 from whisperkit_tools.eval.datasets.rows import Row, check
 from whisperkit_tools.files import safe_name
+from whisperkit_tools.folders import recognised
 from whisperkit_tools.languages import base_language
+from whisperkit_tools.paths import expanded
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import Recording
 
@@ -53,7 +55,7 @@ NAMED_DATASETS = {
 
 def is_plain_folder(spec: str) -> bool:
     """Return whether a name is that of a folder without a dataset."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if spec == DEMO or spec in NAMED_DATASETS or not path.is_dir():
         return False
     return not has_layout(path) and not data_files(path)
@@ -61,7 +63,7 @@ def is_plain_folder(spec: str) -> bool:
 
 def is_copied_by_row(spec: str) -> bool:
     """Return whether a dataset is copied row by row, so that a limit of rows spares the rest."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     return spec != DEMO and spec not in NAMED_DATASETS and not (path.is_dir() and has_layout(path))
 
 
@@ -116,12 +118,14 @@ def _rows(spec: str, options: DatasetOptions, progress: Progress) -> tuple[str, 
         known = NAMED_DATASETS[spec]
         folder = fetch_snapshot(known.hub_id, options, progress)
         return spec, known.hub_id, read_folder(folder, layout) or [], known.language
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if path.is_dir():
         rows = read_folder(path, layout)
         rows = read_local_files(path, options) if rows is None else rows
         if rows is None:
-            raise DatasetError(f"{path} does not hold a supported dataset; expected {describe_layouts()}")
+            what = recognised(path)
+            found = f"is not a dataset but {what}" if what else "does not hold a supported dataset"
+            raise DatasetError(f"{path} {found}; expected {describe_layouts()}")
         return safe_name(path.resolve().name), str(path), rows, None
     if path.exists():
         raise OptionsError(f"{path} is a file; pass the folder of a dataset: {describe_layouts()}")

@@ -10,6 +10,8 @@ from typing import Any
 
 from whisperkit_tools.eval.datasets.dataset import Problem
 from whisperkit_tools.languages import base_language
+from whisperkit_tools.media import open_container
+from whisperkit_tools.paths import found_inside
 from whisperkit_tools.speech import AUDIO_EXTENSIONS, Recording, ReferenceWord
 
 # The mark of NIST's scoring format, which TED-LIUM and others use as a transcript.
@@ -63,7 +65,10 @@ class Checked:
 
 
 class AudioFolder:
-    """The audio files under a folder, found by path, by name, or by name without extension."""
+    """The audio files under a folder, found by path, by name, or by name without extension.
+
+    A table cannot name a file elsewhere: what it names is transcribed, published and sent to services.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -72,7 +77,7 @@ class AudioFolder:
     def _by_name(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = defaultdict(list)
         for path in sorted(self.root.rglob("*")):
-            if path.suffix.lower() in AUDIO_EXTENSIONS:
+            if path.suffix.lower() in AUDIO_EXTENSIONS and found_inside(self.root, str(path.absolute())):
                 found[path.name].append(path)
                 found[path.stem].append(path)
         return found
@@ -85,10 +90,10 @@ class AudioFolder:
             base: Relative paths start here. None for the root.
 
         Returns:
-            The file. None when there is none, or several of that name.
+            The file. None when there is none in the folder, or several of that name.
         """
-        direct = (base or self.root) / name
-        if direct.is_file():
+        direct = found_inside(self.root, name, base)
+        if direct is not None:
             return direct
         pure = PurePosixPath(name.replace("\\", "/"))
         for wanted in (pure.name, pure.stem):  # published tables name the .mp3 that a .wav was made of
@@ -107,7 +112,7 @@ def as_seconds(value: Any) -> float | None:
     """Return a duration from a table. None when it is not a positive number."""
     try:
         seconds = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return seconds if 0 < seconds < float("inf") else None
 
@@ -116,7 +121,8 @@ def words_of(row: Mapping[str, Any], reference: str) -> tuple[ReferenceWord, ...
     """Return the word times of a table's row: words with start and end, or starts of the transcript's words."""
     starts = row.get(STARTS_FIELD)
     if isinstance(starts, list) and len(starts) == len(reference.split()):
-        return tuple(ReferenceWord(word, float(at)) for word, at in zip(reference.split(), starts, strict=True))
+        timed = [_word({"word": word, "start": at}) for word, at in zip(reference.split(), starts, strict=True)]
+        return tuple(word for word in timed if word is not None) if all(timed) else ()
     listed = first(row, WORD_FIELDS)
     if not isinstance(listed, list):
         return ()
@@ -128,7 +134,7 @@ def _word(item: Mapping[str, Any]) -> ReferenceWord | None:
     text, start, end = first(item, ("word", "text")), first(item, ("start", "start_s")), first(item, ("end", "end_s"))
     try:
         return ReferenceWord(str(text), float(start), None if end is None else float(end)) if text else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -156,7 +162,10 @@ def _problem(row: Row, is_repeated: bool, count: int) -> Problem | None:
     if is_repeated:
         return Problem(row.id, "duplicate_id", f"{row.id}: {count} examples have this id; the first one counts")
     if row.audio is None:
-        return Problem(row.id, "missing_audio", f"{row.id}: no audio file {row.audio_name}")
+        name = PurePosixPath(row.audio_name)
+        outside = name.is_absolute() or ".." in name.parts
+        hint = " in the dataset's folder; audio elsewhere is not read, put it there" if outside else ""
+        return Problem(row.id, "missing_audio", f"{row.id}: no audio file {row.audio_name}{hint}")
     if row.reference is None:
         return Problem(row.id, "no_reference", f"{row.id}: the table has no transcript for it")
     return None
@@ -180,14 +189,14 @@ def header_duration_s(path: Path) -> float | None:
     if path.suffix.lower() != ".mp3":
         try:
             return float(soundfile.info(path).duration) or None
-        except soundfile.SoundFileError:
+        except (soundfile.SoundFileError, ValueError):
             pass
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             if not container.streams.audio or not container.duration:
                 return None
             return float(container.duration / av.time_base)
-    except (av.FFmpegError, OSError):
+    except (av.FFmpegError, OSError, ValueError):
         return None
 
 

@@ -5,7 +5,6 @@ marks that spell vowels stay. `openai-2025` gives Whisper's own of 2025 without 
 Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision", appendix C.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any, TypeAlias
 from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.metrics.transliterate import differ_in_script, to_latin
 from whisperkit_tools.languages import base_language
+from whisperkit_tools.strict_json import parse_json
 
 SPELLINGS_FILE = "normalizer.json"
 AUTO = "auto"
@@ -168,7 +168,7 @@ def default_spellings() -> dict[str, str]:
 
 def _parse_spellings(file: Traversable, name: str) -> dict[str, str]:
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
+        table = parse_json(file.read_bytes())
     except OSError as error:
         raise DatasetError(f"{name}: {error.strerror}; expected a table of spellings") from error
     except ValueError as error:

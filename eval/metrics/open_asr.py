@@ -9,7 +9,6 @@ kaldialign's `merge_compounds`. The leaderboard also writes digits as words in l
 num2words: that is done where the package is installed.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from whisperkit_tools.eval.metrics.normalize import (
 )
 from whisperkit_tools.eval.metrics.wer import Counts
 from whisperkit_tools.languages import base_language
+from whisperkit_tools.strict_json import parse_json
 
 NAME = "open-asr"
 VERSION = "2026-06"
@@ -108,7 +108,7 @@ def _together(text: str) -> str:
 def _names() -> dict[str, str]:
     """Return the one spelling of each name by its other spellings."""
     file = files("whisperkit_tools") / "eval" / "metrics" / "open_asr_names.json"
-    table = json.loads(file.read_text(encoding="utf-8"))["names"]
+    table = parse_json(file.read_bytes())["names"]
     return {other: name for name, others in table.items() for other in others.split()}
 
 

@@ -1,6 +1,5 @@
 """Reading the folders of finished runs, without changing them."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,9 @@ from whisperkit_tools.eval.schema import (
     read_report,
     read_row,
 )
+from whisperkit_tools.folders import recognised
+from whisperkit_tools.paths import is_own_link
+from whisperkit_tools.strict_json import parse_json
 
 NAMES_SHOWN = 6
 NAMED_SETTINGS = 2
@@ -98,7 +100,7 @@ def read_rows(path: Path) -> tuple[list[ResultRow], list[str]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
             if any(rest.strip() for rest in lines[number:]):
                 raise DatasetError(
@@ -120,7 +122,9 @@ def _require_run(folder: Path) -> None:
         inside = sorted(str(path.parent) for path in folder.glob(f"*/{RESULTS_FILE}"))
         inside = inside or sorted(str(path.parent) for path in folder.glob(f"*/*/{RESULTS_FILE}"))
         shown = ", ".join(inside[:NAMES_SHOWN]) + (", ..." if len(inside) > NAMES_SHOWN else "")
-        hint = f"it holds runs, pass them: {shown}" if inside else "pass a folder that `wkt evaluate` made"
+        what = recognised(folder)
+        other = f"it is {what}" if what else "pass a folder that `wkt evaluate` made"
+        hint = f"it holds runs, pass them: {shown}" if inside else other
         raise DatasetError(f"{folder} is not a run (no {RESULTS_FILE}); {hint}")
     if not (folder / REPORT_FILE).is_file():
         raise DatasetError(
@@ -163,9 +167,14 @@ def audio_file(run: ReadRun, row: ResultRow) -> Path | None:
     recorded = Path(row.audio)
     places = [recorded] if recorded.is_absolute() else [recorded, Path(run.report.dataset.source) / recorded]
     try:
-        return next((place for place in places if place.is_file()), None)
+        return next((place for place in places if place.is_file() and _is_itself(place)), None)
     except (OSError, ValueError):  # a name that the file system rejects
         return None
+
+
+def _is_itself(path: Path) -> bool:
+    """Whether a file is no link to another place: a page would embed what lies there."""
+    return not path.is_symlink() or is_own_link(path.parent, path)
 
 
 def relative_to_folder(path: Path, folder: Path) -> str:

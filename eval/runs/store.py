@@ -1,7 +1,6 @@
 """The folder of a run: rows are appended as they come and survive any death of the process. See `RunStore`."""
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from whisperkit_tools.errors import DatasetError, OptionsError, option
 from whisperkit_tools.eval.schema import RUN_FILE, SHORT_KEY, ResultRow, read_row
 from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.files import write_json, write_whole
+from whisperkit_tools.strict_json import json_text, parse_json
 
 _LOCK = ".lock"
 _NAMED_LINES = 5
@@ -104,7 +104,7 @@ class JsonLines(Generic[RowT]):
 
 
 def _encoded(row: Identified) -> bytes:
-    return json.dumps(to_json(row), ensure_ascii=False).encode() + b"\n"
+    return json_text(to_json(row), indent=None).encode() + b"\n"
 
 
 def _decoded(line: bytes, decode: Callable[[Any, str], RowT], where: str) -> RowT | None:
@@ -112,7 +112,7 @@ def _decoded(line: bytes, decode: Callable[[Any, str], RowT], where: str) -> Row
     if not line.endswith(b"\n"):
         return None
     try:
-        return decode(json.loads(line), where)
+        return decode(parse_json(line), where)
     except (ValueError, DatasetError):
         return None
 
@@ -183,7 +183,7 @@ class RunStore:
         found: Any = None
         if path.is_file():
             with contextlib.suppress(ValueError):
-                found = json.loads(path.read_text(encoding="utf-8"))
+                found = parse_json(path.read_bytes())
         if isinstance(found, dict) and found.get("key") == description["key"]:
             return found
         if isinstance(found, dict) and "key" in found:

@@ -93,10 +93,10 @@ def test_an_interrupt_that_a_library_swallows_still_counts():
     """Between its stages a command looks whether one came."""
     program = """
 import os, signal
-from whisperkit_tools.cli.sigint import sticky_sigint
+from whisperkit_tools.cli.interrupts import sticky_interrupts
 from whisperkit_tools.cli.progress import ConsoleProgress
 
-with sticky_sigint():
+with sticky_interrupts():
     try:
         os.kill(os.getpid(), signal.SIGINT)
     except BaseException:
@@ -115,7 +115,7 @@ def test_an_interrupt_in_a_destructor_counts_and_prints_nothing():
     """Python prints what a destructor raises, traceback and all; other errors there are still shown."""
     program = """
 import os, signal
-from whisperkit_tools.cli.sigint import check_interrupted, sticky_sigint
+from whisperkit_tools.cli.interrupts import check_interrupted, sticky_interrupts
 
 class Interrupting:
     def __del__(self):
@@ -125,7 +125,7 @@ class Failing:
     def __del__(self):
         raise ValueError("shown")
 
-with sticky_sigint():
+with sticky_interrupts():
     Interrupting()
     try:
         check_interrupted()

@@ -67,7 +67,7 @@ def test_rows_are_written_as_they_were(store):
 
 def test_unknown_fields_are_ignored_and_missing_ones_named():
     assert read_row({**json.loads(ROW), "new": 1}, "here") == read_row(json.loads(ROW), "here")
-    with pytest.raises(DatasetError, match="here lacks reference"):
+    with pytest.raises(DatasetError, match="here has no reference"):
         read_row({name: value for name, value in json.loads(ROW).items() if name != "reference"}, "here")
     with pytest.raises(DatasetError, match="here holds a JSON list, expected an object"):
         read_row([], "here")

@@ -61,7 +61,7 @@ def test_the_specification_of_a_package(package: Path) -> None:
     [
         (shutil.rmtree, "no such package"),
         (lambda path: (path / "Manifest.json").unlink(), "is not an .mlpackage"),
-        (lambda path: (path / "Manifest.json").write_text("{"), "Manifest.json names no model"),
+        (lambda path: (path / "Manifest.json").write_text("{"), "Manifest.json is not valid JSON"),
         (lambda path: (path / "Manifest.json").write_text(json.dumps({})), "Manifest.json names no model"),
         (lambda path: model_file(path).unlink(), "model.mlmodel is missing"),
         (lambda path: model_file(path).write_bytes(b""), "holds no model"),

@@ -77,7 +77,7 @@ def test_all_unsupported_operations_are_named_at_once() -> None:
     message = (
         r"2 operations cannot be executed:\n"
         r"  lstm: 'the lstm', operation 0 of function 'main', traced from decoder.0\n"
-        r"  exp \(with base\): 'the exp', operation 0 of function 'main'\nSupported are: abs, "
+        r"  exp \(with base\): 'the exp', operation 0 of function 'main'\n  Supported are: abs, "
     )
     with pytest.raises(UnsupportedOperationError, match=message):
         bind(graph(operation("lstm", "decoder.0", x=(X,)), operation("exp", x=(X,), base=(X,))))

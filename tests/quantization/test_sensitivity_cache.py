@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from whisperkit_tools.quantization.allocation import StorageOption
 from whisperkit_tools.quantization.compression import Compression
@@ -96,3 +97,20 @@ def test_a_folder_of_this_format_is_read(tmp_path):
     assert cache.option(NAME, wanted) == StorageOption(wanted, 320, 0.125)
     assert cache.palette(NAME, wanted).dense().tolist() == [[0, 1], [2, 3.5]]
     assert json.loads((folder / "profile.json").read_text()) == KEY.to_json()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"not an archive", None])
+def test_a_damaged_file_is_set_aside_and_made_anew(tmp_path, damage):
+    notes = []
+    cache = SensitivityCache(tmp_path, KEY, notes.append)
+    curvature = Curvature({"w": np.ones((2, 3), np.float32)}, {})
+    cache.save_curvature("AudioEncoder", curvature)
+    (path,) = cache.path.glob("*.npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 255
+    path.write_bytes(content if damage is None else damage)
+    again = SensitivityCache(tmp_path, KEY, notes.append)
+    assert not again.has_curvature("AudioEncoder")
+    assert notes == [f"{path} is damaged; it is kept as {path.name}.damaged and made anew"]
+    again.save_curvature("AudioEncoder", curvature)
+    assert again.has_curvature("AudioEncoder")

@@ -4,7 +4,6 @@ A decoder takes all special ids from the generation config and the tokenizer. Mi
 older fine-tunes have neither `tokenizer.json` nor `generation_config.json`.
 """
 
-import json
 import re
 import shutil
 import tempfile
@@ -19,6 +18,8 @@ from whisperkit_tools.compile_hints.text_decoder import AlignmentHeads
 from whisperkit_tools.dimensions import ModelDimensions
 from whisperkit_tools.errors import CheckpointError, option
 from whisperkit_tools.files import write_whole
+from whisperkit_tools.generation_config import check_generation_config
+from whisperkit_tools.strict_json import json_text
 
 OPTIONAL_ASSETS = ("normalizer.json",)
 # The feature extractor of every Whisper. Its sizes depend on the model.
@@ -44,7 +45,7 @@ class Scratch:
     def write(self, name: str, value: object) -> Path:
         """Write a JSON file and return its path."""
         path = self.path / name
-        write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+        write_whole(path, json_text(value, sort_keys=True) + "\n")
         return path
 
 
@@ -250,6 +251,8 @@ def _generation(
     """Return the generation config with the ids that it lacks, and a note on the additions."""
     path = _find(folders, "generation_config.json")
     given = read_json(path) if path else {}
+    where = str(path or "config.json")
+    check_generation_config(given or config, dims.vocab_size, where=where, error=CheckpointError)
     derived = _derived(tokens, dims)
     if path is None:  # models from before generation configs carry these in their config
         blank = [tokens["Ġ"]] if "Ġ" in tokens else []

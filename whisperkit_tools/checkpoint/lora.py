@@ -22,6 +22,7 @@ from whisperkit_tools.checkpoint.tensors import (
 from whisperkit_tools.errors import CheckpointError, option
 
 _PREFIX = re.compile(r"^base_model\.model\.(model\.)?")
+_PLAIN_PATTERN = re.compile(r"\^?(?:[A-Za-z0-9_.]|\\\.|\.\*)+\$?")
 # Initialisations that also change the base's weights, so the adapter alone does not hold everything that was trained.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -70,12 +71,31 @@ def read_adapter(folder: Path, allow_pickle: bool, base: str | None = None) -> A
     return Adapter(config, (stored,), {_PREFIX.sub("", name): tensor for name, tensor in table.items()})
 
 
+def _check_alphas(file: Path, config: dict[str, Any]) -> None:
+    """Check the numbers by which the low-rank products are scaled, and the names of the modules that have their own."""
+    alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(
+            f"{file}: alpha_pattern is {repr(patterns)[:80]}, expected an object of names and numbers"
+        )
+    for name, value in {"lora_alpha": alpha, **{f"alpha_pattern {key}": one for key, one in patterns.items()}}.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise CheckpointError(f"{file}: {name[:80]} is {repr(value)[:80]}, expected a number")
+    foreign = [key for key in patterns if not _PLAIN_PATTERN.fullmatch(key)]
+    if foreign:
+        raise CheckpointError(
+            f"{file}: alpha_pattern has the regular expression {foreign[0][:80]!r}; its keys must be names of "
+            "modules, with .* for anything; or merge it with PEFT's merge_and_unload() and give that folder"
+        )
+
+
 def _check_config(file: Path, config: dict[str, Any]) -> None:
     """Refuse the kinds of adapters that are not a plain sum of a low-rank product and the base."""
-    if not config.get("base_model_name_or_path"):
+    if not isinstance(config.get("base_model_name_or_path"), str) or not config["base_model_name_or_path"]:
         raise CheckpointError(
             f"{file} does not name its base ('base_model_name_or_path'); name it with {option('base', 'FOLDER_OR_ID')}"
         )
+    _check_alphas(file, config)
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{file} is a {config.get('peft_type')} adapter; only LORA can be merged here")
     unsupported = [name for name in ("use_dora", "lora_bias", "use_qalora", "layer_replication") if config.get(name)]
@@ -90,11 +110,34 @@ def _check_config(file: Path, config: dict[str, Any]) -> None:
         )
 
 
+def _names(pattern: str, module: str) -> bool:
+    """Return whether an entry of `alpha_pattern` is about a module: its name, or the end of it after a dot.
+
+    PEFT takes the entries as regular expressions. One of them can run for ever, so here they are names, with `.*` for
+    anything. `_check_config` refuses all else.
+    """
+    anchored = pattern.startswith("^")
+    first, *others = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".").split(".*")
+    if not others:
+        return module == first or (not anchored and module.endswith(f".{first}"))
+    places = (0,) if anchored else (0, *(found.end() for found in re.finditer(r"\.", module)))
+    starts = [at for at in places if module.startswith(first, at)]
+    if not starts:
+        return False
+    place = starts[0] + len(first)
+    for part in others[:-1]:
+        found = module.find(part, place)
+        if found < 0:
+            return False
+        place = found + len(part)
+    return module.endswith(others[-1]) and len(module) - len(others[-1]) >= place
+
+
 def scaling(config: dict[str, Any], module: str, rank: int) -> float:
     """Return the factor of a module's low-rank product: alpha / rank, or alpha / sqrt(rank) when rank-stabilised."""
     alpha = float(config.get("lora_alpha", 8))
     for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _names(pattern, module):
             alpha = float(value)
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

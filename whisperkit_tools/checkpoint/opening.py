@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from whisperkit_tools import limits
 from whisperkit_tools.checkpoint.assets import gather, has_tokenizer
 from whisperkit_tools.checkpoint.ctranslate2_format import is_ctranslate2, read_ctranslate2
 from whisperkit_tools.checkpoint.ggml_format import is_ggml, read_ggml
@@ -33,6 +34,10 @@ from whisperkit_tools.checkpoint.tensors import (
     weight_files,
 )
 from whisperkit_tools.errors import CheckpointError, OptionsError, option
+from whisperkit_tools.files import read_limited
+from whisperkit_tools.folders import recognised
+from whisperkit_tools.front_matter import split_front_matter
+from whisperkit_tools.paths import expanded
 
 _DEMO = ("whisperkit-tools", "whisper-micro-demo")
 _OPENAI_SUFFIXES = (".pt", ".pth")
@@ -151,7 +156,7 @@ def _tokenizer_home(content: _Content, given: str | None) -> Path | None:
 def _assets_of(name: str, what: str) -> Path:
     """Return a folder with the tokenizer of a model, given by folder, alias or Hub id."""
     try:
-        path = Path(name).expanduser()
+        path = expanded(name)
         hub_id = aliases().get(name) or (name if not path.exists() and looks_like_hub_id(name) else None)
         folder = download(hub_id, None, ASSET_PATTERNS) if hub_id else _locate(name, None, allow_pickle=False).path
     except (CheckpointError, OptionsError) as error:
@@ -165,7 +170,7 @@ def _assets_of(name: str, what: str) -> Path:
 def _locate(source: str, revision: str | None, allow_pickle: bool) -> _Place:
     """Return the place of a source, downloaded if it is on the Hub."""
     hub_id = aliases().get(source)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if hub_id is None and source != "demo" and not path.exists() and looks_like_hub_id(source):
         hub_id = source
     if hub_id is not None:
@@ -218,8 +223,9 @@ def _read(path: Path, allow_pickle: bool, base: str | None, *, has_tokenizer_els
         return _read_file(path, allow_pickle, has_tokenizer_elsewhere)
     if is_ctranslate2(path):
         return _read_ctranslate2(path, has_tokenizer_elsewhere)
-    if not (path / "config.json").is_file():
-        raise _no_checkpoint(path)
+    what = recognised(path)
+    if not (path / "config.json").is_file() or what.startswith("a bundle"):
+        raise CheckpointError(f"{path} is not a checkpoint but {what}") if what else _no_checkpoint(path)
     config = read_json(path / "config.json")
     if is_mlx(config):
         return _read_mlx(path, config, has_tokenizer_elsewhere)
@@ -357,7 +363,7 @@ def _read_adapter(folder: Path, allow_pickle: bool, given: str | None) -> _Conte
     """Read an adapter and its base, the one that it names unless another is given, and merge them."""
     adapter = read_adapter(folder, allow_pickle, given)
     try:
-        is_local = Path(adapter.base).expanduser().exists()
+        is_local = expanded(adapter.base).exists()
         revision = None if is_local or given is not None else adapter.config.get("revision")
         place = _locate(adapter.base, revision, allow_pickle)
         if (place.path / "adapter_config.json").is_file():
@@ -388,14 +394,13 @@ def _config_of_merged(config: dict[str, Any], adapter: Adapter, tensors: dict[st
 
 def _license(folders: tuple[Path, ...]) -> str | None:
     """Return the licence that the first model card names."""
-    from huggingface_hub import metadata_load
-
     for folder in folders:
         card = folder / "README.md"
         try:
-            values = metadata_load(card) if card.is_file() else None
-        except Exception:  # a card is written by hand: whatever is wrong with its YAML, it names no licence
-            values = None
-        if values and isinstance(values.get("license"), str):
+            text = read_limited(card, limits.JSON_BYTES, CheckpointError).decode("utf-8") if card.is_file() else ""
+            values, _ = split_front_matter(text.replace("\r\n", "\n"))
+        except (OSError, ValueError, CheckpointError):
+            continue  # a card is written by hand: whatever is wrong with its YAML, it names no licence
+        if isinstance(values.get("license"), str):
             return str(values["license"])
     return None

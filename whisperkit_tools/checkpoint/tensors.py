@@ -4,7 +4,6 @@ Every form of checkpoint becomes a `TensorTable`. Renaming, merging and completi
 read nothing.
 """
 
-import json
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from whisperkit_tools.errors import CheckpointError
 from whisperkit_tools.files import first_line, read_json_object
+from whisperkit_tools.strict_json import parse_json
 
 FLOAT_TYPES = frozenset({"F16", "BF16", "F32", "F64"})
 _NUMPY_TYPES = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}  # NumPy has no bfloat16
@@ -59,7 +59,7 @@ def read_safetensors(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     for file in files:
         try:
             table.update(_safetensors_header(file))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             problems.append(f"{file}: {error} ({_size(file)} bytes)")
     if problems:
         raise CheckpointError(
@@ -74,7 +74,7 @@ def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
         names = list(opened.keys())
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
+        header = parse_json(stream.read(size))
     return {name: _in_file(file, name, header[name], 8 + size) for name in names}
 
 

@@ -3,6 +3,7 @@
 Each sub-command is one file here and is imported when it is called, so `wkt --help` answers at once.
 """
 
+import difflib
 import errno
 import importlib
 import logging
@@ -16,9 +17,10 @@ import click
 
 from whisperkit_tools import __version__
 from whisperkit_tools.cli.flags import show_flags
-from whisperkit_tools.cli.sigint import sticky_sigint
+from whisperkit_tools.cli.interrupts import exit_code_of_signal, sticky_interrupts
 from whisperkit_tools.errors import WktError
 from whisperkit_tools.files import first_line
+from whisperkit_tools.terminal_text import plain_lines
 
 # Listed here so that `wkt --help` imports no command. A test compares them with the first lines of the commands' help.
 COMMANDS = {
@@ -41,8 +43,6 @@ COMMANDS = {
     "doctor": "Show what this machine supports.",
 }
 
-EXIT_INTERRUPTED = 130
-
 
 class LazyGroup(click.Group):
     """A click group whose commands are modules of this package, imported on use."""
@@ -55,6 +55,17 @@ class LazyGroup(click.Group):
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             error.message = show_flags(error.message, command)
             raise
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command. An unknown one gets a suggestion."""
+        name = args[0] if args else ""
+        if args and not name.startswith("-") and name not in COMMANDS:
+            close = difflib.get_close_matches(name.lower(), COMMANDS, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of a user's work."""
@@ -109,7 +120,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     """
     arguments = sys.argv[1:] if args is None else args
     try:
-        with sticky_sigint():
+        with sticky_interrupts():
             code = cli.main(arguments, prog_name="wkt", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
@@ -118,7 +129,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("wkt: interrupted; nothing unfinished was left in place", err=True)
-        code = EXIT_INTERRUPTED
+        code = exit_code_of_signal()
     except BrokenPipeError:
         # The reader (`| head`) closed the pipe: this is no failure, and stdout must not be flushed again at exit.
         sys.stdout = None
@@ -136,7 +147,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 def _report(message: str, code: int, arguments: list[str]) -> int:
     if "-v" in arguments[:1] or "--verbose" in arguments[:1]:
         traceback.print_exc()
-    click.echo(f"wkt: error: {message}", err=True)
+    click.echo(f"wkt: error: {plain_lines(message)}", err=True)
     return code
 
 

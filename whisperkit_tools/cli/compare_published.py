@@ -18,7 +18,7 @@ def command(repo: str, first: str, second: str, revision: str | None, as_json: b
     A and B are names of variants, or content ids as `wkt versions` prints them (the first characters are enough).
     """
     from whisperkit_tools.pipeline.publish import compare_variants
-    from whisperkit_tools.publishing.registry.base import printable
+    from whisperkit_tools.terminal_text import printable
 
     rows = compare_variants(repo, first, second, revision=revision)
     if as_json:

@@ -1,6 +1,5 @@
 """`wkt demo`: every step on the embedded demo model."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ import click
 from whisperkit_tools.cli import options
 from whisperkit_tools.cli.output import show
 from whisperkit_tools.cli.progress import ConsoleProgress
+from whisperkit_tools.strict_json import json_text
 
 if TYPE_CHECKING:
     from whisperkit_tools.eval.schema import RunReport
@@ -47,7 +47,7 @@ def command(output_dir: Path, limit: int | None, force: bool, as_json: bool) -> 
     with ConsoleProgress() as progress:
         result = run_demo(output_dir, limit=limit, force=force, announce=announce, progress=progress)
     if as_json:
-        click.echo(json.dumps(_as_json(result)))
+        click.echo(json_text(_as_json(result), indent=None))
         return
     _show_texts(result)
     _show_sizes(result.reports)

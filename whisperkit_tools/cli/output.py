@@ -1,27 +1,34 @@
-"""Printing: results on stdout, notes on stderr."""
+"""Printing: results on stdout, notes on stderr. Nothing that a file says can steer the terminal."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from whisperkit_tools.cli.flags import show_flags
+from whisperkit_tools.strict_json import json_text
+from whisperkit_tools.terminal_text import plain, plain_lines
 
 
 def show(line: object = "") -> None:
-    """Print a line of the result, with options as flags of the running command."""
-    click.echo(show_flags(str(line)))
+    """Print a line of the result, with options as flags of the running command.
+
+    A line break at the start leaves a line free. Others stand before an indentation, or come from data and are shown.
+    """
+    text = show_flags(str(line))
+    body = text.lstrip("\n")
+    click.echo(text[: len(text) - len(body)] + plain_lines(body))
 
 
 def show_json(value: Any) -> None:
-    """Print the result for programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """Print the result for programs. Control characters beyond ASCII are escaped as those within it."""
+    text = json_text(value, default=str)
+    click.echo("".join(f"\\u{ord(one):04x}" if "\x7f" <= one <= "\x9f" else one for one in text))
 
 
 def note(message: str) -> None:
     """Tell the user something about the result that does not belong to it."""
-    click.echo(f"wkt: note: {show_flags(message)}", err=True)
+    click.echo(f"wkt: note: {plain(show_flags(message))}", err=True)
 
 
 def column_table(rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -6,10 +6,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from whisperkit_tools.cli.flags import show_flags
-from whisperkit_tools.cli.sigint import check_interrupted
+from whisperkit_tools.cli.interrupts import check_interrupted
+from whisperkit_tools.terminal_text import plain, plain_lines
 
 _LINE_EVERY_S = 30.0
 
@@ -65,14 +67,15 @@ class ConsoleProgress:
         start = time.monotonic()
         # Rich draws one live display at a time: inside bars, the stage is shown when it ends.
         alone = self._console.is_terminal and self._bars is None
-        with self._console.status(f"{subject}: {what}") if alone else nullcontext():
+        with self._console.status(escape(plain(f"{subject}: {what}"))) if alone else nullcontext():
             yield
         check_interrupted()
-        self._console.print(f"[dim]{subject:<15} {what:<18} {time.monotonic() - start:7.1f} s[/dim]", markup=True)
+        line = plain(f"{subject:<15} {what:<18} {time.monotonic() - start:7.1f} s")
+        self._console.print(line, style="dim", markup=False)
 
     def note(self, message: str) -> None:
         """Print something that the user should know, with options as flags of the running command."""
-        self._console.print(f"note: {show_flags(message)}", markup=False)
+        self._console.print(plain_lines(f"note: {show_flags(message)}"), markup=False)
 
     def advance(self, what: str, done: float, total: float, detail: str = "") -> None:
         """Show how much is done, how long the rest takes at this pace, and the running figures."""
@@ -84,7 +87,7 @@ class ConsoleProgress:
             self._draw(what, count, done, total, figures)
         elif now - count.shown >= _LINE_EVERY_S or (detail and done >= total):
             count.shown = now
-            self._console.print(f"{self._prefix}{what}: {_share(done, total)}  {figures}", markup=False)
+            self._console.print(plain(f"{self._prefix}{what}: {_share(done, total)}  {figures}"), markup=False)
         if done >= total:
             self._finish(what)
 
@@ -99,8 +102,8 @@ class ConsoleProgress:
             self._bars = Progress(*columns, console=self._console, transient=True)
             self._bars.start()
         if count.bar is None:
-            count.bar = self._bars.add_task(f"{self._prefix}{what}", total=total, figures="", share="")
-        self._bars.update(count.bar, completed=done, total=total, figures=figures, share=_share(done, total))
+            count.bar = self._bars.add_task(plain(f"{self._prefix}{what}"), total=total, figures="", share="")
+        self._bars.update(count.bar, completed=done, total=total, figures=plain(figures), share=_share(done, total))
 
     def _finish(self, what: str) -> None:
         del self._counts[what]

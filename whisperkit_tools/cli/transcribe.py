@@ -1,5 +1,6 @@
 """`wkt transcribe`: audio to text by running a bundle's packages."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from whisperkit_tools.cli.output import note, show_json
 from whisperkit_tools.cli.progress import ConsoleProgress
 from whisperkit_tools.errors import AudioError, option
 from whisperkit_tools.files import write_whole
+from whisperkit_tools.terminal_text import plain
 
 if TYPE_CHECKING:
     from whisperkit_tools.speech import Transcription
@@ -222,7 +224,7 @@ def _targets(inputs: "Sequence[AudioInput]", folder: Path, format: str, force: b
 
 
 def _repeated(targets: Sequence[Path]) -> set[Path]:
-    return {target for target in targets if targets.count(target) > 1}
+    return {target for target, count in Counter(targets).items() if count > 1}
 
 
 def _give_out(name: str, result: "Transcription", format: str, target: Path | None, *, bare: bool) -> None:
@@ -235,6 +237,11 @@ def _give_out(name: str, result: "Transcription", format: str, target: Path | No
         note(f"{name}: no speech was found")
     if target is not None:
         write_whole(target, render(result, format))
-        click.echo(f"{name} -> {target}", err=True)
+        click.echo(plain(f"{name} -> {target}"), err=True)
     elif bare:
-        click.echo(render(result, format), nl=False)
+        click.echo(_shown(render(result, format)), nl=False)
+
+
+def _shown(text: str) -> str:
+    """Return rendered results for the terminal: lines stay, what could steer it is written out."""
+    return "".join(plain(line) + "\n" for line in text.removesuffix("\n").split("\n"))

@@ -19,7 +19,7 @@ def command(repo: str, revision: str | None, as_json: bool) -> None:
     listed with their sizes.
     """
     from whisperkit_tools.pipeline.publish import list_variants
-    from whisperkit_tools.publishing.registry.base import printable
+    from whisperkit_tools.terminal_text import printable
 
     rows = list_variants(repo, revision=revision)
     if as_json:

@@ -3,7 +3,6 @@
 A run that was killed or interrupted, or that ended with an error, resumes from the candidates it had made.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from whisperkit_tools.compress.planner import CompressionPlan
 from whisperkit_tools.files import sha256_of_json, write_whole
 from whisperkit_tools.quantization.gate import GateExample
 from whisperkit_tools.quantization.search import SearchTrial
+from whisperkit_tools.strict_json import json_text, parse_json
 
 _ROOT, _FILES, _MEASURED, _OWNER = "candidates", "bundle", "measured.json", "owner"
 
@@ -74,14 +74,14 @@ class CandidateStore:
         """Return a candidate, which from now on belongs to this run. None without it, or where it cannot be read."""
         place = self._root / name
         try:
-            content = json.loads((place / _MEASURED).read_text(encoding="utf-8"))
+            content = parse_json((place / _MEASURED).read_bytes())
             examples = [GateExample(**example) for example in content["examples"]]
             tuning = content["tuning"] and (content["tuning"][0], content["tuning"][1])
             found = MeasuredCandidate(
                 place / _FILES, int(content["nbytes"]), dict(content["psnr_db"]), tuning, examples
             )
             (place / _OWNER).write_text(str(os.getpid()))
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
         return found
 
@@ -125,7 +125,7 @@ class CandidateStore:
 
 
 def _record(measured: MeasuredCandidate) -> str:
-    return json.dumps({part: value for part, value in asdict(measured).items() if part != "folder"}) + "\n"
+    return json_text({part: value for part, value in asdict(measured).items() if part != "folder"}, indent=None) + "\n"
 
 
 def _process(text: str) -> int:

@@ -20,6 +20,7 @@ from whisperkit_tools.compression_records import (
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.files import sha256
 from whisperkit_tools.manifest import MANIFEST
+from whisperkit_tools.paths import expanded
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.quantization.search import SearchTrial, decision
 
@@ -109,7 +110,7 @@ def _name(source: str | Path | None) -> str | None:
     """Return what the manifest, which is published, tells of a source: a dataset's name, or a folder's without path."""
     if source is None:
         return None
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     return folder.resolve().name if folder.is_dir() else str(source)
 
 

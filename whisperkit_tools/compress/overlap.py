@@ -6,6 +6,7 @@ from pathlib import Path
 from whisperkit_tools.compress.audio_selection import SpeechPiece
 from whisperkit_tools.compress.config import PalettizeConfig
 from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.paths import expanded
 
 _SHOWN = 5
 
@@ -49,4 +50,4 @@ def require_no_overlap(config: PalettizeConfig, gate: Sequence[SpeechPiece], fou
 def _same(one: str | Path | None, other: str | Path | None) -> bool:
     if one is None or other is None:
         return False
-    return str(one) == str(other) or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+    return str(one) == str(other) or expanded(one).resolve() == expanded(other).resolve()

@@ -1,7 +1,6 @@
 """Divergence against size, predicted and measured, beside ggml's block formats: as JSON and as a plot."""
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from whisperkit_tools.compress.planner import CompressionPlan, CompressionTarget
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.files import write_whole
 from whisperkit_tools.quantization.compression import NBITS, Compression
+from whisperkit_tools.strict_json import json_text
 
 _POINTS = 24
 _STYLES: dict[str, dict[str, Any]] = {
@@ -68,7 +68,7 @@ def plot_curves(planner: Planner, plan: CompressionPlan, path: Path, compared: F
         found["plans"] = [asdict(one) for one in compared.plans]
         found["speech"] = {"windows": compared.windows, "tokens": compared.tokens}
     found["chosen"] = [chosen]
-    write_whole(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    write_whole(path.with_suffix(".json"), json_text(found, indent=1) + "\n")
     _draw(Figure(figsize=(8, 5.2), layout="constrained"), found, planner, path)
 
 

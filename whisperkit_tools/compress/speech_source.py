@@ -7,6 +7,7 @@ from whisperkit_tools.errors import WktError, option, show_options
 from whisperkit_tools.eval.datasets.layouts import has_layout
 from whisperkit_tools.eval.datasets.open import is_copied_by_row, is_plain_folder, open_dataset
 from whisperkit_tools.eval.datasets.options import DatasetOptions
+from whisperkit_tools.paths import expanded
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import Recording
 from whisperkit_tools.transcribe.audio.load import recordings_in
@@ -34,7 +35,7 @@ def open_speech(
     """
     try:
         if is_plain_folder(str(source)):
-            return recordings_in(Path(source).expanduser())
+            return recordings_in(expanded(source))
         limit = rows if is_copied_by_row(str(source)) else None
         return _examples(str(source), DatasetOptions(limit=limit, skip_bad=True), progress)
     except WktError as error:
@@ -42,7 +43,7 @@ def open_speech(
 
 
 def _examples(source: str, options: DatasetOptions, progress: Progress | None) -> Sequence[Recording]:
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     try:
         found = open_dataset(source, options, progress, with_fingerprint=False)
     except WktError as error:

@@ -238,7 +238,7 @@ def open_workspace(bundle: Bundle, config: PalettizeConfig, progress: Progress |
     settings = {"samples": fisher.samples, "seed": config.seed, "max_tokens": config.max_tokens}
     key = SensitivityKey(weights.weights_sha256(), [recording_sha256(item) for item in calibration], settings)
     root = config.profile_dir or bundle.path.resolve().parent / CACHES / bundle.name
-    cache = SensitivityCache(root, key)
+    cache = SensitivityCache(root, key, progress.note)
     planner = Planner(weights, cache, config.allowed, progress)
     if config.target is not None:
         planner.check(config.target)

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.contract import PackageInterface, TensorInterface
-from whisperkit_tools.mil.coreml import import_coremltools
+from whisperkit_tools.mil.graph import read_spec
 
 
 def package_problems(component: str, path: Path, interface: PackageInterface) -> list[str]:
     """Return the differences of a package on disk from the contract, see `interface_problems`."""
-    return interface_problems(component, import_coremltools().utils.load_spec(str(path)), interface)
+    return interface_problems(component, read_spec(path), interface)
 
 
 def stateful_problems(component: str, path: Path, interfaces: Mapping[str, PackageInterface]) -> list[str]:
     """Return the differences of a package's functions on disk from their interfaces, one line for each."""
-    spec = import_coremltools().utils.load_spec(str(path))
+    spec = read_spec(path)
     found = {function.name: function for function in spec.description.functions}
     problems = [f"{component}: function {name} is missing" for name in interfaces if name not in found]
     for name in (name for name in interfaces if name in found):

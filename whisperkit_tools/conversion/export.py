@@ -18,7 +18,7 @@ import torch
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
 from whisperkit_tools.contract import DEPLOYMENT_TARGETS, STATEFUL_TARGETS, PackageInterface, TensorInterface
 from whisperkit_tools.errors import ConversionError, OptionsError, option
-from whisperkit_tools.files import first_line, write_whole
+from whisperkit_tools.files import first_line, read_json_object, write_whole
 from whisperkit_tools.mil.coreml import import_coremltools
 
 _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int32}
@@ -214,7 +214,7 @@ def declare_output_shapes(description: Any, interface: PackageInterface) -> None
 def make_reproducible(path: Path, spec: Any) -> None:
     """Write manifest and model so that two equal conversions give equal bytes: no random names, sorted maps."""
     manifest_path = path / "Manifest.json"
-    manifest = json.loads(manifest_path.read_text())
+    manifest = read_json_object(manifest_path)
     renamed = {
         old: str(uuid.uuid5(_PACKAGE_NAMESPACE, item["path"])) for old, item in manifest["itemInfoEntries"].items()
     }

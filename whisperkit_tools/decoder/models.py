@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from whisperkit_tools import contract
+from whisperkit_tools import contract, limits
 from whisperkit_tools.decoder.prefill_lookup import PrefillLookup
 from whisperkit_tools.decoder.session import CacheSession, DecoderSession, fixed_axis
 from whisperkit_tools.decoder.speculative import DraftSession, SpeculativeSession, Verifier
@@ -84,7 +84,8 @@ class Models:
         """
         _check_names(self)
         _check_shapes(self)
-        _ = self.sizes, self.prefill_lookup
+        _check_sizes(self.sizes)
+        _ = self.prefill_lookup
 
     @cached_property
     def sizes(self) -> ModelSizes:
@@ -224,6 +225,15 @@ def _check_names(models: Models) -> None:
         raise BundleError(
             f"the packages lack {'; '.join(missing)}; they were not made for this runtime, convert the model again"
         )
+
+
+def _check_sizes(sizes: ModelSizes) -> None:
+    """Raise `BundleError` where a size cannot be that of a Whisper: it would divide by zero or fill the memory."""
+    counts = {"n_samples": sizes.n_samples, "n_frames": sizes.n_frames, "n_audio_ctx": sizes.n_audio_ctx}
+    wrong = [f"{name} is {value}" for name, value in counts.items() if not 0 < value <= limits.WINDOW_SAMPLES]
+    if wrong or not sizes.n_samples >= sizes.n_frames >= sizes.n_audio_ctx:
+        listed = ", ".join(wrong) or ", ".join(f"{name} {value}" for name, value in counts.items())
+        raise BundleError(f"the packages declare sizes that no Whisper has: {listed}; convert the model again")
 
 
 def _check_shapes(models: Models) -> None:

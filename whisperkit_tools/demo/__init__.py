@@ -3,7 +3,6 @@
 `python -m whisperkit_tools.distill.demo_model` made both.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from whisperkit_tools.speech import (
     ReferenceWord,
     Samples,
 )
+from whisperkit_tools.strict_json import parse_json
 
 __all__ = [
     "demo_checkpoint_dir",
@@ -91,7 +91,7 @@ def read_demo_audio(path: Path, frames: int = -1) -> Samples:
 
 def _metadata() -> tuple[Path, dict[str, Any]]:
     folder = Path(__file__).parent / "audio"
-    metadata: dict[str, Any] = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    metadata: dict[str, Any] = parse_json((folder / "metadata.json").read_bytes())
     return folder, metadata
 
 

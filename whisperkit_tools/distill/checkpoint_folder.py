@@ -1,6 +1,5 @@
 """Writing a checkpoint folder that transformers loads: config, generation config, tokenizer and weights."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from whisperkit_tools.checkpoint import Checkpoint
 from whisperkit_tools.errors import CheckpointError, OptionsError, option
-from whisperkit_tools.files import put_in_place, write_json
+from whisperkit_tools.files import put_in_place, read_json_object, write_json
 
 WEIGHTS = "model.safetensors"
 _CONFIGS = ("config.json", "generation_config.json")
@@ -105,8 +104,4 @@ def read_record(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OptionsError(f"{path} is not valid JSON ({error}); make the student again") from error
-    return found if isinstance(found, dict) else {}
+    return read_json_object(path, OptionsError, "make the student again")

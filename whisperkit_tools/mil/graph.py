@@ -1,7 +1,6 @@
 """An ML Program as a package holds it: constants, operations, inputs and outputs, read but not interpreted."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.files import read_json_object, read_limited
 from whisperkit_tools.mil.protos import model_proto
 from whisperkit_tools.mil.tensor_spec import TensorSpec, bit_width, dtype_name, numpy_dtype
 from whisperkit_tools.mil.weights_file import Blob, BlobFile, packed_size, unpack_bits
+from whisperkit_tools.paths import inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,9 @@ def read_graph(path: str | Path, function: str | None = None) -> Graph:
     try:
         reader.read(program, block)
         outputs = {name: reader.specs[name] for name in block.outputs}
-    except (KeyError, ValueError) as error:
-        raise BundleError(f"{path}: the program is damaged ({error}); make the package again") from error
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = error.args[0] if error.args else type(error).__name__
+        raise BundleError(f"{path}: the program is damaged ({reason}); make the package again") from error
     finally:
         reader.close()
     metadata = _metadata(spec, program.opset)
@@ -162,12 +165,12 @@ def model_file(path: Path) -> Path:
     manifest = path / "Manifest.json"
     if not manifest.is_file():
         raise BundleError(f"{path}: is not an .mlpackage (it has no Manifest.json)")
+    entries = read_json_object(manifest, advice="make the package again")
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8"))
         relative = entries["itemInfoEntries"][entries["rootModelIdentifier"]]["path"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise BundleError(f"{path}: Manifest.json names no model; make the package again") from error
-    model: Path = path / "Data" / str(relative)
+    model = inside(path, f"Data/{relative}")
     if not model.is_file():
         raise BundleError(f"{path}: Data/{relative} is missing; make the package again")
     return model
@@ -184,7 +187,7 @@ def read_spec(path: Path) -> Any:
     file = model_file(path)
     spec = model_proto().Model()
     try:
-        spec.ParseFromString(file.read_bytes())
+        spec.ParseFromString(read_limited(file, limits.MODEL_BYTES, BundleError))
     except DecodeError as error:
         raise BundleError(f"{path}: {file.name} is damaged; make the package again") from error
     if not spec.specificationVersion or spec.WhichOneof("Type") is None:
@@ -288,10 +291,7 @@ class _Reader:
     def _blob_file(self, name: str) -> BlobFile:
         """Return the weights file `name`, written as `@model_path/weights/weight.bin`."""
         if name not in self._blobs:
-            relative = Path(name.removeprefix("@model_path/"))
-            if relative.is_absolute() or ".." in relative.parts:
-                raise ValueError(f"weights file {name!r} lies outside the package")
-            self._blobs[name] = BlobFile(self.model_dir / relative)
+            self._blobs[name] = BlobFile(inside(self.model_dir, name.removeprefix("@model_path/")))
         return self._blobs[name]
 
 
@@ -319,6 +319,9 @@ def _value_spec(name: str, value_type: Any) -> TensorSpec:
     shape = tuple(
         axis.constant.size if axis.WhichOneof("dimension") == "constant" else None for axis in tensor.dimensions
     )
+    elements = math.prod(axis or 1 for axis in shape)
+    if elements > limits.TENSOR_ELEMENTS:
+        raise ValueError(f"{name!r} has {elements} elements; the maximum is {limits.TENSOR_ELEMENTS}")
     return TensorSpec(name, shape, dtype_name(tensor.dataType))
 
 

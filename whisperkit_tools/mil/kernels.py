@@ -9,6 +9,7 @@ schedule fills in two keyword-only names: `out_dtype`, the torch type in which t
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import UnsupportedOperationError
 from whisperkit_tools.mil.graph import Constant, Graph, Operation
 from whisperkit_tools.mil.tensor_spec import TensorSpec
@@ -80,6 +82,18 @@ def kernels() -> dict[str, Kernel]:
     for module in pkgutil.iter_modules(ops.__path__):
         importlib.import_module(f"{ops.__name__}.{module.name}")
     return dict(_KERNELS)
+
+
+def limited(*sizes: int) -> tuple[int, ...]:
+    """Return the shape of a tensor that a kernel makes from numbers of the program.
+
+    Raises:
+        ValueError: It has more elements than `limits.TENSOR_ELEMENTS`.
+    """
+    elements = math.prod(max(0, int(size)) for size in sizes)
+    if elements > limits.TENSOR_ELEMENTS:
+        raise ValueError(f"it asks for a tensor of {elements} elements; the maximum is {limits.TENSOR_ELEMENTS}")
+    return tuple(sizes)
 
 
 def make_kernel(name: str, function: Callable[..., Any], *, moves_only: bool = False) -> Kernel:
@@ -193,5 +207,5 @@ def _unsupported_message(graph: Graph, unknown: Iterable[Operation], known: dict
     return (
         f"{graph.path}: {count} cannot be executed:\n"
         + "\n".join(lines)
-        + f"\nSupported are: {', '.join(sorted(known))}"
+        + f"\n  Supported are: {', '.join(sorted(known))}"
     )

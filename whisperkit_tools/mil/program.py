@@ -17,6 +17,7 @@ from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, rea
 from whisperkit_tools.mil.inputs import InputConverter
 from whisperkit_tools.mil.kernels import Node, bind
 from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
+from whisperkit_tools.mil.size_check import check_sizes, damage_reported
 from whisperkit_tools.mil.states import ProgramState
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, predicted_dtype, storage_dtype
 
@@ -51,8 +52,7 @@ class Program(nn.Module):
             UnsupportedOperationError: The program has operations without a kernel.
         """
         super().__init__()
-        if precision not in ("float32", "float16"):
-            raise ValueError(f"precision is {precision!r}, expected 'float32' or 'float16'")
+        _check_precision(precision)
         self.precision: Precision = precision
         self.path = graph.path
         self.function = graph.function
@@ -62,6 +62,7 @@ class Program(nn.Module):
         self.metadata: Metadata = graph.metadata
         self.states: dict[str, TensorSpec] = graph.states
         nodes = bind(graph)
+        check_sizes(graph.path, nodes, self._specs(graph))
         self._encoded: dict[str, str] = {}
         for name in _tensors_read(nodes, graph):
             self._add_constant(name, graph.constants[name])
@@ -95,7 +96,15 @@ class Program(nn.Module):
             BundleError: The package is missing, damaged, not an ML Program, or has no such function.
             UnsupportedOperationError: It holds operations that are not supported; the message names all of them.
         """
-        return cls(read_graph(path, function), precision, device)
+        _check_precision(precision)
+        graph = read_graph(path, function)
+        with damage_reported(graph.path):
+            return cls(graph, precision, device)
+
+    @staticmethod
+    def _specs(graph: Graph) -> dict[str, TensorSpec]:
+        constants = {name: constant.spec for name, constant in graph.constants.items()}
+        return {**graph.inputs, **graph.states, **constants}
 
     def _add_constant(self, name: str, constant: Constant) -> None:
         """Register a constant as a parameter (floating point, at least one axis) or as a buffer."""
@@ -284,6 +293,11 @@ class Program(nn.Module):
     def extra_repr(self) -> str:
         """Describe the program in one line."""
         return f"{self.path.name}, {len(self.operations)} operations, {self.precision}"
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("float32", "float16"):
+        raise ValueError(f"precision is {precision!r}, expected 'float32' or 'float16'")
 
 
 def _tensors_read(nodes: list[Node], graph: Graph) -> list[str]:

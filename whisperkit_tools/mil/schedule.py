@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from whisperkit_tools.errors import BundleError
+from whisperkit_tools.files import first_line
 from whisperkit_tools.mil.kernels import Node
 from whisperkit_tools.mil.operations import Work, work_of
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, storage_dtype
@@ -27,6 +29,10 @@ Names: TypeAlias = frozenset[str]
 
 _WORTH_CACHING = 50_000  # multiply-adds below which caching results saves nothing
 _LARGE = 1 << 16  # elements from which on a value is freed after its last use
+
+
+class OperationFailedError(BundleError, RuntimeError):
+    """A kernel failed: the program is damaged, or its inputs do not fit."""
 
 
 class Call(NamedTuple):
@@ -161,7 +167,7 @@ class Schedule:
             The outputs by name.
 
         Raises:
-            RuntimeError: A kernel failed; the message names the operation.
+            OperationFailedError: A kernel failed; the message names the operation.
         """
         slots = self._filled(self._given, values)
         execute(self.all_calls, slots)
@@ -278,7 +284,7 @@ def execute(calls: Iterable[Call], values: Values) -> None:
     """Run the calls on `values`.
 
     Raises:
-        RuntimeError: A kernel failed; the message names the operation.
+        OperationFailedError: A kernel failed; the message names the operation.
     """
     call = None
     try:
@@ -295,7 +301,8 @@ def execute(calls: Iterable[Call], values: Values) -> None:
     except Exception as error:
         if call is None:
             raise
-        raise RuntimeError(f"operation {call.node.type} {call.node.name!r} failed: {error}") from error
+        reason = first_line(error)
+        raise OperationFailedError(f"operation {call.node.type} {call.node.name!r} failed: {reason}") from error
 
 
 def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:

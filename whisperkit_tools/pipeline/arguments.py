@@ -7,7 +7,9 @@ from pathlib import Path
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle, find_bundle
 from whisperkit_tools.contract import COMPONENTS, OPTIONAL_COMPONENTS
 from whisperkit_tools.errors import BundleError, OptionsError, option
+from whisperkit_tools.folders import recognised
 from whisperkit_tools.mil.package import Package
+from whisperkit_tools.paths import expanded
 from whisperkit_tools.publishing.registry.base import Registry
 from whisperkit_tools.publishing.registry.folder import FolderRegistry
 from whisperkit_tools.publishing.registry.hub import HubRegistry
@@ -117,7 +119,7 @@ def open_registry(name: str | Path | Registry, *, revision: str | None = None, r
     if isinstance(name, Path) or Path(word).is_dir() or word.startswith((".", "/", "~")) or word.endswith("/"):
         if revision is not None:
             raise OptionsError(f"{option('revision')} names a branch, and a folder has no branches; omit it")
-        return FolderRegistry(Path(word).expanduser())
+        return FolderRegistry(expanded(word))
     return HubRegistry(word, revision=revision, repo_type=repo_type)
 
 
@@ -139,7 +141,9 @@ def find_packages(path: Path) -> dict[str, Package]:
         compiled = sorted(item.name for item in path.glob("*.mlmodelc"))
         held = f"only compiled models ({', '.join(compiled)})" if compiled else "no .mlpackage"
         what = "a file" if path.is_file() else f"a folder with {held}"
-        raise BundleError(f"{path} is neither a bundle nor an .mlpackage: found {what}; pass what `wkt convert` made")
+        known = recognised(path)
+        hint = f"it is {known}" if known else "pass what `wkt convert` made"
+        raise BundleError(f"{path} is neither a bundle nor an .mlpackage: found {what}; {hint}")
     order = [name for name in COMPONENTS + OPTIONAL_COMPONENTS if name in found]
     return {name: Package(found[name]) for name in [*order, *(name for name in found if name not in order)]}
 

@@ -1,6 +1,5 @@
 """A bundle behind the protocol of the evaluation's backends."""
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from whisperkit_tools.eval.backends.base import (
 from whisperkit_tools.files import folder_bytes
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.speech import Samples, Transcription
+from whisperkit_tools.strict_json import json_text, parse_json
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
@@ -102,7 +102,7 @@ def bundle_target(bundle: Bundle, load: LoadBundle, name: str) -> EvaluationTarg
         name=load.backend,
         model=bundle.name,
         identity=info.sha256,
-        options=json.loads(json.dumps({**ran, **precision, **options})),
+        options=parse_json(json_text({**ran, **precision, **options})),
     )
     return EvaluationTarget(name, load, backend, info)
 

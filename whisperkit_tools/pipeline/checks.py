@@ -19,6 +19,7 @@ from whisperkit_tools.languages import base_language
 from whisperkit_tools.mil.coreml import planned_devices, require_compute_plan
 from whisperkit_tools.mil.graph import Graph
 from whisperkit_tools.mil.package import Package
+from whisperkit_tools.mil.size_check import damage_reported
 from whisperkit_tools.pipeline.arguments import as_bundle, as_tuple, find_functions, unique_names
 from whisperkit_tools.progress import Progress
 
@@ -104,7 +105,8 @@ def lint(
         require_compute_plan()
     packages = {}
     for name, (package, part) in find_functions(place, function).items():
-        report = lint_program(package.graph(part), chosen, table)
+        with damage_reported(package.path):
+            report = lint_program(package.graph(part), chosen, table)
         kept = tuple(finding for finding in report.findings if finding.rule not in ignored)
         devices = planned_devices(package.path, part) if measured else None
         packages[name] = PackageLint(replace(report, findings=kept), devices)
@@ -182,7 +184,8 @@ def estimate(
     for name, path in unique_names(paths).items():
         functions = find_functions(path, function)
         programs = {part: package.graph(one) for part, (package, one) in functions.items()}
-        found += [estimate_bundle(name, programs, one, table, tokens) for one in chips]
+        with damage_reported(path):
+            found += [estimate_bundle(name, programs, one, table, tokens) for one in chips]
     if plot is not None:
         draw_roofline(found, table, Path(plot))
     return Estimates(tuple(found), tuple(chips), table)

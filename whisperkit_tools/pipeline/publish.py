@@ -1,12 +1,12 @@
 """Publishing bundles to a model repository, and getting them back."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle
 from whisperkit_tools.errors import OptionsError, option
+from whisperkit_tools.files import read_json_object
 from whisperkit_tools.pipeline.arguments import as_bundle, as_bundles, as_tuple, open_registry
 from whisperkit_tools.pipeline.evaluate import DEFAULT_ROOT
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -135,11 +135,11 @@ def _device_table(table: str | Path | Mapping[str, Any] | None) -> Mapping[str, 
     if table is None or isinstance(table, Mapping):
         return table
     try:
-        content: Mapping[str, Any] = json.loads(Path(table).read_text(encoding="utf-8"))
+        content: Mapping[str, Any] = read_json_object(
+            Path(table), OptionsError, f"choose another {option('device_table')}"
+        )
     except FileNotFoundError:
         raise OptionsError(f"{option('device_table')}: {table} does not exist") from None
-    except ValueError as error:
-        raise OptionsError(f"{option('device_table')}: {table} is not JSON: {error}") from None
     return content
 
 

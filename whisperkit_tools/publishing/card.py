@@ -14,6 +14,7 @@ import yaml
 from whisperkit_tools.compression_records import ComparedSizeRecord, ComparisonRecord
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.eval.reports.format import markdown_text
+from whisperkit_tools.front_matter import FrontMatterError, split_front_matter
 from whisperkit_tools.publishing.index import PublishedVersion
 from whisperkit_tools.publishing.provenance import PublishedSource, command_line
 
@@ -31,7 +32,6 @@ _COMPARISON = (
 )
 _OURS = ("coreml", "whisper", "asr", "quantized")  # tags
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +110,12 @@ def _decode(present: bytes | None) -> str:
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:
-    found = _FRONT.match(text)
-    if found is None:
-        return {}, text
     try:
-        metadata = yaml.safe_load(found[1]) or {}
-    except yaml.YAMLError as error:
+        return split_front_matter(text)
+    except FrontMatterError as error:
         raise PublishError(
-            f"the metadata of the repository's {CARD} are not YAML ({error}); repair them first"
+            f"the metadata of the repository's {CARD} cannot be read ({error}); repair them first"
         ) from error
-    if not isinstance(metadata, dict):
-        raise PublishError(f"the metadata of the repository's {CARD} are not a mapping; repair them first")
-    return metadata, text[found.end() :]
 
 
 def _metadata(model: CardModel, variants: Sequence[CardVariant], present: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,13 +4,13 @@ Source: argmaxinc/argmax-oss-swift v0.18 to v1.1.0. The longest identifier prefi
 contained in "whisperkit-coreml-fallback" inherits the runtime's built-in table.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from whisperkit_tools.errors import OptionsError, PublishError, option
 from whisperkit_tools.files import sha256_of_json
+from whisperkit_tools.strict_json import json_text, parse_json
 
 TABLE = "config.json"
 VERSION = "0.4"
@@ -175,7 +175,7 @@ def _parse(content: bytes | None) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        table = json.loads(content)
+        table = parse_json(content)
     except ValueError as error:
         raise PublishError(
             f"the repository's {TABLE} is not JSON ({error}); repair it, or pass a table with {option('device_table')}"
@@ -201,4 +201,4 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _to_bytes(table: Mapping[str, Any]) -> bytes:
-    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json_text(table) + "\n").encode()

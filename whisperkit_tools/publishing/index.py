@@ -4,7 +4,6 @@ A repository is also edited by hand and by other tools. So the index is checked 
 that exist decide which variants there are.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from whisperkit_tools.errors import PublishError
 from whisperkit_tools.publishing.registry.base import Registry, Snapshot
 from whisperkit_tools.publishing.variant_names import check_variant, variants_of
+from whisperkit_tools.strict_json import json_text, parse_json
 
 INDEX = "wkt-index.json"
 FORMAT = 1
@@ -73,7 +73,7 @@ class Index:
         if content is None:
             return cls()
         try:
-            value = json.loads(content)
+            value = parse_json(content)
             found = value["format"]
             if found != FORMAT:
                 raise PublishError(
@@ -96,7 +96,7 @@ class Index:
             "withdrawn": dict(self.withdrawn),
             "table": list(self.table),
         }
-        return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        return (json_text(value, sort_keys=True) + "\n").encode()
 
     def current(self, variant: str) -> PublishedVersion | None:
         """Return the present version of a variant, or None."""

@@ -13,11 +13,12 @@ from whisperkit_tools.publishing.device_table import TABLE
 from whisperkit_tools.publishing.eligibility import PublishableBundle
 from whisperkit_tools.publishing.index import INDEX, Index
 from whisperkit_tools.publishing.options import PublishOptions
-from whisperkit_tools.publishing.registry.base import Content, Registry, RegistryChange, Snapshot, printable
+from whisperkit_tools.publishing.registry.base import Content, Registry, RegistryChange, Snapshot
 from whisperkit_tools.publishing.reports import REPORTS, report_files, split_reports
 from whisperkit_tools.publishing.repository_files import RepositoryState, published_version, shared_files
 from whisperkit_tools.publishing.size_quality_chart import CHART
 from whisperkit_tools.publishing.variant_names import check_globs, check_together, variants_of
+from whisperkit_tools.terminal_text import printable
 
 
 @dataclass(frozen=True, slots=True)

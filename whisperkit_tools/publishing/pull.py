@@ -15,8 +15,9 @@ from whisperkit_tools.files import read_json_object, sha256
 from whisperkit_tools.manifest import MANIFEST, read_manifest
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.publishing.index import INDEX, Index
-from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path, printable
+from whisperkit_tools.publishing.registry.base import Registry, RemoteFile, Snapshot, check_path
 from whisperkit_tools.publishing.variant_names import is_variant, variants_of
+from whisperkit_tools.terminal_text import printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 No path of a report may contain `<variant>/`, because the runtime's download pattern `*<variant>/*` would find it.
 """
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
@@ -13,6 +12,7 @@ from whisperkit_tools.eval.schema import REPORT_FILE, Report, RunReport
 from whisperkit_tools.eval.typed_json import to_json
 from whisperkit_tools.publishing.eligibility import PublishableBundle
 from whisperkit_tools.publishing.registry.base import Content, RegistryChange
+from whisperkit_tools.strict_json import json_text
 
 REPORTS = "reports"
 _OTHERS = ("report.md", "report.html")  # the page shows texts of the dataset, which may have its own terms
@@ -49,7 +49,7 @@ def _portable(run: RunReport) -> bytes:
     bundle = None if run.bundle is None else replace(run.bundle, path=run.bundle.name)
     dataset = replace(run.dataset, source=_name_of(run.dataset.source))
     whole = to_json(Report((replace(run, bundle=bundle, dataset=dataset),)))
-    return (json.dumps(whole, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode()
+    return (json_text(whole, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _name_of(source: str) -> str:

@@ -1,6 +1,5 @@
 """The files that all variants of a repository share: index, model card, device table and chart."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +16,7 @@ from whisperkit_tools.publishing.provenance import commands, source_of
 from whisperkit_tools.publishing.registry.base import Content, Registry, Snapshot
 from whisperkit_tools.publishing.size_quality_chart import CHART, ChartVariant, render_chart
 from whisperkit_tools.publishing.variant_names import variants_of
+from whisperkit_tools.strict_json import parse_json
 
 GATE = "quality gate"  # in place of a dataset's name where the quality gate of `wkt palettize` measured a figure
 
@@ -58,7 +58,7 @@ class RepositoryState:
     def json_object(self, path: str) -> dict[str, Any]:
         """Return a JSON object of the repository, empty where it is missing or damaged (`wkt pull` reports that)."""
         try:
-            value = json.loads(self.registry.read(path, self.snapshot) or b"{}")
+            value = parse_json(self.registry.read(path, self.snapshot) or b"{}")
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
@@ -164,7 +164,7 @@ def _model_bytes(state: RepositoryState, name: str) -> int:
 
 def _card(state: RepositoryState, table: bytes, *, drawn: bool) -> bytes:
     manifests = {name: state.manifest(name) for name in sorted(state.variants())}
-    recommended = json.loads(table).get("device_support", [])
+    recommended = parse_json(table).get("device_support", [])
     variants = [_card_variant(state, name, manifest, recommended) for name, manifest in manifests.items()]
     sources = {source_of(manifest) for manifest in manifests.values() if manifest.source is not None}
     newest = max(manifests.values(), key=lambda item: item.created, default=NO_MANIFEST)

@@ -1,10 +1,10 @@
 """A transcription as text, JSON, SubRip or WebVTT."""
 
-import json
 from collections.abc import Callable, Sequence
 
 from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.speech import Segment, Transcription
+from whisperkit_tools.strict_json import json_text
 
 FORMATS = ("txt", "json", "srt", "vtt")
 
@@ -33,7 +33,7 @@ def to_txt(result: Transcription) -> str:
 
 def to_json(result: Transcription) -> str:
     """Return all of a transcription, as `Transcription.to_dict`."""
-    return json.dumps(result.to_dict(), ensure_ascii=False, indent=2) + "\n"
+    return json_text(result.to_dict()) + "\n"
 
 
 def to_srt(result: Transcription) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from whisperkit_tools.errors import BundleError, OptionsError, option
+from whisperkit_tools.generation_config import check_generation_config
 from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES, language_candidates
 from whisperkit_tools.transcribe.options import TASKS
 
@@ -196,6 +197,7 @@ def special_tokens(
     Raises:
         BundleError: Ids that decoding needs are missing or outside of the logits. All are named.
     """
+    check_generation_config(generation_config, vocab_size)
     found = {
         "<|endoftext|>": _first(generation_config.get("eos_token_id"), vocabulary.get("<|endoftext|>")),
         "<|startoftranscript|>": _first(

@@ -13,6 +13,7 @@ from whisperkit_tools.decoder.loading import load_drafted_models, load_models
 from whisperkit_tools.decoder.models import Models, ModelSizes
 from whisperkit_tools.decoder.session import DecoderSession
 from whisperkit_tools.errors import AudioError, BundleError, OptionsError, option
+from whisperkit_tools.mil.size_check import damage_reported
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Transcription
@@ -77,17 +78,18 @@ class Transcriber:
                 operations.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        if draft is None:
-            models = load_models(
-                opened, precision=precision, backend=backend, compute_units=compute_units, device=device
+        with damage_reported(opened.path):
+            if draft is None:
+                models = load_models(
+                    opened, precision=precision, backend=backend, compute_units=compute_units, device=device
+                )
+                return cls.from_models(models, opened)
+            small = draft if isinstance(draft, Bundle) else Bundle.open(draft)
+            check_same_vocabulary(opened, small)
+            drafted = load_drafted_models(
+                opened, small, precision=precision, backend=backend, compute_units=compute_units, device=device
             )
-            return cls.from_models(models, opened)
-        small = draft if isinstance(draft, Bundle) else Bundle.open(draft)
-        check_same_vocabulary(opened, small)
-        drafted = load_drafted_models(
-            opened, small, precision=precision, backend=backend, compute_units=compute_units, device=device
-        )
-        return cls.from_models(drafted, opened)
+            return cls.from_models(drafted, opened)
 
     @classmethod
     def from_models(cls, models: Models, bundle: Bundle) -> "Transcriber":
@@ -98,7 +100,12 @@ class Transcriber:
         """
         config, sizes = bundle.read_json("config.json"), models.sizes
         tokenizer = load_tokenizer(bundle, vocab_size=sizes.vocab_size, n_audio_ctx=sizes.n_audio_ctx)
-        return cls(models, tokenizer, max_length=int(config.get("max_target_positions", sizes.kv_length)))
+        length = config.get("max_target_positions", sizes.kv_length)
+        if not isinstance(length, int) or isinstance(length, bool) or length < 1:
+            raise BundleError(
+                f"{bundle.path}/config.json: max_target_positions is {repr(length)[:80]}, expected a count"
+            )
+        return cls(models, tokenizer, max_length=length)
 
     @property
     def models(self) -> Models:

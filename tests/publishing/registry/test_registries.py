@@ -1,6 +1,9 @@
 """What every registry does, and what the Hub's faults lead to; the Hub is a real server, the client the real one."""
 
+import contextlib
+import json
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -8,9 +11,10 @@ import pytest
 from helpers.hub_server import PART_BYTES, Fault
 
 from whisperkit_tools.errors import OptionsError, PublishError
-from whisperkit_tools.publishing.registry.base import ConflictError, RegistryChange, RemoteFile, check_path
-from whisperkit_tools.publishing.registry.folder import STATE, FolderRegistry
+from whisperkit_tools.publishing.registry.base import ConflictError, RegistryChange, RemoteFile, Snapshot, check_path
+from whisperkit_tools.publishing.registry.folder import FolderRegistry
 from whisperkit_tools.publishing.registry.hub import HubRegistry
+from whisperkit_tools.publishing.registry.journal import STATE
 
 REPO = "acme/whisper-coreml"
 TOKEN = "hf_writer"
@@ -124,8 +128,115 @@ def test_a_killed_commit_has_happened_or_has_not(tmp_path, monkeypatch, done):
         publish(registry, {"a": b"a", "b": b"b", "c": b"c"}, ["old"])
     monkeypatch.setattr(Path, "replace", replace)
     again = FolderRegistry(tmp_path / "registry")
-    assert set(again.snapshot().files) == {"a", "b", "c", "kept"}
+    before = listing(tmp_path)
+    seen = again.snapshot()
+    assert {path: again.read(path, seen) for path in seen.files} == {"a": b"a", "b": b"b", "c": b"c", "kept": b"2"}
+    again.fetch("c", seen, tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == b"c"
+    (tmp_path / "fetched").unlink()
+    assert listing(tmp_path) == before  # whoever reads changes nothing
+    publish(again, {"d": b"d"})
+    assert set(again.snapshot().files) == {"a", "b", "c", "d", "kept"}
     assert not (tmp_path / "registry" / STATE / "stage").exists()
+
+
+def listing(folder):
+    """Every path below a folder with its bytes and times."""
+    return {
+        path: (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def hostile(folder, journal):
+    (folder / STATE / "stage").mkdir(parents=True, exist_ok=True)
+    (folder / STATE / "stage" / "0").write_bytes(b"new")
+    (folder / STATE / "journal.json").write_text(journal if isinstance(journal, str) else json.dumps(journal))
+
+
+@pytest.mark.parametrize(
+    ("journal", "reason"),
+    [
+        ({"moves": {"../x": "0"}, "deletions": []}, "not a path"),
+        ({"moves": {"x": "../../outside"}, "deletions": []}, "not the name of a staged file"),
+        ({"moves": {"x": 1.5}, "deletions": []}, "moves.x is 1.5, expected a string"),
+        ({"moves": {"x": "7"}, "deletions": []}, "the content of x is missing"),
+        ({"moves": {"x": "0"}, "deletions": [], "sha256": {"x": "0" * 64}}, "not what was to be published"),
+        ({"moves": {}, "deletions": ["folder"]}, "is not a file"),
+        ({"moves": {"a/b": "0"}, "deletions": []}, "is not a folder"),
+        ({"moves": {"x": "0", "x/y": "0"}, "deletions": []}, "named twice"),
+        ({"moves": {}, "deletions": [], "tag": ["x"]}, "tag is .*, expected a string"),
+        ({"moves": {}}, "has no deletions"),
+        ("[" * 100_000, "nested deeper"),
+        ("[1]", "expected an object"),
+        ("", "Expecting value"),
+    ],
+)
+def test_a_journal_is_checked_whole_before_anything_moves(tmp_path, journal, reason):
+    folder = tmp_path / "registry"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "a").write_bytes(b"1")
+    (tmp_path / "outside").write_bytes(b"mine")
+    hostile(folder, journal)
+    before = listing(tmp_path)
+    registry = FolderRegistry(folder)
+    with pytest.raises(PublishError, match=f"journal of an unfinished commit.*{reason}"):
+        registry.snapshot()
+    parent = Snapshot("0" * 40, {})
+    with pytest.raises(PublishError, match=f"journal of an unfinished commit.*{reason}"):
+        registry.commit(RegistryChange({"z": b"z"}), parent)
+    assert {path: was for path, was in listing(tmp_path).items() if path in before and path.name != STATE} == {
+        path: was for path, was in before.items() if path.name != STATE
+    }
+
+
+@pytest.mark.parametrize(
+    "link", [STATE, f"{STATE}/stage", f"{STATE}/journal.json", f"{STATE}/tags.json", f"{STATE}/lock"]
+)
+def test_no_link_leads_out_of_a_registry(tmp_path, link):
+    """Neither a reader nor a writer goes through it."""
+    folder, outside = tmp_path / "registry", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "0").write_bytes(b"my only copy")
+    (outside / "notes.json").write_text("{}")
+    folder.mkdir()
+    (folder / "a").write_bytes(b"1")
+    if link != STATE:
+        hostile(folder, {"moves": {"stolen": "0"}, "deletions": [], "tag": "t"})
+    place = folder / link
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.symlink_to(outside if link.endswith((STATE, "stage")) else outside / "notes.json")
+    before = listing(outside)
+    registry = FolderRegistry(folder)
+    with contextlib.suppress(PublishError):
+        registry.snapshot()
+    with contextlib.suppress(PublishError):
+        publish(registry, {"b": b"2"}, tag="v1")
+    with contextlib.suppress(PublishError):
+        registry.set_tag("v2", "0" * 40)
+    assert listing(outside) == before
+    assert not (folder / "stolen").exists() or link.endswith("lock")
+
+
+@pytest.mark.parametrize("content", ["[1]", "", "null", '{"a"', '{"a": 1}', "[" * 100_000])
+def test_damaged_tags_are_one_line(tmp_path, content):
+    registry = FolderRegistry(tmp_path)
+    (tmp_path / STATE).mkdir()
+    (tmp_path / STATE / "tags.json").write_text(content)
+    with pytest.raises(PublishError, match="remove it to continue without tags"):
+        registry.snapshot()
+
+
+def test_a_full_disk_leaves_nothing_staged(tmp_path, monkeypatch):
+    registry = FolderRegistry(tmp_path)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr("shutil.copyfile", lambda *paths: (_ for _ in ()).throw(full))
+    (tmp_path / "source").write_bytes(b"x")
+    with pytest.raises(OSError, match="space"):
+        publish(registry, {"a": b"a", "b": tmp_path / "source"})
+    assert not (tmp_path / STATE / "stage").exists()
 
 
 def test_killed_while_staging_nothing_has_happened(tmp_path, monkeypatch):

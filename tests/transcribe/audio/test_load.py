@@ -1,6 +1,7 @@
 """Audio files of all kinds to 16 kHz mono, and what is wrong with those that are not."""
 
 import io
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import soundfile
 import soxr
 from scipy.signal import fftconvolve
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import AudioError
 from whisperkit_tools.transcribe.audio.load import AudioInput, find_inputs, load_audio, recordings_in
 
@@ -242,3 +244,76 @@ def test_a_path_is_audio_too(tmp_path):
     (tmp_path / "empty.wav").touch()
     with pytest.raises(AudioError, match="the file is empty"):
         load_audio(str(tmp_path / "empty.wav"))
+
+
+@pytest.mark.parametrize("channels", [3, 7, 8, 9, 33, 255])
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_f32le"])
+def test_any_number_of_channels_through_ffmpeg(tmp_path, channels, codec):
+    """FFmpeg's plane pointers end after eight channels, so a reader of planes crashes the process."""
+    path = tmp_path / "a.nut"  # a container that libsndfile does not read
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=16_000, layout=f"{channels} channels")
+        kind = "s16" if codec == "pcm_s16le" else "flt"
+        samples = tone(16_000, channels).astype(np.float32)
+        packed = (samples * 32767).astype(np.int16) if kind == "s16" else samples
+        frame = av.AudioFrame(format=kind, layout=f"{channels} channels", samples=len(packed))
+        frame.planes[0].update(packed.tobytes())
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    if channels > limits.AUDIO_CHANNELS:
+        with pytest.raises(AudioError, match="255 channels; the maximum is 64"):
+            load(path)
+    else:
+        assert_is_the_tone(load(path))
+
+
+def wav_with(tmp_path, at, value, size=4):
+    """A WAV file with one field of its header replaced."""
+    content = bytearray(write(tmp_path / "a.wav", 16_000).read_bytes())
+    content[at : at + size] = value.to_bytes(size, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    return tmp_path / "a.wav"
+
+
+@pytest.mark.parametrize("rate", [1, 100, 999, 768_001, 2**31 - 1])
+def test_a_rate_that_no_recording_has_is_refused(tmp_path, rate):
+    with pytest.raises(AudioError, match="samples a second; 1000 to 768000 are read"):
+        load(wav_with(tmp_path, 24, rate))
+
+
+def test_a_recording_beyond_the_longest_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "AUDIO_S", 1)
+    with pytest.raises(AudioError, match="cut it into parts"):
+        load(write(tmp_path / "a.wav", 16_000))
+    monkeypatch.setattr(limits, "AUDIO_S", 2)
+    assert_is_the_tone(load(tmp_path / "a.wav"))
+
+
+def test_standard_input_has_an_end(monkeypatch):
+    monkeypatch.setattr(limits, "STDIN_BYTES", 1000)
+    with pytest.raises(AudioError, match="more than 0 MB came in"):
+        load_audio(AudioInput("standard input", None), io.BytesIO(bytes(1001)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile b.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nb.wav\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.wav", "a.m3u8", "a.mp3"])
+def test_a_file_never_makes_ffmpeg_open_another(tmp_path, content, name):
+    write(tmp_path / "b.wav", 16_000)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AudioError, match="not audio that can be decoded"):
+        load(tmp_path / name)
+
+
+def test_a_name_is_never_an_instruction(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "b.wav", 16_000)
+    encode(tmp_path / "concat:b.m4a", "aac", 16_000)
+    assert_is_the_tone(load(Path("concat:b.m4a")), slack=0.1)

@@ -2,6 +2,7 @@
 
 import math
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -226,3 +227,21 @@ def test_sessions_are_used_for_window_after_window():
     assert session.steps == 4
     assert bool((decoder.calls[2]["key_cache"] == 0).all())
     assert SimpleNamespace(**decoder.calls[3]).key_cache[0, 0, 0, :2].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("step", [0, 1, 2, 3])
+def test_a_number_that_is_none_at_any_step_is_an_error(step, wrong, temperature):
+    answers = [favouring(3) for _ in range(5)]
+    answers[step][5] = wrong
+    with pytest.raises(BundleError, match=f"TextDecoder gave logits that are not finite at step {step} of a window"):
+        decode(answers, temperatures=(temperature,))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_bundle_that_suppresses_every_token_is_an_error(monkeypatch, temperature):
+    nothing = replace(SPECIAL, suppressed=tuple(range(VOCABULARY)))
+    monkeypatch.setitem(globals(), "SPECIAL", nothing)
+    with pytest.raises(BundleError, match="suppresses every token"):
+        decode([favouring(3)], temperatures=(temperature,))

@@ -17,6 +17,7 @@ from whisperkit_tools.distill.demo_model.vocabulary import SpecialIds, save_toke
 from whisperkit_tools.distill.demo_model.windows import MAX_INITIAL_TIMESTAMP_S, POSITION_S, LogMel
 from whisperkit_tools.files import write_whole
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from whisperkit_tools.strict_json import parse_json
 
 MEDIAN_WIDTH = 7
 
@@ -144,5 +145,5 @@ def export_checkpoint(
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
     """Merge `figures` into the JSON file at `path`."""
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, Any] = parse_json(path.read_bytes()) if path.exists() else {}
     write_whole(path, json.dumps({**known, **figures}, indent=1, ensure_ascii=False) + "\n")

@@ -1,12 +1,13 @@
 """Operations that join, fill, sort and pad tensors, and those that carry state."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from whisperkit_tools.mil.kernels import operation
+from whisperkit_tools.mil.kernels import limited, operation
 
 
 @operation("identity", moves_only=True)
@@ -42,6 +43,7 @@ def stack(*values: Tensor, axis: int) -> Tensor:
 @operation("tile", moves_only=True)
 def tile(x: Tensor, *, reps: Sequence[int]) -> Tensor:
     """`x` repeated `reps` times along each axis."""
+    limited(x.numel(), *reps)
     return x.repeat(tuple(reps))
 
 
@@ -52,6 +54,8 @@ def pad(x: Tensor, *, pad: Sequence[int], mode: str = "constant", constant_val: 
     The new elements are `constant_val`, or the tensor mirrored at its edge (`reflect`) or its edge (`replicate`).
     """
     pairs = [(pad[index], pad[index + 1]) for index in range(0, len(pad), 2)]
+    padded = zip(x.shape[x.ndim - len(pairs) :], pairs, strict=True)
+    limited(*x.shape[: x.ndim - len(pairs)], *(size + before + after for size, (before, after) in padded))
     if mode == "constant":
         return F.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=constant_val)
     for axis, (before, after) in enumerate(pairs, start=x.ndim - len(pairs)):
@@ -67,7 +71,7 @@ def pad(x: Tensor, *, pad: Sequence[int], mode: str = "constant", constant_val: 
 @operation("fill")
 def fill(*, shape: Sequence[int], value: float = 0.0, out_dtype: torch.dtype, out_device: torch.device) -> Tensor:
     """A tensor full of `value`."""
-    return torch.full(tuple(shape), value, dtype=out_dtype, device=out_device)
+    return torch.full(limited(*shape), value, dtype=out_dtype, device=out_device)
 
 
 @operation("fill_like")
@@ -81,6 +85,7 @@ def range_1d(
     *, start: float = 0, end: float, step: float = 1, out_dtype: torch.dtype, out_device: torch.device
 ) -> Tensor:
     """`start`, `start + step`, ... up to but not including `end`."""
+    limited(math.ceil((end - start) / step))
     return torch.arange(start, end, step, dtype=out_dtype, device=out_device)
 
 
@@ -101,6 +106,7 @@ def one_hot(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """`on_value` at the index, `off_value` elsewhere, along a new axis; an index out of range gives no `on_value`."""
+    limited(*indices.shape, one_hot_vector_size)
     places = torch.arange(one_hot_vector_size, device=indices.device)
     hit = indices.unsqueeze(-1) == places
     on = torch.tensor(on_value, dtype=out_dtype, device=indices.device)

@@ -196,11 +196,6 @@ class Registry(Protocol):
         ...
 
 
-def printable(text: str) -> str:
-    """Return text from outside for a terminal. Control and invisible characters are written out."""
-    return "".join(one if one.isprintable() else f"[U+{ord(one):04X}]" for one in text)
-
-
 def check_path(path: str) -> None:
     """Check that a path stays inside the registry and is readable.
 

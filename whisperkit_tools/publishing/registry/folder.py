@@ -1,33 +1,34 @@
 """A registry in a plain folder, for a team without the Hub and for experiments.
 
-A commit is staged beside the files with a journal. Once the journal exists, the commit has happened, and whoever opens
-the folder next finishes it. Before that, nothing has changed.
+A commit is staged beside the files with a journal. Once the journal exists, the commit has happened. Readers see it as
+done and change nothing. Whoever writes next finishes it. Before the journal, nothing has changed.
 """
 
 import hashlib
-import json
-import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import OptionsError, PublishError, option
-from whisperkit_tools.files import sha256, write_json
+from whisperkit_tools.files import read_json_object, read_limited, sha256, write_json
 from whisperkit_tools.publishing.registry.base import (
     Commit,
     ConflictError,
+    Content,
     RegistryChange,
     RemoteFile,
     Snapshot,
-    check_path,
 )
+from whisperkit_tools.publishing.registry.journal import Journal, JournalFolder
 
-STATE = ".wkt"  # the registry's own files; hidden, so never among those that are published
 LOCK_SECONDS = 60
+READ_ATTEMPTS = 100
+READ_PAUSE_S = 0.1
 
 
 class FolderRegistry:
@@ -45,6 +46,8 @@ class FolderRegistry:
         if folder.exists() and not folder.is_dir():
             raise OptionsError(f"{folder} is not a folder; choose another place with {option('to')}")
         self.folder = folder
+        self._journal = JournalFolder(folder)
+        self._places: dict[str, Path] = {}
         self._known: dict[tuple[str, int, int, int], RemoteFile] = {}
 
     @property
@@ -67,16 +70,14 @@ class FolderRegistry:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def snapshot(self, revision: str | None = None) -> Snapshot:
-        """Return the content of the folder.
+        """Return the content of the folder. Nothing is written: a commit under way is seen as if it were finished.
 
         Raises:
             PublishError: A revision other than the present one was asked for.
         """
         if not self.folder.is_dir():
             return Snapshot(None)
-        with self._locked():
-            self._finish()
-            tags, files = self._tags(), self._files()
+        files, tags = self._seen()
         head = _state_id(files)
         if revision is not None and tags.get(revision, revision) != head:
             known = ", ".join(sorted(name for name, state in tags.items() if state == head)) or "none"
@@ -86,15 +87,65 @@ class FolderRegistry:
             )
         return Snapshot(head, files)
 
+    def _seen(self) -> tuple[dict[str, RemoteFile], dict[str, str]]:
+        """Return files and tags as they are, or as they will be when a commit under way is finished.
+
+        Another command may move files meanwhile. So the folder is read until it is the same before and after.
+
+        Raises:
+            PublishError: It does not come to rest.
+        """
+        for _ in range(READ_ATTEMPTS):
+            before = self._moment()
+            try:
+                journal = self._journal.pending()
+                files, tags = self._with(journal), self._tags()
+            except (FileNotFoundError, PublishError):
+                if self._moment() == before:
+                    raise
+            else:
+                if self._moment() == before:
+                    pending = journal.tag if journal is not None else None
+                    return files, tags if pending is None else {**tags, pending: _state_id(files)}
+            time.sleep(READ_PAUSE_S)
+        raise PublishError(f"another command is working on {self.label}; wait for it to end")
+
+    def _moment(self) -> tuple[bytes | None, list[tuple[str, int, int]]]:
+        """Return what differs after another command has changed something."""
+        found = [(path, (self.folder / path).lstat()) for path in self._paths()]
+        return self._journal.raw(), [(path, stat.st_size, stat.st_mtime_ns) for path, stat in found]
+
+    def _with(self, journal: Journal | None) -> dict[str, RemoteFile]:
+        """Return the files with a commit carried out."""
+        self._places = {path: self.folder / path for path in self._paths()}
+        if journal is not None:
+            waiting = {path: self._journal.staged(journal, path) for path in journal.moves}
+            self._places.update({path: place for path, place in waiting.items() if place is not None})
+            for path in journal.deletions:
+                self._places.pop(path, None)
+        return {path: self._describe(path, self._places[path]) for path in sorted(self._places)}
+
     def read(self, path: str, snapshot: Snapshot) -> bytes | None:
-        """Return the bytes of a file."""
-        return (self.folder / path).read_bytes() if path in snapshot.files else None
+        """Return the bytes of a file.
+
+        Raises:
+            PublishError: It is larger than a card, a table or an index can be.
+        """
+        if path not in snapshot.files:
+            return None
+        return read_limited(self._place_of(path), limits.JSON_BYTES, PublishError)
 
     def fetch(self, path: str, snapshot: Snapshot, destination: Path, *, again: bool = False) -> None:
         """Copy a file."""
-        check_path(path)
+        source = self._place_of(path)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(self.folder / path, destination)
+        shutil.copyfile(source, destination)
+
+    def _place_of(self, path: str) -> Path:
+        """Return where a file of the last snapshot is: in its place, or on its way there."""
+        place = self._journal.place(path)
+        waiting = self._places.get(path, place)
+        return waiting if waiting.is_file() else place
 
     def tags(self) -> dict[str, str]:
         """Return the states that have names, of which only the present one still exists."""
@@ -107,8 +158,9 @@ class FolderRegistry:
             PublishError: The name is another state's.
         """
         with self._locked():
+            self._finish()
             self._check_tag(tag, commit)
-            self._write_state("tags.json", {**self._tags(), tag: commit})
+            self._write_tags({**self._tags(), tag: commit})
 
     def commit(self, change: RegistryChange, parent: Snapshot, *, pull_request: bool = False) -> Commit:
         """Apply a change.
@@ -129,9 +181,9 @@ class FolderRegistry:
             if change.tag is not None:
                 self._check_tag(change.tag, None)
             for path in (*change.additions, *change.deletions):
-                self._place(path)
-            self._stage(change)
-            self._finish()
+                self._journal.place(path)
+            present = {path: content for path, content in change.additions.items() if self._holds(path, content)}
+            self._carry_out(self._journal.stage(change, present))
             return Commit(_state_id(self._files()), self.label)
 
     def _check_tag(self, tag: str, commit: str | None) -> None:
@@ -139,27 +191,19 @@ class FolderRegistry:
         if known is not None and known != commit:
             raise PublishError(f"{self.label} has a tag {tag!r} already, for another state; choose another name")
 
-    def _place(self, path: str) -> Path:
-        """Return where a file of the registry is.
-
-        Raises:
-            PublishError: Outside of the folder, by its name or by a symbolic link on the way.
-        """
-        check_path(path)
+    def _holds(self, path: str, content: Content) -> bool:
         place = self.folder / path
-        if not place.parent.resolve().is_relative_to(self.folder.resolve()) or place.is_symlink():
-            raise PublishError(f"{place} is reached through a symbolic link; put the files themselves there")
-        return place
+        return place.is_file() and self._describe(path, place).holds(content)
 
     def _files(self) -> dict[str, RemoteFile]:
-        return {path: self._describe(path) for path in self._paths()}
+        return {path: self._describe(path, self.folder / path) for path in self._paths()}
 
-    def _describe(self, path: str) -> RemoteFile:
+    def _describe(self, path: str, place: Path) -> RemoteFile:
         """Return size and digest of a file. An unchanged file is hashed once."""
-        stat = (self.folder / path).stat()
+        stat = place.stat()
         key = (path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key not in self._known:
-            self._known[key] = RemoteFile(stat.st_size, sha256=sha256(self.folder / path))
+            self._known[key] = RemoteFile(stat.st_size, sha256=sha256(place))
         return self._known[key]
 
     def _paths(self) -> list[str]:
@@ -171,77 +215,36 @@ class FolderRegistry:
             if not any(part.startswith(".") for part in path.parts) and not (self.folder / path).is_symlink()
         )
 
-    def _stage(self, change: RegistryChange) -> None:
-        stage = self.folder / STATE / "stage"
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(parents=True)
-        moves: dict[str, str] = {}
-        for number, (path, content) in enumerate(sorted(change.additions.items())):
-            if (self.folder / path).is_file() and self._describe(path).holds(content):
-                continue
-            moves[path] = str(number)
-            if isinstance(content, bytes):
-                (stage / str(number)).write_bytes(content)
-            else:
-                shutil.copyfile(content, stage / str(number))
-        journal = {"moves": moves, "deletions": sorted(change.deletions), "tag": change.tag}
-        self._write_state("journal.json", journal)
-
     def _finish(self) -> None:
-        """Do what the journal says, if there is one. Doing it twice does no harm."""
-        journal = self.folder / STATE / "journal.json"
-        if not journal.is_file():
-            return
-        content = self._read_journal(journal)
-        for path, staged in content["moves"].items():
-            source, target = self.folder / STATE / "stage" / staged, self._place(path)
-            if source.is_file() and not source.is_symlink():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.replace(target)
-        for path in content["deletions"]:
-            self._place(path).unlink(missing_ok=True)
-            self._remove_empty(self.folder / path)
-        if content.get("tag") is not None:
-            self._write_state("tags.json", {**self._tags(), content["tag"]: _state_id(self._files())})
-        journal.unlink()
-        shutil.rmtree(self.folder / STATE / "stage", ignore_errors=True)
+        """Carry out the commit that a killed command left, if there is one."""
+        journal = self._journal.pending()
+        if journal is not None:
+            self._carry_out(journal)
 
-    def _read_journal(self, path: Path) -> dict[str, Any]:
-        """Return the journal. A folder may come from elsewhere, so all its paths are checked before anything moves."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            for name, staged in content["moves"].items():
-                self._place(name)
-                int(staged)
-            for name in content["deletions"]:
-                self._place(name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PublishError(f"{path} is damaged ({error}); remove {path.parent} to continue without it") from error
-        return dict(content)
-
-    def _remove_empty(self, path: Path) -> None:
-        for parent in path.parents:
-            if parent == self.folder or any(parent.iterdir()):
-                return
-            parent.rmdir()
+    def _carry_out(self, journal: Journal) -> None:
+        self._journal.carry_out(journal)
+        if journal.tag is not None:
+            self._write_tags({**self._tags(), journal.tag: _state_id(self._files())})
+        self._journal.close()
 
     def _tags(self) -> dict[str, str]:
-        path = self.folder / STATE / "tags.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        path = self._journal.state_file("tags.json")
+        if not path.exists():
+            return {}
+        advice = "remove it to continue without tags"
+        content = read_json_object(path, PublishError, advice)
+        if not all(isinstance(state, str) for state in content.values()):
+            raise PublishError(f"{path} is not a table of names and states; {advice}")
+        return dict(content)
 
-    def _write_state(self, name: str, value: Any) -> None:
-        write_json(self.folder / STATE / name, value)
+    def _write_tags(self, tags: dict[str, str]) -> None:
+        write_json(self._journal.state_file("tags.json"), tags)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        state = self.folder / STATE
-        if not os.access(self.folder, os.W_OK) and not (state / "journal.json").exists():
-            yield  # a folder without write access does not change from here
-            return
-        if state.is_symlink():
-            raise PublishError(f"{state} is a symbolic link; remove it")
-        state.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(state / "lock")
+        place = self._journal.state_file("lock")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place)
         try:
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout as error:
@@ -255,4 +258,4 @@ class FolderRegistry:
 def _state_id(files: dict[str, RemoteFile]) -> str:
     """Return a name for the content of the folder, as long as that of a commit."""
     lines = "".join(f"{path}\0{file.sha256}\n" for path, file in sorted(files.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:40]
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:40]

@@ -20,8 +20,8 @@ from whisperkit_tools.publishing.registry.base import (
     RemoteFile,
     Snapshot,
     check_path,
-    printable,
 )
+from whisperkit_tools.terminal_text import printable
 
 RETRIED = (429, 500, 502, 503, 504)
 ATTEMPTS = 6

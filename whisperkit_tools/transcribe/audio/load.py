@@ -13,13 +13,18 @@ from typing import IO, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from whisperkit_tools import limits
 from whisperkit_tools.errors import AudioError
+from whisperkit_tools.files import first_line
+from whisperkit_tools.media import open_container
 from whisperkit_tools.speech import AUDIO_EXTENSIONS, SAMPLE_RATE_HZ, Recording, Samples
 from whisperkit_tools.transcribe.audio.mixing import Mixer
 from whisperkit_tools.transcribe.audio.wav_repair import repaired
 
 STDIN = "-"
 _BLOCK_S = 30
+_BLOCK_VALUES = 1 << 23  # of all channels together
+_SAMPLE_BYTES = 4
 _QUALITY = "HQ"
 # A file that ends this much before its own header says was cut off.
 _MISSING_TOLERANCE_S = 0.5
@@ -147,9 +152,11 @@ def load_audio(
     if item.path is not None:
         readable = item.path
     else:
-        data = (stdin or sys.stdin.buffer).read()
+        data = (stdin or sys.stdin.buffer).read(limits.STDIN_BYTES + 1)
         if not data:
             raise AudioError(f"{item.name}: nothing came in")
+        if len(data) > limits.STDIN_BYTES:
+            raise AudioError(f"{item.name}: more than {limits.STDIN_BYTES >> 20} MB came in; write it to a file first")
         readable = io.BytesIO(data)
     with _open(readable, item.name) as reader:
         audio = _resampled(reader)
@@ -179,19 +186,28 @@ def _file_input(path: Path) -> AudioInput:
 
 def _resampled(reader: "_Reader") -> Samples:
     """Mix each block to mono and resample the stream of them."""
+    found = bytearray()  # grows in place, where a list of blocks would need all of them twice
+    for block in _blocks_at_16_khz(reader):
+        found += np.asarray(block, dtype=np.float32).tobytes()
+        if len(found) > limits.AUDIO_S * SAMPLE_RATE_HZ * _SAMPLE_BYTES:
+            raise AudioError(f"{reader.name}: longer than {limits.AUDIO_S // 3600} hours; cut it into parts")
+    return np.frombuffer(found, dtype=np.float32)
+
+
+def _blocks_at_16_khz(reader: "_Reader") -> Iterator[Samples]:
     import soxr
 
     mixer = Mixer(reader.rate_hz)
     mono = mixer.mono(reader.blocks())
     if reader.rate_hz == SAMPLE_RATE_HZ:
-        blocks = list(mono)
+        yield from mono
     else:
         stream = soxr.ResampleStream(reader.rate_hz, SAMPLE_RATE_HZ, 1, dtype="float32", quality=_QUALITY)
-        blocks = [stream.resample_chunk(block) for block in mono]
-        blocks.append(stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True))
+        for block in mono:
+            yield stream.resample_chunk(block)
+        yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
     if mixer.note:
         reader.notes.append(mixer.note)
-    return np.concatenate([np.zeros(0, dtype=np.float32), *blocks])
 
 
 class _Reader:
@@ -248,9 +264,10 @@ class _SoundFileReader(_Reader):
         import soundfile
 
         read, declared = 0, int(self._file.frames)
+        frames = max(1, min(_BLOCK_S * self.rate_hz, _BLOCK_VALUES // self._file.channels))
         try:
             while True:
-                block = self._file.read(_BLOCK_S * self.rate_hz, dtype="float32", always_2d=True)
+                block = self._file.read(frames, dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 read += len(block)
@@ -275,31 +292,36 @@ class _AvReader(_Reader):
     """M4A, AAC, Opus, and the sound of videos, through FFmpeg."""
 
     def __init__(self, source: Readable, name: str) -> None:
-        import av
-
         self.name = name
         self.notes = []
-        self._container = av.open(str(source) if isinstance(source, Path) else source, mode="r")
+        self._container = open_container(source)
         if not self._container.streams.audio:
             self._container.close()
             raise AudioError(f"{name}: the file has no audio track")
         self._stream = self._container.streams.audio[0]
-        self.rate_hz = int(self._stream.rate)
+        # FFmpeg tells neither of a track that it has no decoder for.
+        self.rate_hz = int(getattr(self._stream, "rate", None) or 0)
+        channels = int(getattr(self._stream, "channels", None) or 0)
+        if channels > limits.AUDIO_CHANNELS:
+            self._container.close()
+            raise AudioError(f"{name}: {channels} channels; the maximum is {limits.AUDIO_CHANNELS}")
 
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         import av
 
-        resampler = av.AudioResampler(format="fltp")  # float planes, the rate and the channels stay
+        # Floats, the rate and the channels stay. In one plane: of eight planes and more PyAV reads beyond the last.
+        resampler = av.AudioResampler(format="flt")
         read = 0
         try:
             for frame in self._container.decode(self._stream):
                 for converted in resampler.resample(frame):
-                    planes = converted.to_ndarray()
-                    read += planes.shape[1]
-                    yield planes.T.astype(np.float32)
-        except av.FFmpegError as error:
+                    block = converted.to_ndarray().reshape(converted.samples, -1)
+                    read += len(block)
+                    yield block.astype(np.float32)
+        except (av.FFmpegError, ValueError, AttributeError) as error:  # the latter where a header changes on the way
+            reason = getattr(error, "strerror", None) or first_line(error)
             raise AudioError(
-                f"{self.name}: broken after {read / self.rate_hz:.1f} s ({error.strerror}); get the file again"
+                f"{self.name}: broken after {read / self.rate_hz:.1f} s ({reason}); get the file again"
             ) from error
         declared_s = float(self._stream.duration * self._stream.time_base) if self._stream.duration else 0.0
         if read / self.rate_hz < declared_s - _MISSING_TOLERANCE_S:
@@ -326,12 +348,27 @@ def _open(source: Readable, name: str) -> _Reader:
     readers = (_AvReader, _SoundFileReader) if _looks_like_mp3(source) else (_SoundFileReader, _AvReader)
     for reader in readers:
         try:
-            return reader(source, name)
+            return _with_usable_rate(reader(source, name))
         except (soundfile.SoundFileError, av.FFmpegError, ValueError) as error:
             problem = problem or error
         if isinstance(source, io.BytesIO):
             source.seek(0)
     raise AudioError(f"{name}: not audio that can be decoded; expected one of wav, flac, mp3, m4a, ogg") from problem
+
+
+def _with_usable_rate(reader: _Reader) -> _Reader:
+    """Return a reader whose rate can be that of a recording. A few bytes at 1 Hz would be hours at 16 kHz.
+
+    Raises:
+        AudioError: The header declares another rate.
+    """
+    if limits.MIN_SAMPLE_RATE_HZ <= reader.rate_hz <= limits.MAX_SAMPLE_RATE_HZ:
+        return reader
+    reader.close()
+    raise AudioError(
+        f"{reader.name}: its header declares {reader.rate_hz} samples a second; {limits.MIN_SAMPLE_RATE_HZ} to "
+        f"{limits.MAX_SAMPLE_RATE_HZ} are read; export the file again"
+    )
 
 
 def _looks_like_mp3(source: Readable) -> bool:

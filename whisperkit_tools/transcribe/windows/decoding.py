@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from whisperkit_tools import contract
 from whisperkit_tools.decoder.prefill_lookup import usable_positions
 from whisperkit_tools.decoder.session import CacheColumns, DecoderSession, DecoderStep
 from whisperkit_tools.errors import BundleError, option
@@ -222,14 +223,10 @@ class WindowDecoder:
             if position == start_of_transcript:
                 no_speech_prob = self._no_speech(step.logits)
                 tolerance = step.tolerance
+            require_finite(step.logits, position)
         if no_speech_prob is not None and self._decides(no_speech_prob, tolerance):
             no_speech_prob = self._no_speech(
                 self._session.step(prefix[start_of_transcript], start_of_transcript).logits
-            )
-        if not bool(torch.isfinite(step.logits).all()):
-            raise BundleError(
-                "the text decoder gave logits that are not finite: its numbers overflow, or its weights are damaged; "
-                f"check the bundle with `wkt verify`, or try {option('precision', 'float32')}"
             )
         return _Prefix(prefix[-1], step, no_speech_prob)
 
@@ -275,6 +272,7 @@ class WindowDecoder:
             if token == self._special.end_of_text or begin + len(ids) >= end:
                 break
             step = self._next(ids, begin + len(ids) - 1, ahead)
+            require_finite(step.logits, begin + len(ids) - 1)
         ended = bool(ids) and ids[-1] == self._special.end_of_text
         return _Attempt(temperature, tuple(ids), tuple(logprobs), tuple(rows), ended, tolerance)
 
@@ -290,7 +288,15 @@ class WindowDecoder:
         return None if token == self._special.end_of_text else token
 
     def _choose(self, scores: Tensor, temperature: float) -> tuple[int, float]:
-        """Return an id and its log probability at temperature 1, under what the rules allow."""
+        """Return an id and its log probability at temperature 1, under what the rules allow.
+
+        Raises:
+            BundleError: They allow none.
+        """
+        if float(scores.max()) == NEVER:
+            raise BundleError(
+                "the bundle's generation_config.json suppresses every token that may come next; convert it again"
+            )
         if temperature == 0:
             token = int(scores.argmax())
         else:
@@ -328,6 +334,23 @@ class WindowDecoder:
         if no_speech_prob > CERTAIN_NO_SPEECH or options.logprob_threshold is None:
             return True
         return avg_logprob < options.logprob_threshold
+
+
+def require_finite(logits: Tensor, position: int) -> None:
+    """Check the logits of one decoding step. One NaN in them would decide on all that follows.
+
+    Args:
+        logits: `[V]`.
+        position: Index of the step in the window, from 0.
+
+    Raises:
+        BundleError: One of them is not finite.
+    """
+    if not bool(torch.isfinite(logits).all()):
+        raise BundleError(
+            f"{contract.DECODER} gave logits that are not finite at step {position} of a window: its numbers overflow, "
+            f"or its weights are damaged; check the bundle with `wkt verify`, or try {option('precision', 'float32')}"
+        )
 
 
 def compression_ratio(tokens: Sequence[int], vocab_size: int) -> float:
