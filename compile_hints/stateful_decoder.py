@@ -13,12 +13,11 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.attention import MultiHeadAttention
-from whisperkit_tools.compile_hints.layers import concatenated, split
-from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer, look_up, scaled
+from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer
+from whisperkit_tools.compile_hints.token_embedding import chunks, embed, logits
 from whisperkit_tools.contract import AUDIO_STATES, MASKED, TEXT_STATES, state_shapes
 
 
@@ -125,7 +124,7 @@ class StatefulTextDecoder(_Stateful):
         super().__init__()
         self.dims = decoder.dims
         self.alignment_heads = decoder.alignment_heads
-        self.logits_chunk_size = decoder.logits_chunk_size
+        self.chunk_heights = decoder.chunk_heights
         self.embed_tokens = decoder.embed_tokens
         self.embed_positions = decoder.embed_positions
         self.layers = decoder.layers
@@ -151,8 +150,8 @@ class StatefulTextDecoder(_Stateful):
         """
         channels = self.dims.d_model
         padding = decoder_key_padding_mask.view(1, 1, 1, -1)
-        tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        embedded = scaled(look_up(input_ids, tables), self.embedding_scale) + self.embed_positions(cache_length)
+        tables = chunks(self.embed_tokens.weight, self.chunk_heights)
+        embedded = embed(input_ids, tables, self.embedding_scale) + self.embed_positions(cache_length)
         x = embedded.view(1, channels, 1, 1)
         updates: list[tuple[Tensor, Tensor]] = []
         observed: list[Tensor] = []
@@ -174,10 +173,10 @@ class StatefulTextDecoder(_Stateful):
             # One write for all layers, at the end: a state is read and written once in a step.
             cache.copy_(write_at(cache, torch.cat(update, dim=1), cache_length))
         hidden = self.layer_norm(x).view(1, 1, channels)
-        logits = concatenated([F.linear(hidden, table) for table in tables], dim=2)
+        found = logits(hidden, tables)
         if not observed:
-            return (logits,)
-        return logits, torch.cat(observed, dim=1).mean(dim=(1, 2))[:, : self.dims.n_audio_ctx]
+            return (found,)
+        return found, torch.cat(observed, dim=1).mean(dim=(1, 2))[:, : self.dims.n_audio_ctx]
 
     def _observed(self, layer: int) -> tuple[int, ...]:
         """Return the alignment heads of one layer."""

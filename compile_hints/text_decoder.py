@@ -3,11 +3,11 @@
 from typing import Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from whisperkit_tools.compile_hints.attention import AttentionImplementation, Cat, MultiHeadAttention
-from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward, concatenated, split
+from whisperkit_tools.compile_hints.layers import ChannelLayerNorm, FeedForward
+from whisperkit_tools.compile_hints.token_embedding import chunk_heights, chunks, embed, logits
 from whisperkit_tools.dimensions import ModelDimensions
 
 AlignmentHeads: TypeAlias = tuple[tuple[int, int], ...]
@@ -91,6 +91,7 @@ class TextDecoder(nn.Module):
 
     Attributes:
         embedding_scale: `[D]`, by which the embedded token is multiplied. None for 1.
+        chunk_heights: Numbers of rows of the token embedding's chunks.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class TextDecoder(nn.Module):
         self.dims = dims
         self.kv_length = kv_length
         self.alignment_heads = alignment_heads or None
-        self.logits_chunk_size = logits_chunk_size or dims.vocab_size
+        self.chunk_heights = chunk_heights(dims.vocab_size, logits_chunk_size)
         self.embed_tokens = nn.Embedding(dims.vocab_size, dims.d_model)
         self.embed_positions = nn.Embedding(dims.n_text_ctx, dims.d_model)
         self.layers = nn.ModuleList(TextDecoderLayer(dims, implementation) for _ in range(dims.decoder_layers))
@@ -158,9 +159,8 @@ class TextDecoder(nn.Module):
         """
         channels = self.dims.d_model
         step = CachedStep(kv_cache_update_mask, decoder_key_padding_mask)
-        # One list for both uses: the converter makes a constant of each piece, and none of the whole.
-        tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        embedded = scaled(look_up(input_ids, tables), self.embedding_scale) + self.embed_positions(cache_length)
+        tables = chunks(self.embed_tokens.weight, self.chunk_heights)
+        embedded = embed(input_ids, tables, self.embedding_scale) + self.embed_positions(cache_length)
         x = embedded.view(1, channels, 1, 1)
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -176,8 +176,7 @@ class TextDecoder(nn.Module):
             values.append(value)
             observed.extend(weights)
         hidden = self.layer_norm(x).view(1, 1, channels)
-        logits = concatenated([F.linear(hidden, table) for table in tables], dim=2)
-        outputs = (logits, torch.cat(keys, dim=1), torch.cat(values, dim=1))
+        outputs = (logits(hidden, tables), torch.cat(keys, dim=1), torch.cat(values, dim=1))
         if not observed:
             return outputs
         return (*outputs, torch.cat(observed, dim=1).mean(dim=(1, 2)))
@@ -185,31 +184,6 @@ class TextDecoder(nn.Module):
     def _observed_heads(self, layer: int) -> tuple[int, ...]:
         """Return the alignment heads of one layer."""
         return tuple(head for at, head in self.alignment_heads or () if at == layer)
-
-
-def scaled(embedded: Tensor, scale: Tensor | None) -> Tensor:
-    """Return an embedded token `[1, D]` with each channel multiplied by its scale."""
-    return embedded if scale is None else embedded * scale
-
-
-def look_up(ids: Tensor, tables: list[Tensor]) -> Tensor:
-    """Return the rows `[n, D]` of tokens `[n]` in a table that is cut into pieces of equal height, except for the last.
-
-    All arithmetic is on integers, because float16 does not hold ids beyond 2048. Clamping and division are not used,
-    because the converter makes them arithmetic of floats.
-    """
-    height, at_most = tables[0].shape[0], tables[-1].shape[0] - 1
-    if len(tables) == 1:
-        return F.embedding(ids, tables[0])
-    piece = (ids >= height).to(ids.dtype)
-    for index in range(2, len(tables)):
-        piece = piece + (ids >= index * height).to(ids.dtype)
-    row = ids - piece * height
-    in_last = torch.minimum(row, row.new_full((1,), at_most))
-    rows = [F.embedding(row, table) for table in tables[:-1]] + [F.embedding(in_last, tables[-1])]
-    if ids.shape[0] > 1:  # a table has a row for each of the tokens
-        piece = piece * ids.shape[0] + torch.arange(ids.shape[0], dtype=ids.dtype)
-    return F.embedding(piece, torch.cat(rows))
 
 
 def _check_kv_length(kv_length: int, dims: ModelDimensions) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from whisperkit_tools.compile_hints.layers import concatenated, split
-from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer, look_up, scaled
+from whisperkit_tools.compile_hints.text_decoder import TextDecoder, TextDecoderLayer
+from whisperkit_tools.compile_hints.token_embedding import chunks, embed, logits
 
 
 class CachedSteps:
@@ -49,7 +48,7 @@ class VerifyTextDecoder(nn.Module):
         super().__init__()
         self.dims = decoder.dims
         self.alignment_heads = decoder.alignment_heads
-        self.logits_chunk_size = decoder.logits_chunk_size
+        self.chunk_heights = decoder.chunk_heights
         self.embed_tokens = decoder.embed_tokens
         self.embed_positions = decoder.embed_positions
         self.layers = decoder.layers
@@ -84,8 +83,8 @@ class VerifyTextDecoder(nn.Module):
         """
         channels = self.dims.d_model
         steps = CachedSteps(kv_cache_update_mask, decoder_key_padding_mask)
-        tables = split(self.embed_tokens.weight, self.logits_chunk_size, dim=0)
-        embedded = scaled(look_up(input_ids, tables), self.embedding_scale) + self.embed_positions(cache_length)
+        tables = chunks(self.embed_tokens.weight, self.chunk_heights)
+        embedded = embed(input_ids, tables, self.embedding_scale) + self.embed_positions(cache_length)
         x = embedded.transpose(0, 1).reshape(1, channels, 1, -1)
         keys: list[Tensor] = []
         values: list[Tensor] = []
@@ -101,8 +100,7 @@ class VerifyTextDecoder(nn.Module):
             values.append(value)
             observed.extend(weights)
         hidden = self.layer_norm(x).reshape(1, channels, -1).transpose(1, 2)
-        logits = concatenated([F.linear(hidden, table) for table in tables], dim=2)
-        outputs = (logits, torch.cat(keys, dim=1), torch.cat(values, dim=1))
+        outputs = (logits(hidden, tables), torch.cat(keys, dim=1), torch.cat(values, dim=1))
         if not observed:
             return outputs
         return (*outputs, torch.cat(observed, dim=1).mean(dim=1).reshape(len(input_ids), -1))

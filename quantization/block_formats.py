@@ -136,16 +136,27 @@ def matrices(graph: Graph) -> tuple[str, ...]:
 def column_scales(graph: Graph) -> dict[str, str]:
     """Return for each table that rows are looked up in the constant that the rows are multiplied with, by name.
 
-    Conversion divides the columns of the token embedding by these powers of two.
+    Conversion divides the columns of the token embedding by these powers of two, and cuts it into chunks of rows.
     """
-    tables = {op.outputs[0].name: op.inputs["x"][0].name for op in graph.operations if op.type == "gather"}
-    found = {}
+    tables = _looked_up(graph)
+    found: dict[str, str] = {}
     for op in graph.operations:
         names = [value.name for value in op.reads] if op.type == "mul" else []
         scales = [name for name in names if name in graph.constants]
-        for name in names:
-            if name in tables and tables[name] in graph.constants and scales:
-                found[tables[name]] = scales[0]
+        if scales:
+            found |= {table: scales[0] for name in names for table in tables.get(name, ()) if table in graph.constants}
+    return found
+
+
+def _looked_up(graph: Graph) -> dict[str, list[str]]:
+    """Return for each value that is a row of tables the tables that it may come from, by name."""
+    found: dict[str, list[str]] = {}
+    for op in graph.operations:
+        if op.type == "gather":
+            name = op.inputs["x"][0].name
+            found[op.outputs[0].name] = found.get(name, [name])
+        elif op.type == "concat" and all(value.name in found for value in op.inputs["values"]):
+            found[op.outputs[0].name] = [name for value in op.inputs["values"] for name in found[value.name]]
     return found
 
 

@@ -36,8 +36,8 @@ class Scaled:
         self.factors, self.joint, self.planner, self.count = factors, joint, planner, 0
 
     def decoder_alone(self, palettes):
-        ((key, found),) = palettes.items()
-        return self.factors[EMBEDDING] * self.planner.options(key, [found.compression])[0].divergence
+        options = [self.planner.options(key, [found.compression])[0] for key, found in palettes.items()]
+        return self.factors[EMBEDDING] * sum(option.divergence for option in options)
 
     def measure(self, palettes):
         self.count += 1

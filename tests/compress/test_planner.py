@@ -150,13 +150,13 @@ def test_a_recipe_of_an_earlier_version_gives_the_same_choices(demo_bundle, tmp_
     for component, name in weights.shapes:
         tensors[component][name] = {"divergence": 9.9, "compression": {"nbits": 4}, "nbytes": 1}
     tensors["AudioEncoder"]["conv1_weight"] = {"compression": {"outlier_share": 0.005, "nbits": 2}}
-    tensors["TextDecoder"]["embed_tokens_weight"] = {"compression": None}
+    tensors["TextDecoder"]["embed_tokens_weight_piece_0"] = {"compression": None}
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({"tensors": tensors, "format": 1}))
     choices = read_recipe(path)
     check_recipe(choices, weights.shapes, weights.spec_version)
     assert choices.pop(("AudioEncoder", "conv1_weight")) == Compression(2, outlier_share=0.005)
-    assert choices.pop(("TextDecoder", "embed_tokens_weight")) is None
+    assert choices.pop(("TextDecoder", "embed_tokens_weight_piece_0")) is None
     assert set(choices.values()) == {Compression(4)}
 
 

@@ -13,6 +13,7 @@ from whisperkit_tools.compile_hints.lint.chips import load_chips
 from whisperkit_tools.compile_hints.lint.cost import estimate_program
 from whisperkit_tools.compile_hints.lint.flops import count_program
 from whisperkit_tools.compile_hints.text_decoder import TextDecoder
+from whisperkit_tools.compile_hints.token_embedding import chunk_heights
 from whisperkit_tools.contract import STEP_FUNCTION, WINDOW_FUNCTION, package_interfaces, stateful_interfaces
 from whisperkit_tools.conversion.config import ConvertConfig
 from whisperkit_tools.conversion.contract_check import stateful_problems
@@ -54,7 +55,8 @@ def test_weights_are_stored_once_and_keep_their_names(stateful_bundle, demo_bund
 
     def weights(path, function="main"):
         constants = read_graph(path, function).constants.values()
-        return {one.spec.name for one in constants if one.spec.name.endswith(("proj_weight", "embed_tokens_weight"))}
+        names = [one.spec.name for one in constants]
+        return {name for name in names if name.endswith("proj_weight") or name.startswith("embed_tokens")}
 
     assert weights(stateful) | weights(stateful, WINDOW_FUNCTION) == weights(plain)
     assert weights(stateful, WINDOW_FUNCTION).isdisjoint(weights(stateful))
@@ -212,7 +214,7 @@ def test_every_token_of_a_large_vocabulary_is_looked_up(tmp_path):
     masks = (at == 0).astype(np.float32), np.where(at <= 0, 0, -1e4).astype(np.float32)
     cache, embeds = torch.zeros(1, 8, 1, 32), torch.zeros(1, 8, 1, 32)
     window = Program.load(package, function=WINDOW_FUNCTION)
-    for token in (0, 32767, 32768, 40000, 51865):
+    for token in (0, 8191, 8192, 8193, 32767, 32768, 40000, 51865):
         state = program.make_state()
         window.predict({"encoder_output_embeds": embeds.numpy()}, state)
         inputs = {"input_ids": [token], "cache_length": [0], "decoder_key_padding_mask": masks[1]}
@@ -238,7 +240,7 @@ def test_pieces_of_the_embedding_are_named_after_it(tmp_path):
         if operation.type == "linear"
         for spec in operation.inputs["weight"]
     }
-    rows = [min(1024, checkpoint.dims.vocab_size - start) for start in range(0, checkpoint.dims.vocab_size, 1024)]
+    rows = chunk_heights(checkpoint.dims.vocab_size, 1024)
     assert pieces == {
         f"embed_tokens_weight_piece_{number}": (count, checkpoint.dims.d_model) for number, count in enumerate(rows)
     }

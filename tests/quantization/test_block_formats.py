@@ -1,6 +1,7 @@
 """Block formats against gguf-py's values and against the yardstick of the shared folder."""
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from whisperkit_tools.quantization.block_formats import (
     matrices,
     round_to_blocks,
 )
+
+PIECES = ["embed_tokens_weight_piece_0", "embed_tokens_weight_piece_1"]
 
 # gguf-py 0.19.0, `dequantize(quantize(row))` of the row below: the first eight elements, and the sum of all.
 GGUF = {
@@ -99,10 +102,10 @@ def test_bits_an_element():
 
 def test_matrices_are_the_linear_weights_and_the_embedding(graphs):
     encoder, decoder = (matrices(graphs[name]) for name in MODEL_COMPONENTS)
-    assert "embed_tokens_weight" in decoder
+    assert [name for name in decoder if name.startswith("embed_tokens")] == PIECES
     assert not [name for name in (*encoder, *decoder) if "position" in name or name.startswith("conv")]
     assert len(encoder) == 3 * 6
-    assert len(decoder) == 2 * 10 + 1
+    assert len(decoder) == 2 * 10 + 2
 
 
 @pytest.mark.parametrize("name", BLOCK_FORMATS)
@@ -126,8 +129,12 @@ def test_the_embedding_is_rounded_as_the_checkpoint_has_it(graphs, name):
     from whisperkit_tools.demo import demo_checkpoint_dir
 
     stored = load_file(demo_checkpoint_dir() / "model.safetensors")["model.decoder.embed_tokens.weight"]
-    graph, table = graphs["TextDecoder"], "embed_tokens_weight"
-    scale = graph.constants[column_scales(graph)[table]].value.astype(np.float32)
-    assert set(np.frexp(scale)[0].reshape(-1).tolist()) == {0.5}  # powers of two
-    found = in_block_format(graph, table, BLOCK_FORMATS[name]) * scale.reshape(1, -1)
-    np.testing.assert_array_equal(found, round_to_blocks(stored.astype(np.float16), BLOCK_FORMATS[name]))
+    graph = graphs["TextDecoder"]
+    assert list(column_scales(graph)) == PIECES
+    found = list[Any]()
+    for table in PIECES:
+        scale = graph.constants[column_scales(graph)[table]].value.astype(np.float32)
+        assert set(np.frexp(scale)[0].reshape(-1).tolist()) == {0.5}  # powers of two
+        found.append(in_block_format(graph, table, BLOCK_FORMATS[name]) * scale.reshape(1, -1))
+    expected = round_to_blocks(stored.astype(np.float16), BLOCK_FORMATS[name])
+    np.testing.assert_array_equal(np.concatenate(found), expected)

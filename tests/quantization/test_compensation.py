@@ -91,7 +91,7 @@ def test_inputs_of_the_demo_s_layers(demo_bundle):
     graph = read_graph(demo_bundle / "TextDecoder.mlpackage")
     known = compensation.compensable(graph)
     assert "layers_0_fc1_weight" in known
-    assert not {"embed_tokens_weight", "embed_positions_weight"} & set(known)
+    assert not [name for name in known if name.startswith("embed")]
     names = ["layers_0_fc1_weight", "layers_1_fc2_weight"]
     program = Program(compensation.with_inputs(graph, names))
     feeds = {name: np.zeros([size or 1 for size in spec.shape], spec.dtype) for name, spec in graph.inputs.items()}

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -225,14 +224,17 @@ class Planner:
         """Measure the token embedding at every width, in place of predicting it. Later calls do nothing.
 
         It is the largest weight by far, and a factor that holds for small errors does not hold for large ones. The form
-        of least predicted divergence stands for all forms of its width.
+        of least predicted divergence stands for all forms of its width. Each chunk of rows is measured alone.
 
         Args:
             measure: Returns the divergence of palettes.
         """
-        if self._measured_ratios or not self.weights.embeddings:
+        if self._measured_ratios:
             return
-        key = max(self.weights.embeddings, key=lambda one: prod(self.weights.shapes[one]))
+        for key in sorted(self.weights.embeddings):
+            self._measure_widths(key, measure)
+
+    def _measure_widths(self, key: WeightKey, measure: Callable[[Mapping[WeightKey, Palettized]], float]) -> None:
         options = self.options(key, self._compressions(key, self.weights.shapes[key]))
         for nbits in sorted({found.compression.nbits for found in options if found.compression}):
             of_width = [found for found in options if found.compression and found.compression.nbits == nbits]
