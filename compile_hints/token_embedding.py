@@ -21,8 +21,8 @@ _SHARE = 5  # the frequent tokens are at most a fifth of all
 def chunk_heights(vocab_size: int, at_most: int | None = None) -> tuple[int, ...]:
     """Return the numbers of rows of the chunks: those of the frequent tokens, then the others.
 
-    The frequent ones are a power of two in number, 8192 for Whisper's vocabularies. On the demo model and the real
-    ones `python -m tests.benchmarks real-curve` shows what that gives.
+    The frequent ones are a power of two in number, 8192 for Whisper's vocabularies. `python -m tests.benchmarks
+    real-curve` measures what bundles with these chunks are worth at equal bytes.
 
     Args:
         vocab_size: Number of tokens.

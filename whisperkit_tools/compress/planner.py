@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from whisperkit_tools.quantization.sensitivity_cache import SensitivityCache, St
 _CORRECTIONS = 20
 _ELEMENTS_AT_ONCE = 1 << 27  # of a weight under several compressions at a time, some 25 bytes each
 _DAMPING = 0.1  # of the mean importance
+_LARGE = 0.05  # of the largest table: smaller ones are predicted, not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,16 +233,21 @@ class Planner:
         """
         if self._measured_ratios:
             return
-        for key in sorted(self.weights.embeddings):
-            self._measure_widths(key, measure)
+        sizes = {key: prod(self.weights.shapes[key]) for key in sorted(self.weights.embeddings)}
+        for key, elements in sizes.items():
+            if elements >= _LARGE * max(sizes.values()):  # not the positions
+                self._measure_widths(key, measure)
 
     def _measure_widths(self, key: WeightKey, measure: Callable[[Mapping[WeightKey, Palettized]], float]) -> None:
         options = self.options(key, self._compressions(key, self.weights.shapes[key]))
+        weight, factors = self.weights.weight(key), importance(self.curvature(key))
         for nbits in sorted({found.compression.nbits for found in options if found.compression}):
             of_width = [found for found in options if found.compression and found.compression.nbits == nbits]
             best = min(of_width, key=lambda found: found.divergence)
             if best.compression is not None and best.divergence > 0:
-                measured = measure({key: self.palette(key, best.compression)})
+                # Nearly optimal palettes, which take a fourth of the time: most of these are never chosen.
+                made = palettize(weight, best.compression, factors, key[1], exact=False)
+                measured = measure({key: made})
                 self._measured_ratios[key, nbits] = measured / best.divergence
 
     def correct(self, ratios: Mapping[str, float]) -> None:
