@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from whisperkit_tools.errors import AudioError
+from whisperkit_tools.errors import AudioError, show_options
 
 SAMPLE_RATE_HZ = 16_000
 WINDOW_S = 30
@@ -264,4 +264,4 @@ class Transcription:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the transcription as JSON-ready dictionaries, lists, numbers and strings."""
-        return asdict(self)
+        return {**asdict(self), "notices": tuple(show_options(notice) for notice in self.notices)}

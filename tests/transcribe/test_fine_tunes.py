@@ -32,8 +32,16 @@ class Session:
     def __getattr__(self, name):
         return getattr(self._session, name)
 
+    def read(self, tokens, start=0):
+        return map(self._changed, self._session.read(tokens, start))
+
     def step(self, token, position):
-        step = self._session.step(token, position)
+        return self._changed(self._session.step(token, position))
+
+    def step_ahead(self, *arguments):
+        return self._changed(self._session.step_ahead(*arguments))
+
+    def _changed(self, step):
         logits = step.logits.clone()
         self._change(logits)
         return step._replace(logits=logits)
