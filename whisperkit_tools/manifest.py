@@ -51,6 +51,11 @@ class SourceRecord(Record):
     sha256: Mapping[str, str] = field(default_factory=dict)
     format: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the section. A format that is not known is omitted."""
+        written = super(SourceRecord, self).to_json()
+        return {key: value for key, value in written.items() if key != "format" or value or key in (self.keys or ())}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionRecord(Record):
