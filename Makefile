@@ -31,8 +31,12 @@ test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 	$(MAKE) wheel-test
 
-# The property tests on examples drawn anew, which `make test` leaves out to be repeatable.
+# The property tests on examples drawn anew, which `make test` leaves out to be repeatable, and files of every kind
+# mutated and read, for SECONDS with SEED.
+SECONDS ?= 60
+SEED ?= 0
 fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzzing --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m pytest -n auto --hypothesis-profile fuzz $$(grep -rl --include='test_*.py' '^from hypothesis' tests)
 
 # Write the command reference from the commands' own help.

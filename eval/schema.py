@@ -448,6 +448,8 @@ def read_row(value: Any, where: str) -> ResultRow:
         raise DatasetError(f"{where} holds a JSON {type(value).__name__}, expected an object")
     # The general decoder takes seconds for the alignments of a run.
     pieces = value.get("alignment") or []
+    if not isinstance(pieces, list):
+        raise DatasetError(f"{where}: alignment is {repr(pieces)[:80]}, expected a list")
     kind = StreamRow if "stream" in value else ResultRow
     row = from_json(kind, {**value, "alignment": []}, where)
     return replace(row, alignment=tuple(_read_piece(piece, where) for piece in pieces))
@@ -455,7 +457,7 @@ def read_row(value: Any, where: str) -> ResultRow:
 
 def _read_piece(value: Any, where: str) -> AlignmentPiece:
     try:
-        kind, reference, hypothesis = value["type"], tuple(value["reference"]), tuple(value["hypothesis"])
+        kind, reference, hypothesis = str(value["type"]), tuple(value["reference"]), tuple(value["hypothesis"])
     except (KeyError, TypeError) as error:
         raise DatasetError(f"{where}: a piece of the alignment lacks type, reference or hypothesis") from error
     if kind not in PIECE_TYPES or not all(isinstance(word, str) for word in (*reference, *hypothesis)):

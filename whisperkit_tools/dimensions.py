@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields
 
+from whisperkit_tools import limits
+
 SAMPLES_PER_FRAME = 160  # 10 ms at 16 kHz
 
 
@@ -42,9 +44,11 @@ class ModelDimensions:
             ValueError: A size is not a positive integer, or the heads do not divide the channels.
         """
         problems = [
-            f"{field.name} is {value!r}, expected a positive integer"
+            f"{field.name} is {repr(value)[:80]}, expected a positive integer up to {_limit(field.name)}"
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), bool) or not isinstance(value, int) or value < 1
+            if isinstance(value := getattr(self, field.name), bool)
+            or not isinstance(value, int)
+            or not 1 <= value <= _limit(field.name)
         ]
         if not problems:
             problems = [
@@ -67,3 +71,8 @@ class ModelDimensions:
     def n_samples(self) -> int:
         """Samples of one window at 16 kHz (480000 for 30 seconds)."""
         return self.n_frames * SAMPLES_PER_FRAME
+
+
+def _limit(name: str) -> int:
+    """Return the maximum of a size, far above that of any Whisper."""
+    return limits.MODEL_LAYERS if name.endswith("_layers") else limits.MODEL_SIZE

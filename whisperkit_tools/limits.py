@@ -17,6 +17,8 @@ YAML_DEPTH = 32
 # ML Programs. The largest tensor of Whisper large-v3 is its token embedding, 66 million elements.
 MODEL_BYTES = 512 << 20  # of a model specification without its weights
 TENSOR_ELEMENTS = 1 << 28  # of any tensor that a program declares or computes; 1 GB in float32
+MODEL_LAYERS = 256  # of an encoder or a decoder; the largest Whisper has 32
+MODEL_SIZE = 1 << 20  # of any other size in a config; the largest vocabulary has 51,866 tokens
 WINDOW_SAMPLES = 60 * 48_000  # of the audio that a model takes at once; every Whisper takes 480,000
 
 # Audio. A rate far below speech would make a few bytes hours of samples at 16 kHz.

@@ -277,7 +277,7 @@ def _metadata_row(number: int, path: Path, row: Mapping[str, Any], audio: AudioF
         reference=reference,
         audio=audio.find(name, path.parent) if name else None,
         audio_name=name or f"(none of the fields {', '.join(AUDIO_FIELDS)})",
-        language=first(row, LANGUAGE_FIELDS),
+        language=_text_or_none(first(row, LANGUAGE_FIELDS)),
         duration_s=as_seconds(first(row, DURATION_FIELDS)),
         speaker=_text_or_none(first(row, SPEAKER_FIELDS)),
         words=words_of(row, reference or ""),

@@ -118,8 +118,8 @@ _measuring = options.options(
         type=click.Choice(["plain", "open-asr"]),
         default="plain",
         show_default=True,
-        help="open-asr adds the word error rate as the Open ASR Leaderboard counts it: compounds, acronyms, names and "
-        "fillers are no errors.",
+        help="Counting of errors. open-asr adds the word error rate of the Open ASR Leaderboard, for which compounds, "
+        "acronyms, names and fillers are no errors.",
     ),
     click.option("--detect-language", is_flag=True, help="Do not tell the model the language of an example."),
     click.option(

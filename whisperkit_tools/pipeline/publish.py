@@ -6,7 +6,7 @@ from typing import Any
 
 from whisperkit_tools.bundle import DEFAULT_BUNDLES_DIR, Bundle
 from whisperkit_tools.errors import OptionsError, option
-from whisperkit_tools.files import read_json_object
+from whisperkit_tools.files import read_json_value
 from whisperkit_tools.pipeline.arguments import as_bundle, as_bundles, as_tuple, open_registry
 from whisperkit_tools.pipeline.evaluate import DEFAULT_ROOT
 from whisperkit_tools.progress import Progress, SilentProgress
@@ -135,7 +135,7 @@ def _device_table(table: str | Path | Mapping[str, Any] | None) -> Mapping[str, 
     if table is None or isinstance(table, Mapping):
         return table
     try:
-        content: Mapping[str, Any] = read_json_object(
+        content: Mapping[str, Any] = read_json_value(
             Path(table), OptionsError, f"choose another {option('device_table')}"
         )
     except FileNotFoundError:

@@ -149,7 +149,8 @@ def _uniform(recipe: Mapping[str, Any]) -> list[tuple[str, object]]:
 
 def _widths(tensors: Mapping[str, Any]) -> set[int | None]:
     """Return the bits of an index over the weights of a component, None for a weight that stays float16."""
-    return {_object(_object(tensor).get("compression")).get("nbits") for tensor in tensors.values()}
+    found = [_object(_object(tensor).get("compression")).get("nbits") for tensor in tensors.values()]
+    return {width if isinstance(width, int) else None for width in found}
 
 
 def _object(value: Any) -> Mapping[str, Any]:
