@@ -16,6 +16,7 @@ from whisperkit_tools.demo import demo_utterances
 
 VERBS = (
     "convert", "palettize", "evaluate", "report", "publish", "pull", "lint", "estimate", "verify", "init_student",
+    "pseudo_label", "filter_labels",
 )  # fmt: skip
 # Options that say what is printed. A verb returns its findings instead.
 PRINTING = {

@@ -43,8 +43,10 @@ if TYPE_CHECKING:
     from whisperkit_tools.pipeline.checks import estimate, lint, verify
     from whisperkit_tools.pipeline.convert import convert
     from whisperkit_tools.pipeline.evaluate import evaluate
+    from whisperkit_tools.pipeline.filter_labels import filter_labels
     from whisperkit_tools.pipeline.init_student import init_student
     from whisperkit_tools.pipeline.palettize import palettize
+    from whisperkit_tools.pipeline.pseudo_label import pseudo_label
     from whisperkit_tools.pipeline.publish import publish, pull
     from whisperkit_tools.pipeline.report import report
     from whisperkit_tools.progress import Progress, SilentProgress
@@ -80,8 +82,10 @@ _MODULES = {
     "pipeline.checks": ("estimate", "lint", "verify"),
     "pipeline.convert": ("convert",),
     "pipeline.evaluate": ("evaluate",),
+    "pipeline.filter_labels": ("filter_labels",),
     "pipeline.init_student": ("init_student",),
     "pipeline.palettize": ("palettize",),
+    "pipeline.pseudo_label": ("pseudo_label",),
     "pipeline.publish": ("publish", "pull"),
     "pipeline.report": ("report",),
     "progress": ("Progress", "SilentProgress"),
@@ -120,10 +124,12 @@ __all__ = [
     "convert",
     "estimate",
     "evaluate",
+    "filter_labels",
     "init_student",
     "lint",
     "open_checkpoint",
     "palettize",
+    "pseudo_label",
     "publish",
     "pull",
     "report",

@@ -34,6 +34,8 @@ COMMANDS = {
     "estimate": "Estimate FLOPs, memory traffic and latency of bundles on Apple chips.",
     "evaluate": "Measure word error rate, quality of inference, robustness and speed.",
     "report": "Rewrite the report of a run, or compare runs.",
+    "pseudo-label": "Label speech with a teacher, for distillation.",
+    "filter-labels": "Choose among labels, and join what is kept to windows for training.",
     "init-student": "Make a student for distillation from some of a teacher's layers.",
     "publish": "Publish bundles and their evaluation reports to a model repository.",
     "pull": "Download a published variant and verify every file.",

@@ -202,8 +202,7 @@ def evaluate(
         True
     """
     progress = progress or SilentProgress()
-    if address is not None and engine != RAY:
-        raise OptionsError(f"{option('address')} names a Ray cluster; add {option('engine', RAY)}")
+    performer = evaluation_engine(engine, address, workers)
     config = _config(
         normalizer=normalizer,
         scorer=scorer,
@@ -251,7 +250,7 @@ def evaluate(
             skip_bad=skip_bad,
         )
         dataset = _opened(str(dataset), wanted, progress)
-    work = _Evaluation(dataset, config, Path(output_dir), _engine(engine, address, workers), progress)
+    work = _Evaluation(dataset, config, Path(output_dir), performer, progress)
     return work.finished(chosen, base, PageOptions(embed_audio=embed_audio))
 
 
@@ -299,7 +298,19 @@ def _opened(name: str, options: DatasetOptions, progress: Progress) -> Dataset:
     return dataset
 
 
-def _engine(name: str, address: str | None, workers: int | None) -> EngineFactory:
+def evaluation_engine(name: str, address: str | None, workers: int | None) -> EngineFactory:
+    """Return what makes the engine of a run: worker processes here, or on a Ray cluster.
+
+    Args:
+        name: `local` or `ray`.
+        address: Address of a running Ray cluster.
+        workers: Number of processes. None for 1.
+
+    Raises:
+        OptionsError: There is no such engine, or the values do not go together.
+    """
+    if address is not None and name != RAY:
+        raise OptionsError(f"{option('address')} names a Ray cluster; add {option('engine', RAY)}")
     if name == RAY:
         from whisperkit_tools.eval.runs.ray_engine import RayEngine  # an optional dependency
 
