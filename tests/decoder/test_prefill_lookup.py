@@ -59,10 +59,9 @@ def decode(prefix, *, prefilled=CACHES, no_speech=0.0, **options):
     decoder = ScriptedDecoder(no_speech)
     session = CacheSession(decoder)
     chosen = TranscribeOptions(**{"timestamps": False, "temperatures": (0.0,), "no_speech_threshold": None} | options)
-    window = WindowDecoder(session, SPECIAL, chosen, max_length=LENGTH, vocab_size=VOCABULARY).decode(
-        torch.zeros(1, 1, 1, 1500), prefix, prefix.index(START), prefilled
-    )
-    return window, decoder.calls
+    windows = WindowDecoder(session, SPECIAL, chosen, max_length=LENGTH, vocab_size=VOCABULARY)
+    embeds = torch.zeros(1, 1, 1, 1500)
+    return session.perform(windows.decode(embeds, prefix, prefix.index(START), prefilled)), decoder.calls
 
 
 def test_the_first_passes_are_looked_up_and_the_last_token_sees_their_caches():

@@ -53,7 +53,7 @@ class BatchedDecoder:
         self._program = program
         graph = read_graph(program.path, program.function)
         stepwise = [name for name in graph.inputs if name != contract.EMBEDS]
-        nodes = [_with_open_length(node, length) for node in _without_copies(bind(graph), stepwise)]
+        nodes = [with_open_length(node, length) for node in _without_copies(bind(graph), stepwise)]
         sharing = share_cache_columns(nodes)
         self.shares_columns = sharing is not None
         nodes = sharing or nodes
@@ -76,8 +76,13 @@ class BatchedDecoder:
 # --- operations that do not copy what all steps share ----------------------------------------------------------------
 
 
-def _with_open_length(node: Node, length: int) -> Node:
-    """Let a reshape to the caches' length take any length."""
+def with_open_length(node: Node, length: int) -> Node:
+    """Let a reshape to the caches' length take any length.
+
+    Args:
+        node: A call of a decoder program.
+        length: Positions of the program's caches.
+    """
     *others, last = node.outputs[0].shape or (None,)
     if node.type != "reshape" or last != length or None in others or "shape" not in node.values:
         return node
@@ -153,7 +158,7 @@ def share_cache_columns(nodes: Sequence[Node]) -> list[Node] | None:
     writers: list[Node] = []
     renamed: dict[str, str] = {}
     for cache, updates in _UPDATES.items():
-        pairs = _parts_and_columns(nodes, cache, updates)
+        pairs = parts_and_columns(nodes, cache, updates)
         if pairs is None:
             return None
         for part, column in pairs:
@@ -165,8 +170,17 @@ def share_cache_columns(nodes: Sequence[Node]) -> list[Node] | None:
     return _sorted([*(_reading(node, renamed) for node in nodes), *writers])
 
 
-def _parts_and_columns(nodes: Sequence[Node], cache: str, updates: str) -> list[tuple[TensorSpec, str]] | None:
-    """Return each layer's part of a cache, with the name of the column that its step adds to that part."""
+def parts_and_columns(nodes: Sequence[Node], cache: str, updates: str) -> list[tuple[TensorSpec, str]] | None:
+    """Return each layer's part of a cache, with the name of the column that its step adds to that part.
+
+    Args:
+        nodes: The calls of a decoder program.
+        cache: Name of a cache among its inputs.
+        updates: Name of the cache's updates among its outputs.
+
+    Returns:
+        The layers in order. None where the program has another structure.
+    """
     readers = [node for node in nodes if cache in node.reads]
     makers = [node for node in nodes if updates in (out.name for out in node.outputs)]
     if [node.type for node in (*readers, *makers)] != ["split", "concat"]:

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from whisperkit_tools import contract, limits
+from whisperkit_tools.decoder.lanes import DecoderLanes
 from whisperkit_tools.decoder.prefill_lookup import PrefillLookup
 from whisperkit_tools.decoder.session import CacheSession, DecoderSession, fixed_axis
 from whisperkit_tools.decoder.speculative import DraftSession, SpeculativeSession, Verifier
 from whisperkit_tools.decoder.stateful import StatefulDecoder, new_session
 from whisperkit_tools.errors import BundleError
 from whisperkit_tools.mil.backend import TensorModel
+from whisperkit_tools.mil.program import Program
 from whisperkit_tools.speech import Samples
 
 _CACHE_UPDATES = (contract.KEY_UPDATES, contract.VALUE_UPDATES)
@@ -41,6 +43,11 @@ class ModelSizes:
     kv_length: int
     has_alignment: bool
     cache_channels: int
+
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of a transcript's caches, and of the keys and values of its audio, in float32."""
+        return 2 * 4 * self.cache_channels * (self.kv_length + self.n_audio_ctx)
 
     @property
     def hop_length(self) -> int:
@@ -124,6 +131,25 @@ class Models:
     def new_session(self) -> DecoderSession:
         """Return a session with caches of its own, for window after window."""
         return new_session(self.decoder, device=self.device, dtype=self.dtype)
+
+    @property
+    def takes_batches(self) -> bool:
+        """Whether the decoder can decode several transcripts at once. A stateful one and Core ML cannot."""
+        return isinstance(self.decoder, Program)
+
+    def new_lanes(self, count: int) -> DecoderLanes:
+        """Return caches for several transcripts at once.
+
+        Args:
+            count: Number of transcripts.
+
+        Raises:
+            ValueError: This decoder decodes one transcript at a time.
+            RuntimeError: There is not enough memory.
+        """
+        if not isinstance(self.decoder, Program):
+            raise ValueError("this decoder decodes one transcript at a time")
+        return DecoderLanes(self.decoder, count, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ that belongs to one transcript lies in the session.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -54,13 +54,28 @@ class DecoderStep(NamedTuple):
     tolerance: float = 0.0
 
 
+class StepRequest(NamedTuple):
+    """A token to decode: its id, and the number of tokens before it."""
+
+    token: int
+    position: int
+
+
+Result = TypeVar("Result")
+Steps: TypeAlias = Generator[StepRequest, DecoderStep, Result]
+"""Work that asks for decoder steps. Whoever runs it decides whether others' steps are decoded along with its own."""
+
+
 class DecoderSession(ABC):
     """One transcript after the other through a decoder.
 
     Attributes:
         length: Positions of the caches.
         steps: Decoder steps so far. Callers may set it to zero.
+        computes_ahead: Whether `read` and `step_ahead` do more than single steps.
     """
+
+    computes_ahead: ClassVar[bool] = False
 
     def __init__(self, length: int, device: torch.device | str, dtype: torch.dtype) -> None:
         """Make the tables of masks and positions.
@@ -152,6 +167,16 @@ class DecoderSession(ABC):
             outputs[contract.LOGITS].reshape(-1).float().cpu(),
             None if alignment is None else alignment.reshape(-1).float().cpu(),
         )
+
+    def perform(self, steps: Steps[Result]) -> Result:
+        """Decode all steps that some work asks for, and return its result."""
+        try:
+            request = next(steps)
+            while True:
+                request = steps.send(self.step(*request))
+        except StopIteration as finished:
+            result: Result = finished.value
+            return result
 
 
 class CacheSession(DecoderSession):

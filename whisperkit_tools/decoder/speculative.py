@@ -96,6 +96,8 @@ class SpeculativeSession(DecoderSession):
     `steps` counts the calls of the large decoder.
     """
 
+    computes_ahead = True
+
     def __init__(
         self, session: CacheSession, verifier: Verifier, draft: "DraftSession", *, embeds: Callable[[Tensor], Tensor]
     ) -> None:

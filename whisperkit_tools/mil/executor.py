@@ -59,13 +59,8 @@ class Executor:
         Returns:
             The outputs in the schedule's order. None of them shares memory with what is cached.
         """
-        if self._folded is None or constants_key != self._constants_key:
-            self.forget()
-            self._constants = constants()
-            self._folded = self.schedule.fold_constants(self._constants)
-            self._constants_key = constants_key
         schedule, slots = self.schedule, self.schedule.slots
-        values = self._folded.copy()
+        values = self.folded(constants, constants_key).copy()
         for name, tensor in inputs.items():
             values[slots[name]] = tensor
         for name, state in states.items():
@@ -79,6 +74,22 @@ class Executor:
         self._remember(inputs, values)
         lent = schedule.lent_outputs
         return [values[slot].clone() if slot in lent else values[slot] for slot in schedule.output_slots]
+
+    def folded(self, constants: Callable[[], Mapping[str, Tensor]], constants_key: ConstantsKey) -> Values:
+        """Return slots that hold the constants and what depends on them alone, as far as the other calls read it.
+
+        The same object comes back until a parameter changes.
+
+        Args:
+            constants: Returns the stored constants by name.
+            constants_key: Identity and version of each parameter.
+        """
+        if self._folded is None or constants_key != self._constants_key:
+            self.forget()
+            self._constants = constants()
+            self._folded = self.schedule.fold_constants(self._constants)
+            self._constants_key = constants_key
+        return self._folded
 
     def _changed(self, inputs: Mapping[str, Tensor]) -> list[str]:
         """Return the tracked inputs that are not what they were in the last run."""

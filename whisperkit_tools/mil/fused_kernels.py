@@ -63,6 +63,29 @@ def single_row_linear(
     return result.view(shape)
 
 
+def position_convs(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+    """A 1x1 convolution of `x` `[B, in, 1, 1]`: a matrix, maybe packed, times a vector for each of B lanes."""
+    if x.shape[0] == 1 and isinstance(weight, Tensor):
+        return single_position_conv(x, weight, bias)
+    rows = _rows(x.reshape(x.shape[0], -1), weight, bias)
+    return rows.view(*rows.shape, 1, 1)
+
+
+def row_linears(x: Tensor, weight: Tensor | Packed, bias: Tensor | None = None, *, shape: tuple[int, ...]) -> Tensor:
+    """A linear layer on one vector for each of B lanes, `x` `[B, ..., in]`, its weight maybe packed."""
+    if x.shape[0] == 1 and isinstance(weight, Tensor):
+        return single_row_linear(x, weight, bias, shape=shape)
+    return _rows(x.reshape(x.shape[0], -1), weight, bias).view(x.shape[0], *shape[1:])
+
+
+def _rows(x: Tensor, weight: Tensor | Packed, bias: Tensor | None) -> Tensor:
+    """Return `x` `[B, in]` times a matrix, plus the bias."""
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight.reshape(weight.shape[0], -1), bias)
+    product: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, weight)
+    return product if bias is None else product + bias
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -115,12 +138,12 @@ def cached_attention(
     With `K' = K * elsewhere + k * here`, `q.K' = (q.K) * elsewhere + (q.k) * here`, and likewise for the values: the
     update moves from the whole cache to one row of scores.
 
-    Shapes: query `[1, H, C, 1]`, caches `[1, H * C, 1, S]`, updates `[1, H * C, 1, 1]`, `here`, `elsewhere` and `mask`
-    `[1, 1, 1, S]`, result `[1, H, C, 1]`.
+    Shapes: query `[B, H, C, 1]`, caches `[B, H * C, 1, S]`, updates `[B, H * C, 1, 1]`, `here`, `elsewhere` and `mask`
+    `[B or 1, 1, 1, S]`, result `[B, H, C, 1]`.
     """
     heads, channels = query.shape[1:3]
-    column = (1, heads, channels, 1)
-    keys, values = (cache.view(1, heads, channels, -1) for cache in (key_cache, value_cache))
+    column = (-1, heads, channels, 1)
+    keys, values = (cache.view(-1, heads, channels, cache.shape[3]) for cache in (key_cache, value_cache))
     at_here = (query * key_update.reshape(column)).sum(dim=2, keepdim=True)
     scores = torch.addcmul(mask, torch.matmul(query.mT, keys), elsewhere).addcmul_(at_here, here)
     weights = torch.softmax(scores, dim=3)

@@ -1,6 +1,6 @@
 """An ML Program as a PyTorch module."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from whisperkit_tools.errors import BundleError
+from whisperkit_tools.mil.batched_program import BatchedProgram, LaneInputs
 from whisperkit_tools.mil.executor import ConstantsKey, Executor
 from whisperkit_tools.mil.fusion import fuse
 from whisperkit_tools.mil.graph import Constant, Graph, Metadata, Operation, read_graph
 from whisperkit_tools.mil.inputs import InputConverter
 from whisperkit_tools.mil.kernels import Node, bind
-from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule
+from whisperkit_tools.mil.schedule import ExecutionTarget, Schedule, Values
 from whisperkit_tools.mil.size_check import check_sizes, damage_reported
 from whisperkit_tools.mil.states import ProgramState
 from whisperkit_tools.mil.tensor_spec import Precision, TensorSpec, is_float, predicted_dtype, storage_dtype
@@ -164,6 +165,8 @@ class Program(nn.Module):
             fused = fuse(self._nodes, self.outputs, self._stored)
             fast = Schedule(fused, self.inputs, self.outputs, self.states, self._encoded, target)
         self._executor = Executor(fast)
+        self._named: tuple[Values, Mapping[str, Tensor]] | None = None
+        self._batch: LaneInputs | None = None
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Program":
         """Follow a move to another device."""
@@ -173,7 +176,8 @@ class Program(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit, for a copy or a pickle, what is made from the rest."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_schedule", "_executor")}
+        made = ("_schedule", "_executor", "_named", "_batch")
+        return {key: value for key, value in self.__dict__.items() if key not in made}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make the schedules anew."""
@@ -199,6 +203,7 @@ class Program(nn.Module):
         """Drop everything that is kept from earlier runs."""
         self._executor.forget()
         self._converter.forget()
+        self._named = self._batch = None
 
     def make_state(self) -> ProgramState:
         """Return fresh states, all zero; a program without states accepts the empty ones that it returns."""
@@ -239,6 +244,70 @@ class Program(nn.Module):
         with torch.no_grad():
             results = self._executor.run(given, states, self.constants, self._constants_key())
         return dict(zip(self.outputs, results, strict=True))
+
+    def batched(
+        self,
+        capacity: int,
+        rewrite: Callable[[list[Node]], list[Node]] | None = None,
+        *,
+        inputs: Mapping[str, TensorSpec] | None = None,
+        outputs: Mapping[str, TensorSpec] | None = None,
+    ) -> BatchedProgram:
+        """Return the program for several inputs at once, each in a lane of its own, on these weights.
+
+        Args:
+            capacity: Number of lanes.
+            rewrite: Changes the calls, operations fused in float32 mode, before they are rewritten for lanes.
+            inputs: The inputs of the changed calls. None for the program's.
+            outputs: The values to return of the changed calls. None for the program's outputs.
+
+        Raises:
+            ValueError: The program has states.
+        """
+        if self.states:
+            raise ValueError(f"{self.path.name}: a program with states runs on one input at a time")
+        schedule = self._executor.schedule
+        nodes = schedule.varying()
+        return BatchedProgram(
+            rewrite(nodes) if rewrite else nodes,
+            self.inputs if inputs is None else inputs,
+            self.outputs if outputs is None else outputs,
+            schedule.target,
+            self._folded,
+            capacity,
+        )
+
+    def _folded(self) -> Mapping[str, Tensor]:
+        """Return what calls read of the constants and of what depends on them alone, by name."""
+        with torch.no_grad():
+            values = self._executor.folded(self.constants, self._constants_key())
+        if self._named is None or self._named[0] is not values:
+            slots, read = self._executor.schedule.slots, self._executor.schedule.constant_results
+            self._named = values, {name: values[slot] for name, slot in slots.items() if slot in read}
+        return self._named[1]
+
+    def run_batch(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Run the program on several inputs at once, without gradients.
+
+        Weights are read once for all of them. What depends only on tensors that are the same objects as at the same
+        place of the last batch, and not changed since, is not computed again.
+
+        Args:
+            inputs: For each of them tensors by input name.
+
+        Returns:
+            For each of them the outputs by name, as `run` returns them.
+
+        Raises:
+            ValueError: The program has states, or inputs are missing, unknown, or of the wrong shape.
+        """
+        given = [self._converter.tensors(one, self._device) for one in inputs]
+        if not given:
+            return []
+        if self._batch is None or self._batch.program.capacity < len(given):
+            self._batch = LaneInputs(self.batched(len(given)))
+        with torch.no_grad():
+            return self._batch.run(given)
 
     def predict(self, data: Mapping[str, Any] | list[Mapping[str, Any]], state: ProgramState | None = None) -> Any:
         """Run the program on NumPy arrays, as coremltools' `MLModel.predict` does.

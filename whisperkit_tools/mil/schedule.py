@@ -131,6 +131,23 @@ class Schedule:
 
     # --- what to run -----------------------------------------------------------------------------------------------
 
+    def varying(self) -> list[Node]:
+        """Return the calls that depend on an input or a state, in order."""
+        return [node for node, depends_on in zip(self.nodes, self._depends_on, strict=True) if depends_on]
+
+    @property
+    def cached_alone(self) -> tuple[str, ...]:
+        """Inputs from which alone something worth caching is computed."""
+        return tuple(name for name in self._inputs if frozenset((name,)) in self._cached_groups)
+
+    def split(self, names: Collection[str]) -> tuple[list[Node], list[Node]]:
+        """Return the calls that depend on these inputs alone, and all others that depend on something."""
+        parts: tuple[list[Node], list[Node]] = [], []
+        for node, depends_on in zip(self.nodes, self._depends_on, strict=True):
+            if depends_on:
+                parts[not depends_on.issubset(names)].append(node)
+        return parts
+
     def calls(self, changed: Collection[str]) -> tuple[Call, ...]:
         """Return the calls to run, in order, when everything else has been computed in earlier runs.
 

@@ -1,19 +1,23 @@
 """One transcription while it runs: decodes the windows of an audio and gathers their segments, tokens and times."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 from torch import Tensor
 
 from whisperkit_tools.decoder.models import Models
-from whisperkit_tools.decoder.session import CacheColumns, DecoderSession
+from whisperkit_tools.decoder.session import CacheColumns, DecoderSession, StepRequest, Steps
 from whisperkit_tools.decoder.speculative import SpeculativeSession
 from whisperkit_tools.errors import AudioError, option
 from whisperkit_tools.languages import LANGUAGE_CODES, LANGUAGE_NAMES
 from whisperkit_tools.progress import Progress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Speculation, Timings, Transcription
 from whisperkit_tools.transcribe.audio.features import FeatureSource, audio_features
+from whisperkit_tools.transcribe.audio.load import load_audio
 from whisperkit_tools.transcribe.audio.vad import cut_in_pauses, detector
 from whisperkit_tools.transcribe.flags import flag_notice, flagged
 from whisperkit_tools.transcribe.options import TASKS, TranscribeOptions
@@ -26,6 +30,9 @@ from whisperkit_tools.transcribe.windows.words import WordAligner, shifted
 ENGLISH = "en"
 _CHUNK_IN_STRIDES = 2.5
 _WINDOWS_TO_JUDGE = 2  # a single window may be all in one phrase
+
+AudioSource: TypeAlias = Samples | str | Path | Callable[[], Samples]
+"""Samples `[n]` at 16 kHz, the path of a file, or a function that returns the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,35 @@ class TranscriptionEngine:
         return self.tokenizer.encode_prompt(options.prompt, self.prompt_limit)
 
 
+def read_samples(audio: AudioSource, note: Callable[[str], None] | None = None) -> Samples:
+    """Return the samples of an audio as one row of float32.
+
+    Args:
+        audio: The audio.
+        note: Told what to know of a file.
+
+    Raises:
+        AudioError: It is missing, damaged, empty or not finite, or has several channels.
+    """
+    if isinstance(audio, str | Path):
+        audio = load_audio(audio, note=note)
+    elif callable(audio):
+        audio = audio()
+    _check_samples(audio)
+    return np.ascontiguousarray(audio, dtype=np.float32)
+
+
+def _check_samples(audio: Samples) -> None:
+    """Raise `AudioError` unless the audio is a row of finite numbers."""
+    if audio.ndim != 1:
+        raise AudioError(f"the audio has shape {list(audio.shape)}, expected one channel: [samples]")
+    if audio.size == 0:
+        raise AudioError("the audio holds no samples; there is nothing to transcribe")
+    if not bool(np.isfinite(audio).all()):
+        bad = int(np.count_nonzero(~np.isfinite(audio)))
+        raise AudioError(f"the audio holds {bad} samples that are not numbers (NaN or infinite); export it again")
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
     """The ids that every window's answer starts with, and their meaning."""
@@ -101,9 +137,10 @@ class _Start:
 
 @dataclass(slots=True)
 class _Work:
-    """Times and counts of the work done so far."""
+    """Times by a clock and counts of the work done so far."""
 
-    started: float = field(default_factory=time.perf_counter)
+    clock: Callable[[], float]
+    started: float = field(init=False)
     windows: int = 0
     generated: int = 0
     fallbacks: int = 0
@@ -111,6 +148,10 @@ class _Work:
     encoder_s: float = 0.0
     decoder_s: float = 0.0
     first_token_at: float | None = None
+
+    def __post_init__(self) -> None:
+        """Note the time."""
+        self.started = self.clock()
 
     def add(self, window: DecodedWindow) -> None:
         """Count a decoded window."""
@@ -128,7 +169,7 @@ class _Work:
             decoder_steps: Calls of the decoder.
             tokens: Kept tokens.
         """
-        now = time.perf_counter()
+        now = self.clock()
         total_s = now - self.started
         return Timings(
             total_s=round(total_s, 6),
@@ -149,7 +190,13 @@ class TranscriptionRun:
     """Transcribes one audio: `decode` by the strategy of the options, then `result`."""
 
     def __init__(
-        self, engine: TranscriptionEngine, options: TranscribeOptions, duration_s: float, progress: Progress, label: str
+        self,
+        engine: TranscriptionEngine,
+        options: TranscribeOptions,
+        duration_s: float,
+        progress: Progress,
+        label: str,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare.
 
@@ -159,8 +206,9 @@ class TranscriptionRun:
             duration_s: Length of the audio.
             progress: Told after each window.
             label: Name of the audio in progress.
+            clock: Tells the seconds that this transcription has taken so far.
         """
-        self._work = _Work()
+        self._work = _Work(clock)
         given, options = options, self._suited(engine, engine.resolved(options), duration_s)
         self._engine, self._options = engine, options
         self._duration_s = duration_s
@@ -179,6 +227,10 @@ class TranscriptionRun:
         self._segments: list[Segment] = []
         self._tokens: list[int] = []
 
+    def note(self, lines: Sequence[str]) -> None:
+        """Add notices about the audio."""
+        self._notices[:0] = lines
+
     def _new_decoder(self) -> WindowDecoder:
         engine = self._engine
         return WindowDecoder(
@@ -187,6 +239,7 @@ class TranscriptionRun:
             self._options,
             max_length=engine.max_length,
             vocab_size=engine.models.sizes.vocab_size,
+            clock=self._work.clock,
         )
 
     @staticmethod
@@ -210,18 +263,22 @@ class TranscriptionRun:
 
     # --- strategies --------------------------------------------------------------------------------------------------
 
-    def decode(self, samples: Samples) -> None:
-        """Decode audio samples `[n]` by the strategy of the options."""
+    def decode(self, samples: Samples) -> Steps[None]:
+        """Decode audio samples `[n]` by the strategy of the options.
+
+        Yields:
+            Steps on the engine's session.
+        """
         # A chunk may be shorter than a window. What fits into one chunk needs no cutting.
         is_longer = self._duration_s > min(self._options.chunk_s, self._engine.window_s)
         if self._options.long_form == "chunked" and is_longer:
-            self.by_chunks(samples)
+            yield from self.by_chunks(samples)
         elif self._options.long_form == "vad" and is_longer:
-            self.by_pauses(samples)
+            yield from self.by_pauses(samples)
         else:
-            self.sequential(self._features(samples), 0.0, self._duration_s)
+            yield from self.sequential(self._features(samples), 0.0, self._duration_s)
 
-    def sequential(self, source: FeatureSource, start_s: float, stop_s: float) -> None:
+    def sequential(self, source: FeatureSource, start_s: float, stop_s: float) -> Steps[None]:
         """Decode window after window of a piece of the audio.
 
         Args:
@@ -232,10 +289,10 @@ class TranscriptionRun:
         sizes, frame = self._engine.models.sizes, 0
         while frame < source.n_frames:
             count = min(sizes.n_frames, source.n_frames - frame)
-            window = self._decode_window(source, frame, count)
+            window = yield from self._decode_window(source, frame, count)
             if window.guesses_times and self._options.timestamps:
                 self._stop_timestamps()
-                window = self._decode_window(source, frame, count)
+                window = yield from self._decode_window(source, frame, count)
             split = split_window(
                 window.tokens,
                 self._engine.special,
@@ -253,15 +310,16 @@ class TranscriptionRun:
             frame += advance
             self._advance(start_s + frame * self._engine.frame_s if frame < source.n_frames else stop_s)
 
-    def by_pauses(self, samples: Samples) -> None:
+    def by_pauses(self, samples: Samples) -> Steps[None]:
         """Decode the pieces between pauses. Where no speech is found the model itself judges all of the audio."""
         speech = detector(self._options.vad).speech(samples)
         max_samples = round(min(self._options.chunk_s, self._engine.window_s) * SAMPLE_RATE_HZ)
         for start, stop in cut_in_pauses(samples, speech, max_samples) or [(0, len(samples))]:
-            self.sequential(self._features(samples[start:stop]), start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
+            source = self._features(samples[start:stop])
+            yield from self.sequential(source, start / SAMPLE_RATE_HZ, stop / SAMPLE_RATE_HZ)
         self._advance(self._duration_s)
 
-    def by_chunks(self, samples: Samples) -> None:
+    def by_chunks(self, samples: Samples) -> Steps[None]:
         """Decode overlapping chunks, and stitch them at the end."""
         options, engine = self._options, self._engine
         seconds = min(options.chunk_s, engine.window_s)
@@ -273,7 +331,7 @@ class TranscriptionRun:
         decoded = []
         for chunk in overlapping_chunks(len(samples), length, stride):
             source = self._features(samples[chunk.start : chunk.stop])
-            window = self._decode_window(source, 0, source.n_frames)
+            window = yield from self._decode_window(source, 0, source.n_frames)
             start_s, stop_s = chunk.start / SAMPLE_RATE_HZ, chunk.stop / SAMPLE_RATE_HZ
             decoded.append(DecodedChunk.of(window, engine.special, start_s, stop_s, engine.position_s))
             self._advance(stop_s)
@@ -324,15 +382,15 @@ class TranscriptionRun:
     def _features(self, samples: Samples) -> FeatureSource:
         return audio_features(self._engine.models, samples, self._options.features)
 
-    def _decode_window(self, source: FeatureSource, frame: int, count: int) -> DecodedWindow:
+    def _decode_window(self, source: FeatureSource, frame: int, count: int) -> Steps[DecodedWindow]:
         """Decode the window of `count` frames from `frame`, and count it."""
         embeds = self._encode(source, frame, count)
-        decoding_from = time.perf_counter()
+        decoding_from = self._work.clock()
         if self._start is None:
-            self._start = self._choose_start(embeds)
+            self._start = yield from self._choose_start(embeds)
         prefix, start_of_transcript = self._context.prefix(self._start.ids)
-        window = self._decoder.decode(embeds, prefix, start_of_transcript, self._prefilled(self._start))
-        self._work.decoder_s += time.perf_counter() - decoding_from
+        window = yield from self._decoder.decode(embeds, prefix, start_of_transcript, self._prefilled(self._start))
+        self._work.decoder_s += self._work.clock() - decoding_from
         self._work.add(window)
         return window
 
@@ -393,14 +451,14 @@ class TranscriptionRun:
         """Code of the language that is written, once the first window was decoded."""
         return ENGLISH if self._task == "translate" or self._start is None else self._start.language
 
-    def _choose_start(self, embeds: Tensor) -> _Start:
+    def _choose_start(self, embeds: Tensor) -> Steps[_Start]:
         """Choose the ids that every answer starts with. The language is detected in the first window."""
         special = self._engine.special
         ids = [special.start_of_transcript]
         language, probability = ENGLISH, None
         if special.is_multilingual:
             if self._options.language is None:
-                language, probability = self._detect_language(embeds)
+                language, probability = yield from self._detect_language(embeds)
             else:
                 language = special.language_of(special.language_id(self._options.language))
             ids += [special.languages[language], special.tasks[self._task]]
@@ -408,11 +466,11 @@ class TranscriptionRun:
             ids.append(special.no_timestamps)
         return _Start(tuple(ids), language, probability)
 
-    def _detect_language(self, embeds: Tensor) -> tuple[str, float]:
+    def _detect_language(self, embeds: Tensor) -> Steps[tuple[str, float]]:
         """Return the most probable language of a window, and its probability among all languages."""
-        session, special = self._engine.session, self._engine.special
-        session.begin(embeds)
-        logits = session.step(special.start_of_transcript, 0).logits
+        special = self._engine.special
+        self._engine.session.begin(embeds)
+        logits = (yield StepRequest(special.start_of_transcript, 0)).logits
         codes = list(special.languages)
         probabilities = logits[[special.languages[code] for code in codes]].softmax(dim=0)
         best = int(probabilities.argmax())

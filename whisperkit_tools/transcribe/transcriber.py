@@ -1,10 +1,9 @@
 """Transcribing audio with one bundle: its models, its tokenizer, and the strategies for audio of any length."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from whisperkit_tools import contract
@@ -12,15 +11,23 @@ from whisperkit_tools.bundle import Bundle
 from whisperkit_tools.decoder.loading import load_drafted_models, load_models
 from whisperkit_tools.decoder.models import Models, ModelSizes
 from whisperkit_tools.decoder.session import DecoderSession
-from whisperkit_tools.errors import AudioError, BundleError, OptionsError, option
+from whisperkit_tools.errors import BundleError, OptionsError, option
 from whisperkit_tools.mil.size_check import damage_reported
 from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures
-from whisperkit_tools.transcribe.audio.load import load_audio
+from whisperkit_tools.transcribe.many import (
+    AUTO,
+    BatchSize,
+    ManyTranscriptions,
+    TranscriptionRequest,
+    TranscriptionResult,
+    automatic_batch_size,
+    check_batch_size,
+)
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.run import TranscriptionEngine, TranscriptionRun
+from whisperkit_tools.transcribe.run import AudioSource, TranscriptionEngine, TranscriptionRun, read_samples
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer, vocabulary
 
 # Ids that older checkpoints keep in the model's config.
@@ -158,15 +165,60 @@ class Transcriber:
         notes: list[str] = []
         if isinstance(audio, str | Path):
             label = label or Path(audio).name
-            audio = load_audio(audio, note=notes.append)
-        _check_samples(audio)
-        samples = np.ascontiguousarray(audio, dtype=np.float32)
+        samples = read_samples(audio, notes.append)
         run = TranscriptionRun(
             self._engine, options, len(samples) / SAMPLE_RATE_HZ, progress or SilentProgress(), label or "audio"
         )
-        run.decode(samples)
-        result = run.result()
-        return replace(result, notices=(*notes, *result.notices)) if notes else result
+        run.note(notes)
+        self.session.perform(run.decode(samples))
+        return run.result()
+
+    def transcribe_many(
+        self,
+        recordings: Iterable[AudioSource | TranscriptionRequest],
+        options: TranscribeOptions | None = None,
+        *,
+        batch_size: BatchSize = AUTO,
+        progress: Progress | None = None,
+    ) -> Iterator[TranscriptionResult]:
+        """Transcribe many recordings, several at once, and each with the tokens that it has alone.
+
+        A step of the decoder reads all weights for one token of one recording. Here it reads them for a token of each
+        recording of a batch. As soon as one of them ends, the next takes its place.
+
+        Args:
+            recordings: Samples, files, functions that return samples, or requests with options of their own. They are
+                taken as their turn comes, so a generator saves memory.
+            options: For all that have none of their own. None for the defaults.
+            batch_size: Number of recordings decoded at once. `auto` for eight, or fewer where memory is short. Where
+                more are given than memory holds, half as many are tried. Core ML and a stateful decoder take one.
+            progress: Told about a batch that was too large.
+
+        Yields:
+            A result for each recording, in the order in which they end. One that fails fails alone.
+
+        Raises:
+            OptionsError: The options do not fit the model, or there is no such batch size.
+
+        Example:
+            >>> import whisperkit_tools as wkt
+            >>> transcriber = wkt.Transcriber.load("bundles/acme_whisper-demo")
+            >>> results = transcriber.transcribe_many(["speech.flac", "speech.flac"])
+            >>> sorted((result.index, result.get().language) for result in results)
+            [(0, 'en'), (1, 'en')]
+        """
+        options = options or TranscribeOptions()
+        self.check(options)
+        check_batch_size(batch_size)
+        requests = (
+            item if isinstance(item, TranscriptionRequest) else TranscriptionRequest(item, options)
+            for item in recordings
+        )
+        size = automatic_batch_size(self._engine) if isinstance(batch_size, str) else batch_size
+        size = size if self.models.takes_batches else 1
+        if isinstance(recordings, Sized):
+            size = max(1, min(size, len(recordings)))
+        return ManyTranscriptions(self._engine, requests, size, self.check, progress).results()
 
     def transcribe_features(
         self, features: Tensor | Samples, options: TranscribeOptions | None = None
@@ -191,7 +243,7 @@ class Transcriber:
         source = ArrayFeatures(features, self.sizes.n_frames)
         duration_s = source.n_frames * self._engine.frame_s
         run = TranscriptionRun(self._engine, options, duration_s, SilentProgress(), "features")
-        run.sequential(source, 0.0, duration_s)
+        self.session.perform(run.sequential(source, 0.0, duration_s))
         return run.result()
 
     def check(self, options: TranscribeOptions) -> None:
@@ -220,17 +272,6 @@ class Transcriber:
                 f"{option('word_timestamps', True)}"
             )
         self._engine.prompt(options)
-
-
-def _check_samples(audio: Samples) -> None:
-    """Raise `AudioError` unless the audio is a row of finite numbers."""
-    if audio.ndim != 1:
-        raise AudioError(f"the audio has shape {list(audio.shape)}, expected one channel: [samples]")
-    if audio.size == 0:
-        raise AudioError("the audio holds no samples; there is nothing to transcribe")
-    if not bool(np.isfinite(audio).all()):
-        bad = int(np.count_nonzero(~np.isfinite(audio)))
-        raise AudioError(f"the audio holds {bad} samples that are not numbers (NaN or infinite); export it again")
 
 
 def check_same_vocabulary(bundle: Bundle, draft: Bundle) -> None:

@@ -58,10 +58,9 @@ def decode(answers, *, prefix=(START, 14), max_length=LENGTH, alignment=True, **
     decoder = ScriptedDecoder(answers, alignment)
     session = CacheSession(decoder)
     chosen = TranscribeOptions(**{"timestamps": False, "temperatures": (0.0,)} | options)
-    window = WindowDecoder(session, SPECIAL, chosen, max_length=max_length, vocab_size=VOCABULARY).decode(
-        torch.zeros(1, 1, 1, 1500), list(prefix), prefix.index(START)
-    )
-    return window, decoder
+    windows = WindowDecoder(session, SPECIAL, chosen, max_length=max_length, vocab_size=VOCABULARY)
+    embeds = torch.zeros(1, 1, 1, 1500)
+    return session.perform(windows.decode(embeds, list(prefix), prefix.index(START))), decoder
 
 
 def test_greedy_until_the_end_of_text():

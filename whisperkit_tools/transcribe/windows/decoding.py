@@ -3,7 +3,7 @@
 import math
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from whisperkit_tools import contract
 from whisperkit_tools.decoder.prefill_lookup import usable_positions
-from whisperkit_tools.decoder.session import CacheColumns, DecoderSession, DecoderStep
+from whisperkit_tools.decoder.session import CacheColumns, DecoderSession, DecoderStep, StepRequest, Steps
 from whisperkit_tools.errors import BundleError, option
 from whisperkit_tools.speech import Segment, Word
 from whisperkit_tools.transcribe.options import TranscribeOptions
@@ -41,7 +41,7 @@ class DecodedWindow:
         generated: Number of ids generated in all attempts.
         alignment: `[len(tokens) + 1, n_audio_ctx]`: row `i` is the decoder's attention while it predicted token `i`,
             and the last row its attention while it ended. None when the decoder does not return it.
-        first_token_at: `time.perf_counter()` at the first generated id.
+        first_token_at: Time of the clock at the first generated id.
         surest_timestamp: Highest log probability of a timestamp after text. None where no timestamp follows text, so
             that nothing closes.
     """
@@ -132,6 +132,7 @@ class WindowDecoder:
         *,
         max_length: int,
         vocab_size: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Prepare.
 
@@ -141,7 +142,9 @@ class WindowDecoder:
             options: Temperatures, thresholds and limits.
             max_length: Maximum number of tokens of prompt and answer together.
             vocab_size: Size of the logits.
+            clock: Tells the time in seconds.
         """
+        self._clock = clock
         self._session = session
         self._special = special
         self._options = options
@@ -156,8 +159,10 @@ class WindowDecoder:
         prefix: Sequence[int],
         start_of_transcript: int,
         prefilled: CacheColumns | None = None,
-    ) -> DecodedWindow:
+    ) -> Steps[DecodedWindow]:
         """Decode a window, falling back to the next temperature while the result looks wrong.
+
+        `DecoderSession.perform` runs this on the session alone. Steps of several windows can be decoded together.
 
         Args:
             embeds: Audio embeddings, `[1, D, 1, n_audio_ctx]`.
@@ -165,27 +170,32 @@ class WindowDecoder:
             start_of_transcript: Index of that id in `prefix`.
             prefilled: Caches of the first ids of an answer, used instead of decoding them where `prefix` has no prompt.
 
+        Yields:
+            Steps on the session.
+
         Raises:
             BundleError: The model gives logits that are not finite.
         """
         self._session.begin(embeds)
         looked_up = usable_positions(prefilled, prefix, start_of_transcript)
         self._session.fill(prefilled, looked_up)
-        read = self._read_prefix(prefix, start_of_transcript, looked_up)
-        no_speech_prob, first_token_at = read.no_speech_prob, time.perf_counter()
+        read = yield from self._read_prefix(prefix, start_of_transcript, looked_up)
+        no_speech_prob, first_token_at = read.no_speech_prob, self._clock()
         attempts: list[_Attempt] = []
         for temperature in self._options.temperatures:
             if attempts:
                 # The prefix stays in the caches. Only what was generated after it is forgotten.
                 self._session.rewind(len(prefix))
-            attempts.append(self._attempt(read, len(prefix), temperature))
+            attempts.append((yield from self._attempt(read, len(prefix), temperature)))
             if no_speech_prob is None and self._options.no_speech_threshold is not None:
                 # The step that the prefill replaced is made up for here, where the first token does not wait for it.
-                no_speech_prob = self._no_speech(self._session.step(prefix[0], 0).logits)
+                start = yield StepRequest(prefix[0], 0)
+                no_speech_prob = self._no_speech(start.logits)
                 self._session.fill(prefilled, looked_up)
             if self._is_in_doubt(attempts[-1]):
                 self._session.rewind(len(prefix))
-                attempts[-1] = self._attempt(self._again(read, len(prefix)), len(prefix), temperature, ahead=False)
+                again = self._again(read, len(prefix))
+                attempts[-1] = yield from self._attempt(again, len(prefix), temperature, ahead=False)
             if self._is_accepted(attempts[-1], no_speech_prob):
                 break
         return self._window(attempts, no_speech_prob, first_token_at)
@@ -216,10 +226,12 @@ class WindowDecoder:
         later = zip(attempt.ids[first:], attempt.logprobs[first:], strict=True)
         return max((logprob for token, logprob in later if special.is_timestamp(token)), default=None)
 
-    def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int, looked_up: int) -> _Prefix:
+    def _read_prefix(self, prefix: Sequence[int], start_of_transcript: int, looked_up: int) -> Steps[_Prefix]:
         """Decode the given ids from position `looked_up` on."""
         no_speech_prob = None
-        for position, step in enumerate(self._session.read(prefix, looked_up), start=looked_up):
+        ahead = self._session.read(prefix, looked_up) if self._session.computes_ahead else None
+        for position, token in enumerate(prefix[looked_up:], start=looked_up):
+            step = (yield StepRequest(token, position)) if ahead is None else next(ahead)
             if position == start_of_transcript:
                 no_speech_prob = self._no_speech(step.logits)
                 tolerance = step.tolerance
@@ -244,7 +256,7 @@ class WindowDecoder:
         threshold = self._options.logprob_threshold
         return threshold is not None and abs(attempt.avg_logprob - threshold) < attempt.tolerance
 
-    def _attempt(self, read: _Prefix, begin: int, temperature: float, *, ahead: bool = True) -> _Attempt:
+    def _attempt(self, read: _Prefix, begin: int, temperature: float, *, ahead: bool = True) -> Steps[_Attempt]:
         """Generate until end-of-text or the length limit.
 
         Args:
@@ -271,16 +283,16 @@ class WindowDecoder:
                 rows.append(step.alignment)
             if token == self._special.end_of_text or begin + len(ids) >= end:
                 break
-            step = self._next(ids, begin + len(ids) - 1, ahead)
+            step = yield from self._next(ids, begin + len(ids) - 1, ahead)
             require_finite(step.logits, begin + len(ids) - 1)
         ended = bool(ids) and ids[-1] == self._special.end_of_text
         return _Attempt(temperature, tuple(ids), tuple(logprobs), tuple(rows), ended, tolerance)
 
-    def _next(self, ids: Sequence[int], position: int, ahead: bool) -> DecoderStep:
+    def _next(self, ids: Sequence[int], position: int, ahead: bool) -> Steps[DecoderStep]:
         """Decode the last of the generated ids."""
-        if ahead:
+        if ahead and self._session.computes_ahead:
             return self._session.step_ahead(ids[-1], position, ids, self._expected)
-        return self._session.step(ids[-1], position)
+        return (yield StepRequest(ids[-1], position))
 
     def _expected(self, logits: Tensor, ids: Sequence[int]) -> int | None:
         """Return the likeliest id under the rules. None for the end of the text."""
