@@ -1,8 +1,8 @@
 """The backend protocol: anything that turns audio into text, whatever its model format or service."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Segment, Timings, Transcription
 
@@ -73,6 +73,36 @@ class TranscriptionBackend(Protocol):
 
         Raises:
             WktError: This example cannot be transcribed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRequest:
+    """One audio of many.
+
+    Attributes:
+        read: Returns `[samples]`, float32, mono, 16 kHz, when its turn comes.
+        language: Code of the spoken language. None to detect it.
+        words: Also return the times of the words.
+        is_silent: Nothing is said in it, so only whether something is heard counts. One short attempt is enough.
+    """
+
+    read: Callable[[], Samples]
+    language: str | None = None
+    words: bool = False
+    is_silent: bool = False
+
+
+@runtime_checkable
+class BatchingBackend(Protocol):
+    """A backend that transcribes several audios at once."""
+
+    def transcribe_many(self, requests: Iterable[BackendRequest]) -> Iterator[tuple[int, Transcription | Exception]]:
+        """Transcribe audios, which are read as their turn comes.
+
+        Yields:
+            The index of each, and its transcription or why it failed, in the order in which they end.
         """
         ...
 

@@ -31,15 +31,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SerialEngine:
-    """Performs one task after another in this process."""
+    """Performs tasks in this process, several at once where the backend can."""
 
     factory: WorkerFactory
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
-        """Perform all tasks in their order."""
-        worker = self.factory.start()
-        for task in tasks:
-            yield worker.perform(task)
+        """Perform all tasks."""
+        yield from self.factory.start().perform_all(tasks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,16 @@
 """Tasks and the worker that performs them, in this process, in another, or on another machine."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from whisperkit_tools.errors import WktError
-from whisperkit_tools.eval.backends.base import BackendLoader, TranscriptionBackend
+from whisperkit_tools.eval.backends.base import BackendLoader, BackendRequest, BatchingBackend, TranscriptionBackend
 from whisperkit_tools.eval.runs.streaming import simulate
 from whisperkit_tools.eval.schema import Stream
 from whisperkit_tools.files import first_line
-from whisperkit_tools.speech import SAMPLE_RATE_HZ, AudioReader, Recording, Transcription
+from whisperkit_tools.speech import SAMPLE_RATE_HZ, AudioReader, Recording, Samples, Transcription
 
 CLEAN, NOISE, NO_SPEECH, STREAMING = "results", "noise", "no_speech", "streaming"
 PARTS = (CLEAN, NOISE, NO_SPEECH, STREAMING)
@@ -88,6 +90,38 @@ class Worker:
     def __init__(self, backend: TranscriptionBackend, read: AudioReader) -> None:
         self._backend = backend
         self._read = read
+
+    def perform_all(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        """Perform tasks, several at once where the backend can. Results come in any order."""
+        left = {task.number: task for task in tasks}
+        if isinstance(self._backend, BatchingBackend):
+            try:
+                for result in self._together(self._backend, [task for task in tasks if task.part != STREAMING]):
+                    del left[result.number]
+                    yield result
+            except Exception:  # the backend, not an example: each of the others is tried by itself, and tells why
+                logging.getLogger(__name__).debug("a batch failed", exc_info=True)
+        for task in left.values():
+            yield self.perform(task)
+
+    def _together(self, backend: BatchingBackend, tasks: Sequence[Task]) -> Iterator[TaskResult]:
+        durations_s: dict[int, float] = {}
+
+        def read(task: Task) -> Samples:
+            audio = task.example.audio(self._read)
+            durations_s[task.number] = round(len(audio) / SAMPLE_RATE_HZ, 6)
+            return audio
+
+        requests = (
+            BackendRequest(partial(read, task), task.language, task.words, is_silent=task.part == NO_SPEECH)
+            for task in tasks
+        )
+        for index, found in backend.transcribe_many(requests):
+            number = tasks[index].number
+            if isinstance(found, Transcription):
+                yield TaskResult(number, durations_s[number], found)
+            else:
+                yield TaskResult(number, error=describe(found))
 
     def perform(self, task: Task) -> TaskResult:
         """Read the audio and transcribe it."""

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from whisperkit_tools.bundle import Bundle
-from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+from whisperkit_tools.conversion.prefill.comparison import PrefillComparison
 from whisperkit_tools.conversion.prefill.evidence import read_table
 from whisperkit_tools.conversion.prefill.table import PrefillTable, forced_tokens
 from whisperkit_tools.decoder.adapters import FunctionModel
@@ -229,7 +229,11 @@ def test_comparing_prefills_gives_the_texts_of_transcribing_with_them(transcribe
     forced = forced_tokens(Bundle.open(prefill_bundle).read_json("generation_config.json"))
     table = read_table(prefill_bundle / "TextDecoderContextPrefill.mlpackage", forced)
     zeros = PrefillTable(forced, torch.zeros_like(table.keys), torch.zeros_like(table.values))
-    found = transcripts_with(prefill_bundle, [clip], {"without": None, "prefill": table, "zeros": zeros})
-    assert found["without"] == [steps(transcriber, speech, prefill=False)[0].text]
-    assert found["prefill"] == [steps(transcriber, speech)[0].text]
-    assert set(found) == {"without", "prefill", "zeros"}
+    comparison = PrefillComparison(prefill_bundle)
+    found = {
+        name: dict(comparison.transcripts([clip, clip], one)) for name, one in (("without", None), ("with", table))
+    }
+    assert [found["without"][at].text for at in (0, 1)] == [steps(transcriber, speech, prefill=False)[0].text] * 2
+    assert found["with"][1].text == steps(transcriber, speech)[0].text
+    ((_, cut),) = comparison.transcripts([clip], zeros, [3])
+    assert len(cut.tokens) <= 3

@@ -55,8 +55,11 @@ _running = options.options(
     options.precision,
     options.compute_units,
     click.option("--device", default="", help="PyTorch device (cpu, cuda, mps), also for other backends."),
+    options.batch_size,
     click.option(
-        "--workers", type=click.IntRange(1), help="Number of processes, each with its own model.  [default: 1]"
+        "--workers",
+        type=click.IntRange(1),
+        help="Number of processes, each with its own model, and one recording at a time.  [default: 1]",
     ),
     click.option(
         "--engine",

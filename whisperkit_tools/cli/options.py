@@ -41,6 +41,21 @@ compute_units = click.option(
     type=click.Choice(["all", "cpu_only", "cpu_and_gpu", "cpu_and_ne"]),
     help="Core ML compute units.  [default: those of the on-device runtime]",
 )
+
+
+def _number_or_auto(context: click.Context, param: click.Parameter, value: Any) -> int | str:
+    """Return a batch size as a number where it is one."""
+    return value if value == "auto" else click.IntRange(1).convert(value, param, context)
+
+
+batch_size = click.option(
+    "--batch-size",
+    metavar="N|auto",
+    default="auto",
+    show_default=True,
+    callback=_number_or_auto,
+    help="Number of recordings decoded at once. Their tokens are those of one at a time.",
+)
 allow_pickle = click.option(
     "--allow-pickle", is_flag=True, help="Read pickled weights (.pt, .bin) without running code in them."
 )

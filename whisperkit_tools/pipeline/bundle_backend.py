@@ -1,6 +1,6 @@
 """A bundle behind the protocol of the evaluation's backends."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from whisperkit_tools.checkpoint import open_checkpoint
 from whisperkit_tools.errors import EvaluationError, OptionsError, option
 from whisperkit_tools.eval.backends.base import (
     BackendInfo,
+    BackendRequest,
     BundleInfo,
     EvaluationTarget,
 )
@@ -17,11 +18,13 @@ from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.speech import Samples, Transcription
 from whisperkit_tools.strict_json import json_text, parse_json
 from whisperkit_tools.transcribe.audio.load import AudioInput, load_audio
+from whisperkit_tools.transcribe.many import AUTO, BatchSize, TranscriptionRequest
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
 EXECUTOR, CORE_ML = "executor", "coreml"
 BUNDLE_BACKENDS = (EXECUTOR, CORE_ML)
+_SILENCE_TOKENS = 64  # of a clip without speech: what was heard is what counts, not how long it goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class LoadBundle:
         precision: Precision of the executor.
         compute_units: Core ML compute units; None for those of the on-device runtime.
         device: PyTorch device of the executor.
+        batch_size: Number of recordings decoded at once.
     """
 
     path: str
@@ -43,6 +47,7 @@ class LoadBundle:
     precision: Precision = "float32"
     compute_units: str | None = None
     device: str = "cpu"
+    batch_size: BatchSize = AUTO
 
     def __call__(self) -> "BundleTranscriber":
         """Load the bundle.
@@ -57,15 +62,16 @@ class LoadBundle:
             compute_units=self.compute_units,
             device=self.device,
         )
-        return BundleTranscriber(transcriber, self.options)
+        return BundleTranscriber(transcriber, self.options, self.batch_size)
 
 
 class BundleTranscriber:
     """A loaded bundle. Its transcripts are those of `wkt transcribe`."""
 
-    def __init__(self, transcriber: Transcriber, options: TranscribeOptions) -> None:
+    def __init__(self, transcriber: Transcriber, options: TranscribeOptions, batch_size: BatchSize = AUTO) -> None:
         self._transcriber = transcriber
         self._options = options
+        self._batch_size = batch_size
 
     def check(self, languages: Collection[str]) -> None:
         """Check that the bundle knows these languages and that the options fit it.
@@ -85,10 +91,25 @@ class BundleTranscriber:
 
     def transcribe(self, audio: Samples, *, language: str | None = None, words: bool = False) -> Transcription:
         """Transcribe one audio."""
+        return self._transcriber.transcribe(audio, self._chosen(language, words))
+
+    def transcribe_many(self, requests: Iterable[BackendRequest]) -> Iterator[tuple[int, Transcription | Exception]]:
+        """Transcribe several audios at once."""
+        results = self._transcriber.transcribe_many(map(self._request, requests), batch_size=self._batch_size)
+        for result in results:
+            yield result.index, result.transcription or result.error or EvaluationError("no result")
+
+    def _request(self, given: BackendRequest) -> TranscriptionRequest:
+        options = self._chosen(given.language, given.words)
+        if given.is_silent:
+            limit = min(_SILENCE_TOKENS, options.max_new_tokens or _SILENCE_TOKENS)
+            options = replace(options, temperatures=options.temperatures[:1], max_new_tokens=limit)
+        return TranscriptionRequest(given.read, options)
+
+    def _chosen(self, language: str | None, words: bool) -> TranscribeOptions:
         given = language if self._transcriber.special.is_multilingual else None
         timed = self._options.word_timestamps or (words and self._transcriber.sizes.has_alignment)
-        options = replace(self._options, language=given, word_timestamps=timed)
-        return self._transcriber.transcribe(audio, options)
+        return replace(self._options, language=given, word_timestamps=timed)
 
 
 def bundle_target(bundle: Bundle, load: LoadBundle, name: str) -> EvaluationTarget:

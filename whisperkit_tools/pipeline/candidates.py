@@ -25,6 +25,7 @@ from whisperkit_tools.pipeline.bundle_backend import (
     bundle_target,
     hugging_face_folder,
 )
+from whisperkit_tools.transcribe.many import AUTO, BatchSize
 from whisperkit_tools.transcribe.options import TranscribeOptions
 
 TRANSFORMERS, OPENAI = "transformers", "openai"
@@ -75,6 +76,7 @@ class CandidateOptions:
         device: PyTorch device, also for other backends that can choose; empty for their own choice.
         endpoint: Address of a service.
         backend_options: Options of backends that do not run bundles, as `NAME=VALUE` or `BACKEND:NAME=VALUE`.
+        batch_size: Number of recordings that a bundle decodes at once.
     """
 
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +85,7 @@ class CandidateOptions:
     device: str = ""
     endpoint: str = ""
     backend_options: tuple[str, ...] = ()
+    batch_size: BatchSize = AUTO
 
     def check_used(self, backends: Sequence[BackendChoice]) -> None:
         """Refuse options that no chosen backend would use.
@@ -166,6 +169,7 @@ def _of_bundle(bundle: Bundle, backend: str, name: str, options: CandidateOption
         precision=options.precision,
         compute_units=options.compute_units,
         device=options.device or "cpu",
+        batch_size=options.batch_size,
     )
     return bundle_target(bundle, load, name)
 

@@ -30,6 +30,7 @@ from whisperkit_tools.pipeline.arguments import as_bundles, as_numbers, as_tuple
 from whisperkit_tools.pipeline.bundle_backend import EXECUTOR, read_audio
 from whisperkit_tools.pipeline.candidates import BackendChoice, CandidateOptions, candidates, require_bundle_backend
 from whisperkit_tools.progress import Progress, SilentProgress
+from whisperkit_tools.transcribe.many import AUTO, BatchSize, check_batch_size
 
 DEFAULT_ROOT = Path("evaluations")
 RAY, LOCAL = "ray", "local"
@@ -108,6 +109,7 @@ def evaluate(
     precision: Precision = "float32",
     compute_units: str | None = None,
     device: str = "",
+    batch_size: BatchSize = AUTO,
     workers: int | None = None,
     engine: str = LOCAL,
     address: str | None = None,
@@ -160,7 +162,9 @@ def evaluate(
         precision: `float32` or `float16`, which rounds as the device does. For the executor.
         compute_units: Core ML compute units. None for those of the on-device runtime.
         device: PyTorch device. Empty for the backend's choice.
-        workers: Number of processes, each with its own model. None for 1.
+        batch_size: Number of recordings that a bundle decodes at once in one process, or `auto`. Results do not depend
+            on it.
+        workers: Number of processes, each with its own model, which transcribe one recording at a time. None for 1.
         engine: `local`, or `ray` for a cluster whose machines see audio and models at the same paths.
         address: Address of a running Ray cluster. None starts one on this machine.
         max_failures: The run stops when more examples than this fail.
@@ -203,6 +207,7 @@ def evaluate(
     """
     progress = progress or SilentProgress()
     performer = evaluation_engine(engine, address, workers)
+    check_batch_size(batch_size)
     config = _config(
         normalizer=normalizer,
         scorer=scorer,
@@ -232,6 +237,7 @@ def evaluate(
         device=device,
         endpoint=endpoint,
         backend_options=as_tuple(backend_option),
+        batch_size=batch_size,
     )
     backends = [BackendChoice.parse(text) for text in dict.fromkeys(as_tuple(backend) or (EXECUTOR,))]
     chosen, base = _candidates(as_bundles(bundles), Path(bundles_dir), reference, backends, options, progress)

@@ -1,6 +1,6 @@
-"""Transcripts of the same speech with several prefills: each clip is encoded once, and decoded greedily with each."""
+"""Transcripts of the same speech with several prefills, decoded greedily and in batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,45 +13,56 @@ from whisperkit_tools.decoder.adapters import FunctionModel, MemoizedModel
 from whisperkit_tools.decoder.loading import load_models
 from whisperkit_tools.decoder.prefill_lookup import PREFILL_OUTPUTS
 from whisperkit_tools.mil.tensor_spec import TensorSpec
-from whisperkit_tools.speech import Recording
+from whisperkit_tools.speech import Recording, Transcription
 from whisperkit_tools.transcribe.audio.load import load_audio
+from whisperkit_tools.transcribe.many import TranscriptionRequest
 from whisperkit_tools.transcribe.options import TranscribeOptions
 from whisperkit_tools.transcribe.transcriber import Transcriber
 
+_REMEMBERED = 64  # embeddings of clips, so that each is encoded once for all prefills
 
-def transcripts_with(
-    bundle: Path, clips: Sequence[Recording], prefills: Mapping[str, PrefillTable | None]
-) -> dict[str, list[str]]:
-    """Transcribe clips with each of several prefills.
+
+class PrefillComparison:
+    """Transcribes clips with one prefill after another.
 
     Timestamps are off, so that all positions of the table count. So are the checks that would decode a window again:
     every difference comes from the prefill.
-
-    Args:
-        bundle: A folder with packages, tokenizer and configs. It needs no manifest.
-        clips: The speech. Its language is detected where it is not given.
-        prefills: A table by name, or None to decode all tokens.
-
-    Returns:
-        By name, the text of each clip.
     """
-    opened = Bundle.open(bundle)
-    loaded = load_models(opened)
-    mel, encoder = MemoizedModel(loaded.mel), MemoizedModel(loaded.encoder)
-    models = replace(loaded, mel=mel, encoder=encoder, prefill=None)
-    transcribers = {
-        name: Transcriber.from_models(replace(models, prefill=None if table is None else _as_package(table)), opened)
-        for name, table in prefills.items()
-    }
-    found: dict[str, list[str]] = {name: [] for name in prefills}
-    for clip in clips:
-        mel.clear()
-        encoder.clear()
-        samples = clip.audio(load_audio)
-        for name, transcriber in transcribers.items():
-            options = _options(clip.language if transcriber.special.is_multilingual else None)
-            found[name].append(transcriber.transcribe(samples, options).text)
-    return found
+
+    def __init__(self, bundle: Path) -> None:
+        """Load a bundle.
+
+        Args:
+            bundle: A folder with packages, tokenizer and configs. It needs no manifest.
+        """
+        self._bundle = Bundle.open(bundle)
+        loaded = load_models(self._bundle)
+        self._models = replace(loaded, encoder=MemoizedModel(loaded.encoder, _REMEMBERED), prefill=None)
+
+    def transcripts(
+        self, clips: Sequence[Recording], table: PrefillTable | None, limits: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Transcription]]:
+        """Transcribe clips, each when it is asked for.
+
+        Args:
+            clips: The speech. Its language is detected where it is not given.
+            table: The prefill. None to decode all tokens.
+            limits: Maximum number of tokens of each transcript. None for what the model takes.
+
+        Yields:
+            Index and transcript of each clip, in the order in which they end.
+        """
+        prefill = None if table is None else _as_package(table)
+        transcriber = Transcriber.from_models(replace(self._models, prefill=prefill), self._bundle)
+        is_multilingual = transcriber.special.is_multilingual
+
+        def request(index: int, clip: Recording) -> TranscriptionRequest:
+            options = _options(clip.language if is_multilingual else None)
+            options = replace(options, max_new_tokens=limits[index]) if limits else options
+            return TranscriptionRequest(lambda: clip.audio(load_audio), options)
+
+        for result in transcriber.transcribe_many([request(*pair) for pair in enumerate(clips)]):
+            yield result.index, result.get()
 
 
 def _options(language: str | None) -> TranscribeOptions:

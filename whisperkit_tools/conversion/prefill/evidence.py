@@ -2,11 +2,13 @@
 
 Every figure has two null tests. All-zero caches, and Gaussian ones with the table's own mean and deviation, must do
 clearly worse. Where they do not, the model does not look at these caches on this audio. Then the measurement is
-inconclusive, and the prefill is left out.
+inconclusive, and the prefill is left out. Their word error rates are of transcripts cut at the length of the ones
+without a prefill, on as many clips as the verdict took.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
@@ -20,7 +22,7 @@ from whisperkit_tools.compile_hints.context_prefill import ForcedTokens
 from whisperkit_tools.contract import PREFILL, prefill_interface
 from whisperkit_tools.conversion.contract_check import package_problems
 from whisperkit_tools.conversion.prefill.audio import SEED, PrefillAudio, held_out_windows
-from whisperkit_tools.conversion.prefill.comparison import transcripts_with
+from whisperkit_tools.conversion.prefill.comparison import PrefillComparison
 from whisperkit_tools.conversion.prefill.table import (
     TASKS,
     PrefillTable,
@@ -45,6 +47,7 @@ NULL_CLIPS = 48
 MIN_NULL_DB = 6.0  # twice the error
 MIN_NULL_SHARE = 0.1  # of the clips: a null test must change this many more transcripts than the prefill
 ENGLISH = "en"
+_BEYOND = 2  # the end of the text, and one more token
 PAIRS_IN_A_LINE = 8
 MIN_OVER_ZEROS_DB = 3.0  # of an existing bundle's table
 MAX_OFF_RECORD_DB = 1.0
@@ -301,33 +304,54 @@ def _psnr_db(peak: Tensor, errors: Tensor, count: int, path: tuple[int, ...]) ->
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """Clips with their texts by name of the prefill. Null tests have texts of the first clips only."""
+    """Clips with their texts by name of the prefill and place of the clip. Null tests have texts of some clips only."""
 
     clips: list[Recording]
-    texts: dict[str, list[str]]
+    texts: dict[str, dict[int, str]]
 
-    def changed(self, name: str, count: int | None = None) -> int:
-        pairs = list(zip(self.texts.get("without", []), self.texts.get(name, []), strict=False))
-        return sum(before != after for before, after in pairs[:count])
+    def changed(self, name: str, among: Collection[int] | None = None) -> int:
+        without = self.texts.get("without", {})
+        found = self.texts.get(name, {})
+        return sum(found[at] != without[at] for at in found if among is None or at in among)
 
     def wer(self, name: str) -> float | None:
         found = self.texts.get(name)
-        return None if found is None else percent_wer([clip.text or "" for clip in self.clips[: len(found)]], found)
+        if found is None:
+            return None
+        return percent_wer([self.clips[at].text or "" for at in found], list(found.values()))
 
     def null(self, name: str, psnr_db: float) -> NullTest:
-        count = len(self.texts.get(name, ()))
-        changed, by_prefill = self.changed(name), self.changed("prefill", count)
-        return NullTest(round(psnr_db, 2), count, changed, by_prefill, self.wer(name))
+        heard = self.texts.get(name, {})
+        changed, by_prefill = self.changed(name), self.changed("prefill", heard)
+        return NullTest(round(psnr_db, 2), len(heard), changed, by_prefill, self.wer(name))
 
 
 def _transcribe(bundle: Path, clips: list[Recording], tables: Mapping[str, PrefillTable]) -> _Measured:
-    """Transcribe all clips without and with the prefill, and some, of all languages, with the null tests' caches."""
+    """Transcribe all clips without and with the prefill, and some, of all languages, with the null tests' caches.
+
+    A null test ends as soon as it has changed so many transcripts that the others cannot alter its verdict. Its caches
+    can make a model go on without end, so a transcript is cut once it is longer than the one without a prefill, from
+    which it then differs.
+    """
     step = max(1, len(clips) // NULL_CLIPS)
     some = clips[::step][:NULL_CLIPS]
     ordered = [*some, *(clip for clip in clips if all(clip is not other for other in some))]
-    first = transcripts_with(bundle, some, {"without": None, **tables})
-    rest = transcripts_with(bundle, ordered[len(some) :], {"without": None, "prefill": tables["prefill"]})
-    return _Measured(ordered, {name: [*texts, *rest.get(name, ())] for name, texts in first.items()})
+    comparison = PrefillComparison(bundle)
+    without = dict(comparison.transcripts(ordered, None))
+    measured = _Measured(
+        ordered, {"without": {at: found.text for at, found in sorted(without.items(), key=itemgetter(0))}}
+    )
+    found = comparison.transcripts(ordered, tables["prefill"])
+    measured.texts["prefill"] = {at: one.text for at, one in sorted(found, key=itemgetter(0))}
+    certain = MIN_NULL_SHARE * len(some) + measured.changed("prefill", range(len(some)))
+    limits = [len(without[at].tokens) + _BEYOND for at in range(len(some))]
+    for name in NULLS:
+        texts = measured.texts.setdefault(name, {})
+        for at, transcript in comparison.transcripts(some, tables[name], limits):
+            texts[at] = transcript.text
+            if measured.changed(name) > certain:
+                break
+    return measured
 
 
 def percent_wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
