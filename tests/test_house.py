@@ -40,7 +40,7 @@ ROOMS = {
     "conversion": {
         "bundle", "checkpoint", "compile_hints", "decoder", "demo", "eval.metrics", "mil", "transcribe",
     },
-    "transcribe": {"bundle", "decoder", "mil"},
+    "transcribe": {"bundle", "decoder", "memory", "mil"},
     "publishing": {"bundle", "eval"},
     "compress": {
         "bundle", "conversion", "decoder", "demo", "eval", "memory", "mil", "quantization", "transcribe",
