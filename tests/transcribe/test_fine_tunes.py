@@ -10,8 +10,9 @@ from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.progress import SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ
 from whisperkit_tools.transcribe.audio.load import load_audio
+from whisperkit_tools.transcribe.engine import TranscriptionEngine
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.run import TranscriptionEngine, TranscriptionRun
+from whisperkit_tools.transcribe.run import TranscriptionRun
 from whisperkit_tools.transcribe.tokenizer import WhisperTokenizer
 from whisperkit_tools.transcribe.transcriber import Transcriber
 

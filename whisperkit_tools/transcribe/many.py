@@ -21,8 +21,9 @@ from whisperkit_tools.errors import OptionsError, option
 from whisperkit_tools.memory import available_memory, release_memory
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Transcription
+from whisperkit_tools.transcribe.engine import AudioSource, TranscriptionEngine, read_samples
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.run import AudioSource, TranscriptionEngine, TranscriptionRun, read_samples
+from whisperkit_tools.transcribe.run import TranscriptionRun
 
 AUTO = "auto"
 AUTO_BATCH = 8  # beyond it, reading the audio's keys and values, which are each recording's own, takes most of a step

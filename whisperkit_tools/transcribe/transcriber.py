@@ -17,6 +17,7 @@ from whisperkit_tools.mil.tensor_spec import Precision
 from whisperkit_tools.progress import Progress, SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ, Samples, Transcription
 from whisperkit_tools.transcribe.audio.features import ArrayFeatures
+from whisperkit_tools.transcribe.engine import AudioSource, TranscriptionEngine, read_samples
 from whisperkit_tools.transcribe.many import (
     AUTO,
     BatchSize,
@@ -27,7 +28,7 @@ from whisperkit_tools.transcribe.many import (
     check_batch_size,
 )
 from whisperkit_tools.transcribe.options import TranscribeOptions
-from whisperkit_tools.transcribe.run import AudioSource, TranscriptionEngine, TranscriptionRun, read_samples
+from whisperkit_tools.transcribe.run import TranscriptionRun
 from whisperkit_tools.transcribe.tokenizer import SpecialTokens, WhisperTokenizer, vocabulary
 
 # Ids that older checkpoints keep in the model's config.
