@@ -100,7 +100,7 @@ class Oracle:
         """Generate with the options of a transcription."""
         torch.manual_seed(options.seed)
         multilingual = self.model.generation_config.is_multilingual
-        spoken = {"language": options.language, "task": options.task} if multilingual else {}
+        spoken = {"language": options.language, "task": options.task or "transcribe"} if multilingual else {}
         checks = {
             "temperature": options.temperatures,
             "compression_ratio_threshold": options.compression_ratio_threshold,
@@ -181,7 +181,7 @@ def applies(setting: TranscribeOptions, transcriber: Transcriber, samples: int, 
     if samples <= N_SAMPLES and setting.condition_on_previous_text:
         return False  # nothing comes before the only window
     if not transcriber.special.is_multilingual:
-        return setting.language is None and setting.task == "transcribe"
+        return setting.language is None and setting.task in (None, "transcribe")
     return setting.language is None or language in (None, setting.language)
 
 

@@ -102,7 +102,7 @@ def test_the_demo_bundle(wkt, demo_bundle):
     packages = json.loads(wkt("lint", demo_bundle, "--chip", "m5", "--json")[1])["packages"]
     assert packages["MelSpectrogram"]["flops_share"] == 0
     for name in ("AudioEncoder", "TextDecoder"):
-        assert packages[name]["flops_share"] == 1
+        assert packages[name]["flops_share"] == pytest.approx(1, abs=1e-6)  # all but the arithmetic of the look-up
         assert packages[name]["switches"] == 0
         assert {finding["rule"] for finding in packages[name]["findings"]} <= {"alignment", "copy"}
     code, out, _ = wkt("estimate", demo_bundle, "--json")

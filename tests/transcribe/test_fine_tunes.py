@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from whisperkit_tools.decoder.session import DecoderSession
 from whisperkit_tools.demo import demo_longform, demo_utterances
 from whisperkit_tools.progress import SilentProgress
 from whisperkit_tools.speech import SAMPLE_RATE_HZ
@@ -26,6 +27,8 @@ def long_audio():
 
 class Session:
     """The demo's decoder with other logits."""
+
+    perform = DecoderSession.perform
 
     def __init__(self, session, change):
         self._session, self._change = session, change
@@ -53,7 +56,7 @@ def run(transcriber, audio, options, change, **special):
     tokenizer = WhisperTokenizer(tokenizer._tokenizer, replace(tokenizer.special, **special))
     engine = TranscriptionEngine(transcriber.models, tokenizer, Session(transcriber.models.new_session(), change), 448)
     one = TranscriptionRun(engine, options, len(audio) / SAMPLE_RATE_HZ, SilentProgress(), "audio")
-    one.decode(audio)
+    engine.session.perform(one.decode(audio))
     return one.result()
 
 

@@ -1,6 +1,7 @@
 """Speech that the user names: a dataset as an evaluation takes it, or a folder of audio."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from whisperkit_tools.errors import WktError, option, show_options
@@ -54,7 +55,10 @@ def _examples(source: str, options: DatasetOptions, progress: Progress | None) -
     if found.problems and progress is not None:
         first = found.problems[0]
         progress.note(f"{source}: {len(found.problems)} broken examples are left out; the first: {first.message}")
-    return found.examples
+    if any(example.text for example in found.examples):
+        return found.examples
+    # A table without any transcript says nothing about what is said, not that nothing is.
+    return [replace(example, text=None) for example in found.examples]
 
 
 def _of_option(error: WktError, field: str) -> WktError:
