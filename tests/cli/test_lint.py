@@ -98,13 +98,17 @@ def test_estimate_compares_bundles(wkt, folder):
 
 
 def test_the_demo_bundle(wkt, demo_bundle):
-    """The encoder stays whole; the mel spectrogram, in float32 by design, does not."""
+    """The encoder stays whole; the mel spectrogram, in float32 by design, does not.
+
+    The decoder leaves the engine once, to find the chunk of the embedding that a token is in.
+    """
     packages = json.loads(wkt("lint", demo_bundle, "--chip", "m5", "--json")[1])["packages"]
     assert packages["MelSpectrogram"]["flops_share"] == 0
     for name in ("AudioEncoder", "TextDecoder"):
         assert packages[name]["flops_share"] == pytest.approx(1, abs=1e-6)  # all but the arithmetic of the look-up
-        assert packages[name]["switches"] == 0
-        assert {finding["rule"] for finding in packages[name]["findings"]} <= {"alignment", "copy"}
+        leaves, rules = (0, set()) if name == "AudioEncoder" else (2, {"integer"})
+        assert packages[name]["switches"] == leaves
+        assert {finding["rule"] for finding in packages[name]["findings"]} <= {"alignment", "copy", *rules}
     code, out, _ = wkt("estimate", demo_bundle, "--json")
     content = json.loads(out)
     assert code == 0
