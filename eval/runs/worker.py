@@ -99,8 +99,10 @@ class Worker:
                 for result in self._together(self._backend, [task for task in tasks if task.part != STREAMING]):
                     del left[result.number]
                     yield result
-            except Exception:  # the backend, not an example: each of the others is tried by itself, and tells why
-                logging.getLogger(__name__).debug("a batch failed", exc_info=True)
+            except Exception as error:  # the backend, not an example: each of the others is tried by itself
+                log = logging.getLogger(__name__)
+                log.warning("decoding in batches failed, so recordings go on one by one: %s", first_line(error))
+                log.debug("the batch", exc_info=True)
         for task in left.values():
             yield self.perform(task)
 

@@ -54,13 +54,15 @@ def test_a_batch_gives_the_results_of_one_task_after_another(tmp_path):
     assert wanted[2][0] is not None
 
 
-def test_what_a_broken_batch_leaves_is_done_alone(tmp_path):
+def test_what_a_broken_batch_leaves_is_done_alone_and_said(tmp_path, caplog):
     chosen = planned(tmp_path, checks_no_speech=False)
     backend = Batching(until=2)
     results = list(Worker(backend, read).perform_all(chosen))
     assert len(results) == len(chosen)
     assert without_times(results) == without_times(map(Worker(LoadFake()(), read).perform, chosen))
     assert backend.single == len(chosen) - 2
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("decoding in batches failed, so recordings go on one by one: ")
 
 
 def test_streams_are_simulated_alone_and_clips_without_speech_are_marked(tmp_path):
